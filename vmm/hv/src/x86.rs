@@ -1,0 +1,189 @@
+//! What only x86-64 has: message-signalled interrupts into the local APICs, CPUID, its registers.
+//! All plain data; it compiles on every host.
+
+use cabana_os::Event;
+use serde::{Deserialize, Serialize};
+
+use crate::{HvError, Vm};
+
+/// An x86-64 VM whose local APICs are the hypervisor's and whose I/O APIC is ours.
+pub trait X86Vm: Vm {
+    /// Sends one message-signalled interrupt.
+    fn signal_msi(&self, msi: Msi) -> Result<(), HvError>;
+
+    /// Tells the hypervisor which messages the numbered interrupts (GSIs) send; replaces the whole
+    /// table. A level-triggered one makes [`crate::VmExit::EndOfInterrupt`] come for its vector.
+    fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<(), HvError>;
+
+    /// Sends GSI `gsi`'s message whenever `event` is signalled, by whatever process.
+    fn irq_event(&self, gsi: u32, event: &Event) -> Result<(), HvError>;
+
+    /// What the host's processor and hypervisor together can show a guest.
+    fn supported_cpuid(&self) -> Result<Vec<CpuidLeaf>, HvError>;
+
+    /// Ticks per second of the guest's time-stamp counter, in kHz.
+    fn tsc_khz(&self) -> Result<u32, HvError>;
+}
+
+/// A message-signalled interrupt (Intel SDM 3A §11.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Msi {
+    /// `0xfee0_0000` with destination and mode.
+    pub address: u64,
+    /// Vector, delivery mode, trigger mode.
+    pub data: u32,
+}
+
+/// Which message a numbered interrupt sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiRoute {
+    /// The number.
+    pub gsi: u32,
+    /// Its message.
+    pub msi: Msi,
+}
+
+/// One answer of the CPUID instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidLeaf {
+    /// EAX asked for.
+    pub function: u32,
+    /// ECX asked for; `None` where it does not matter.
+    pub index: Option<u32>,
+    /// Answer in EAX.
+    pub eax: u32,
+    /// Answer in EBX.
+    pub ebx: u32,
+    /// Answer in ECX.
+    pub ecx: u32,
+    /// Answer in EDX.
+    pub edx: u32,
+}
+
+/// General registers at entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the registers have no other names")]
+pub struct Regs {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+}
+
+/// A segment register with its hidden part (Intel SDM 3A §3.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// What the program sees.
+    pub selector: u16,
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes, granularity applied.
+    pub limit: u32,
+    /// Access rights as in bits 8–23 of a descriptor's upper half: type, S, DPL, P, AVL, L, D/B, G.
+    pub attributes: u16,
+}
+
+/// A descriptor table register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorTable {
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u16,
+}
+
+/// Segment, control and system registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the registers have no other names")]
+pub struct SystemRegs {
+    pub cs: Segment,
+    pub ds: Segment,
+    pub es: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub ss: Segment,
+    pub tr: Segment,
+    pub ldt: Segment,
+    pub gdt: DescriptorTable,
+    pub idt: DescriptorTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub cr8: u64,
+    pub efer: u64,
+    pub apic_base: u64,
+}
+
+/// What a boot protocol prescribes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootState {
+    /// General registers.
+    pub regs: Regs,
+    /// Segments, control registers and tables. `apic_base` and `cr8` are left at reset.
+    pub system: SystemRegs,
+}
+
+/// Everything that a vCPU is: enough to go on elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// General registers.
+    pub regs: Regs,
+    /// Segments, control registers and tables.
+    pub system: SystemRegs,
+    /// Model-specific registers: index and value.
+    pub msrs: Vec<(u32, u64)>,
+    /// FPU and vector state in the layout of XSAVE (Intel SDM 1 §13.4), or FXSAVE's 512 bytes.
+    pub xsave: Vec<u8>,
+    /// Extended control registers: index and value.
+    pub xcrs: Vec<(u32, u64)>,
+    /// The local APIC's 4-KiB register page.
+    pub lapic: Vec<u8>,
+    /// Pending exceptions, interrupts and NMIs, and the interrupt shadow.
+    pub events: PendingEvents,
+    /// Debug registers DR0–DR3, DR6, DR7.
+    pub debug: [u64; 6],
+    /// Running, waiting for SIPI, or halted.
+    pub activity: Activity,
+}
+
+/// What was on its way into a vCPU when it stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named as in the architecture")]
+pub struct PendingEvents {
+    pub exception: Option<(u8, Option<u32>)>,
+    pub interrupt: Option<(u8, bool)>,
+    pub interrupt_shadow: u8,
+    pub nmi_injected: bool,
+    pub nmi_pending: bool,
+    pub nmi_masked: bool,
+    pub sipi_vector: u32,
+}
+
+/// What a vCPU is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activity {
+    /// Running instructions.
+    #[default]
+    Running,
+    /// An application processor that nobody has started.
+    WaitForSipi,
+    /// Got INIT, waits for SIPI.
+    InitReceived,
+    /// Halted until an interrupt.
+    Halted,
+}

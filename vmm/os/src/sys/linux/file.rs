@@ -1,0 +1,226 @@
+//! Files as disks: positional vectored I/O on raw memory, holes, sparse copies, locks.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+/// A piece of memory to read into or write from: address and length in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct IoPiece {
+    /// The first byte.
+    pub addr: *mut u8,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+/// Reads at `offset` into the pieces in order (`preadv(2)`); returns the bytes read, fewer at the
+/// file's end.
+///
+/// # Safety
+/// Each piece is memory that is valid for writes for the whole call and that no Rust reference
+/// points to (guest memory).
+pub unsafe fn read_pieces_at(file: &File, pieces: &[IoPiece], offset: u64) -> io::Result<usize> {
+    // SAFETY: the caller vouches for the pieces; the kernel writes nothing beyond them.
+    unsafe { transfer(file, pieces, offset, libc::preadv) }
+}
+
+/// Writes the pieces in order at `offset` (`pwritev(2)`); returns the bytes written.
+///
+/// # Safety
+/// Each piece is memory that is valid for reads for the whole call.
+pub unsafe fn write_pieces_at(file: &File, pieces: &[IoPiece], offset: u64) -> io::Result<usize> {
+    // SAFETY: the caller vouches for the pieces; the kernel only reads them.
+    unsafe { transfer(file, pieces, offset, libc::pwritev) }
+}
+
+type VectoredCall = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize;
+
+unsafe fn transfer(
+    file: &File,
+    pieces: &[IoPiece],
+    offset: u64,
+    call: VectoredCall,
+) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let mut moved = 0;
+    let mut at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    for batch in pieces.chunks(libc::UIO_MAXIOV as usize) {
+        let vectors: Vec<libc::iovec> = batch
+            .iter()
+            .map(|piece| libc::iovec { iov_base: piece.addr.cast(), iov_len: piece.len })
+            .collect();
+        let wanted: usize = batch.iter().map(|piece| piece.len).sum();
+        // SAFETY: the vectors live through the call; the caller vouches for what they point to.
+        let count = unsafe { call(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32, at) };
+        match usize::try_from(count) {
+            Ok(count) => {
+                moved += count;
+                at += count as i64;
+                if count < wanted {
+                    break;
+                }
+            }
+            Err(_) if moved > 0 => break,
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(moved)
+}
+
+/// Gives `len` bytes from `offset` back to the host's file system; they read as zeroes. A file
+/// system that cannot punch holes keeps the data (`Ok(false)`).
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    unsupported_is_false(rustix::fs::fallocate(file, flags, offset, len))
+}
+
+/// Makes `len` bytes from `offset` read as zeroes without moving data, where the file system can.
+pub fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    unsupported_is_false(rustix::fs::fallocate(file, flags, offset, len))
+}
+
+fn unsupported_is_false(result: Result<(), Errno>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A file without a name in `dir`: it is gone when the last handle is, even after SIGKILL.
+pub fn unnamed(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => Ok(fd.into()),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => named_then_unlinked(dir),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// For file systems without `O_TMPFILE` (9p, some FUSE): a name that lives for a moment.
+fn named_then_unlinked(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!(".cabana-{}-{:p}", std::process::id(), &raw const dir));
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// Copies the data of `from` into `to` and leaves its holes as holes; `to` gets the same length.
+pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    let len = from.metadata()?.len();
+    to.set_len(len)?;
+    let mut at = 0;
+    while at < len {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
+        copy_range(from, to, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let (mut read_at, mut write_at) = (start, start);
+    while read_at < end {
+        let left = usize::try_from(end - read_at).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut buffer = vec![0u8; 64 << 10];
+    while read_at < end {
+        let len = buffer.len().min(usize::try_from(end - read_at).unwrap_or(usize::MAX));
+        let count = from.read_at(&mut buffer[..len], read_at)?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all_at(&buffer[..count], read_at)?;
+        read_at += count as u64;
+    }
+    Ok(())
+}
+
+/// Takes the file for this process alone; false if another holds it. Freed with the last handle.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    #[test]
+    fn a_sparse_copy_has_the_same_bytes_and_holes() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(64 << 20).unwrap();
+        from.write_all_at(b"early", 0).unwrap();
+        from.write_all_at(b"late", 48 << 20).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        assert_eq!(to.metadata().unwrap().len(), 64 << 20);
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
+        let mut bytes = [0; 4];
+        to.read_exact_at(&mut bytes, 48 << 20).unwrap();
+        assert_eq!(&bytes, b"late");
+    }
+
+    #[test]
+    fn a_punched_hole_reads_as_zero() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 8192], 0).unwrap();
+        assert!(punch_hole(&file, 0, 4096).unwrap());
+        let mut bytes = [9; 2];
+        file.read_exact_at(&mut bytes, 4095).unwrap();
+        assert_eq!(bytes, [0, 1]);
+    }
+
+    #[test]
+    fn pieces_are_filled_in_order() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"abcdef", 0).unwrap();
+        let (mut one, mut two) = ([0u8; 2], [0u8; 8]);
+        let pieces = [
+            IoPiece { addr: one.as_mut_ptr(), len: one.len() },
+            IoPiece { addr: two.as_mut_ptr(), len: two.len() },
+        ];
+        // SAFETY: the arrays outlive the call.
+        let count = unsafe { read_pieces_at(&file, &pieces, 1) }.unwrap();
+        assert_eq!((count, &one, &two[..3]), (5, b"bc", &b"def"[..]));
+    }
+
+    #[test]
+    fn a_lock_is_held_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let first = File::create(&path).unwrap();
+        assert!(try_lock(&first).unwrap());
+        let second = File::open(&path).unwrap();
+        assert!(!try_lock(&second).unwrap());
+        drop(first);
+        assert!(try_lock(&second).unwrap());
+    }
+
+    #[test]
+    fn an_unnamed_file_leaves_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = unnamed(dir.path()).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

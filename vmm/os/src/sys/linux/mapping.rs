@@ -1,0 +1,195 @@
+//! Memory mappings (`mmap(2)`), owned and unmapped on drop.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::ptr;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+/// What a mapping of a file may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read only; pages are shared with the host's page cache.
+    ReadOnly,
+    /// Read and write; what is written stays private to this process.
+    CopyOnWrite,
+    /// Read and write; what is written reaches the file.
+    Shared,
+}
+
+/// A page-aligned range of this process's address space.
+#[derive(Debug)]
+pub struct Mapping {
+    addr: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the range belongs to the value alone; what is stored in it is accessed by whoever holds
+// the pointer, under rules of their own (guest memory is volatile by nature).
+unsafe impl Send for Mapping {}
+// SAFETY: as above; the methods themselves only hand out the address or call the kernel.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// `len` bytes of zeroes, committed as they are touched and not counted against overcommit.
+    /// Aligned to 2 MiB, so that the host can back it with huge pages.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        const HUGE: usize = 2 << 20;
+        let len = page_align(len)?;
+        let reserved = len.checked_add(HUGE).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let addr = unsafe {
+            mmap_anonymous(ptr::null_mut(), reserved, ProtFlags::READ | ProtFlags::WRITE, flags)?
+        };
+        let start = (addr as usize).next_multiple_of(HUGE);
+        let head = start - addr as usize;
+        let tail = reserved - head - len;
+        // SAFETY: both ranges are parts of the mapping made above that nothing uses yet.
+        unsafe {
+            if head > 0 {
+                munmap(addr, head)?;
+            }
+            if tail > 0 {
+                munmap((start + len) as *mut _, tail)?;
+            }
+        }
+        Ok(Self { addr: start as *mut u8, len })
+    }
+
+    /// `len` bytes of `file` from `offset` (a multiple of the page size).
+    pub fn file(file: &File, offset: u64, len: usize, access: Access) -> io::Result<Self> {
+        let len = page_align(len)?;
+        let (prot, flags) = file_flags(access);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let addr = unsafe { mmap(ptr::null_mut(), len, prot, flags, file, offset)? };
+        Ok(Self { addr: addr.cast(), len })
+    }
+
+    /// Replaces `range` of this mapping by the bytes of `file` from `offset`, copy on write.
+    /// Everything is a multiple of the page size; bytes past the file's end fault when touched.
+    pub fn overlay_file(&self, range: Range<usize>, file: &File, offset: u64) -> io::Result<()> {
+        if range.start > range.end || range.end > self.len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (prot, flags) = file_flags(Access::CopyOnWrite);
+        let at = self.addr.wrapping_add(range.start);
+        // SAFETY: the range lies within this mapping (checked above), which this value owns.
+        unsafe { mmap(at.cast(), range.len(), prot, flags | MapFlags::FIXED, file, offset)? };
+        Ok(())
+    }
+
+    /// The first byte's address.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.addr
+    }
+
+    /// Length in bytes, a multiple of the page size.
+    #[allow(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Asks for 2 MiB pages where the host has them.
+    pub fn advise_huge(&self, range: Range<usize>) -> io::Result<()> {
+        self.advise(range, Advice::LinuxHugepage)
+    }
+
+    /// Faults `range` in for writing at once, in place of a fault per page later.
+    pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        self.advise(range, Advice::LinuxPopulateWrite)
+    }
+
+    /// Gives the pages of `range` back to the host; they read as zeroes (or as the file) again.
+    pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
+        self.advise(range, Advice::LinuxDontNeed)
+    }
+
+    fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
+        if range.start > range.end || range.end > self.len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let at = self.addr.wrapping_add(range.start);
+        // SAFETY: the range lies within this mapping (checked above), and none of the advices used
+        // here makes memory go away that Rust references point to: guest memory has none.
+        Ok(unsafe { madvise(at.cast(), range.len(), advice) }?)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is owned by this value and nobody can use it any more.
+        let _ = unsafe { munmap(self.addr.cast(), self.len) };
+    }
+}
+
+fn file_flags(access: Access) -> (ProtFlags, MapFlags) {
+    match access {
+        Access::ReadOnly => (ProtFlags::READ, MapFlags::SHARED),
+        Access::CopyOnWrite => {
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE)
+        }
+        Access::Shared => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+    }
+}
+
+fn page_align(len: usize) -> io::Result<usize> {
+    match len.checked_next_multiple_of(rustix::param::page_size()) {
+        Some(len) if len > 0 => Ok(len),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn byte(mapping: &Mapping, at: usize) -> *mut u8 {
+        assert!(at < mapping.len());
+        mapping.as_ptr().wrapping_add(at)
+    }
+
+    #[test]
+    fn anonymous_memory_is_zero_and_huge_page_aligned() {
+        let mapping = Mapping::anonymous(5000).unwrap();
+        assert_eq!(mapping.len(), 8192);
+        assert_eq!(mapping.as_ptr() as usize % (2 << 20), 0);
+        // SAFETY: within the mapping.
+        assert_eq!(unsafe { byte(&mapping, 8191).read_volatile() }, 0);
+    }
+
+    #[test]
+    fn an_overlaid_file_is_copied_on_write() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7u8; 4096]).unwrap();
+        let mapping = Mapping::anonymous(3 * 4096).unwrap();
+        mapping.overlay_file(4096..8192, &file, 0).unwrap();
+        // SAFETY: within the mapping.
+        unsafe {
+            assert_eq!(byte(&mapping, 4095).read_volatile(), 0);
+            assert_eq!(byte(&mapping, 4096).read_volatile(), 7);
+            byte(&mapping, 4096).write_volatile(9);
+        }
+        let again = Mapping::file(&file, 0, 4096, Access::ReadOnly).unwrap();
+        // SAFETY: within the mapping.
+        assert_eq!(unsafe { byte(&again, 0).read_volatile() }, 7);
+        assert!(mapping.overlay_file(8192..16384, &file, 0).is_err());
+    }
+
+    #[test]
+    fn discarded_memory_reads_as_zero() {
+        let mapping = Mapping::anonymous(4096).unwrap();
+        // SAFETY: within the mapping.
+        unsafe { byte(&mapping, 0).write_volatile(1) };
+        mapping.discard(0..4096).unwrap();
+        // SAFETY: within the mapping.
+        assert_eq!(unsafe { byte(&mapping, 0).read_volatile() }, 0);
+    }
+
+    #[test]
+    fn an_empty_mapping_is_refused() {
+        assert!(Mapping::anonymous(0).is_err());
+    }
+}

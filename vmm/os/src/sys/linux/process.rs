@@ -1,0 +1,39 @@
+//! The life of this process: dying with its parent, its clock, its start.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::time::{ClockId, clock_gettime};
+
+/// This process is killed when the thread that started it ends.
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Time since the host's start, which never steps (`CLOCK_MONOTONIC`).
+pub fn monotonic() -> Duration {
+    duration(ClockId::Monotonic)
+}
+
+/// Time since 1970 (`CLOCK_REALTIME`).
+pub fn realtime() -> Duration {
+    duration(ClockId::Realtime)
+}
+
+fn duration(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_goes_on() {
+        let before = monotonic();
+        assert!(before > Duration::ZERO);
+        assert!(monotonic() >= before);
+    }
+}
