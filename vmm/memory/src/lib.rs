@@ -13,8 +13,7 @@ use cabana_os::Mapping;
 use cabana_os::file::IoPiece;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
-    Address, Bytes, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    Address, Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 pub use vm_memory::{ByteValued, GuestAddress, Le16, Le32, Le64};
