@@ -1,1 +1,43 @@
-//! To be written.
+//! What Cabana's host and its guest agent say to each other.
+//!
+//! Two kinds of connection exist, both over vsock, both carrying [`frame`]s:
+//!
+//! - The **control connection** is made once by the agent, to [`HOST_CID`] and [`CONTROL_PORT`]. The
+//!   agent says [`GuestMessage::Hello`], the host answers [`HostMessage::Setup`], the agent applies it
+//!   and says [`GuestMessage::Ready`] or [`GuestMessage::SetupFailed`]. The machine lives as long as
+//!   this connection: when the host closes it, the agent shuts the machine down.
+//! - An **exec connection** is made by the host to the guest's [`EXEC_PORT`], one for each command. See
+//!   [`exec`] for its frames and their order.
+//!
+//! Each end treats the other as hostile: lengths are bounded before anything is allocated, and every
+//! malformed byte is a typed [`ProtocolError`] that ends the one connection it came over.
+//!
+//! The encoding of a generation never changes: `tests/goldens.rs` pins the bytes of every message.
+
+pub mod control;
+mod error;
+pub mod exec;
+pub mod exit_port;
+pub mod frame;
+
+pub use control::{
+    GuestMessage, Hello, HostMessage, Ready, RootSetup, Setup, SetupFailed, ShareMount,
+};
+pub use error::ProtocolError;
+pub use exec::{Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, FailureKind, TtySize};
+pub use frame::{
+    Decoder, Frame, Kind, MAX_PAYLOAD, Message, read_frame, read_message, write_frame,
+    write_message,
+};
+
+/// The generation of messages that this crate speaks; [`Hello::protocol`] carries it.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The host's vsock context identifier (virtio 1.3 §5.10.4).
+pub const HOST_CID: u32 = 2;
+
+/// The host's vsock port on which it awaits the agent's control connection.
+pub const CONTROL_PORT: u32 = 1024;
+
+/// The guest's vsock port on which the agent awaits exec connections. It serves [`HOST_CID`] alone.
+pub const EXEC_PORT: u32 = 1024;
