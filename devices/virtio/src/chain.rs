@@ -1,0 +1,253 @@
+//! One buffer of a queue: what the driver wrote for the device, then room for the answer
+//! (virtio 1.3 §2.7.4). Readers and writers hide where it is cut into pieces.
+
+use cabana_memory::{ByteValued, GuestAddress, GuestRam, MemoryError};
+use cabana_os::file::IoPiece;
+
+use crate::QueueError;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// `struct virtq_desc`, parsed.
+pub(crate) struct Descriptor {
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    flags: u16,
+    pub(crate) next: u16,
+}
+
+impl Descriptor {
+    pub(crate) fn parse(bytes: &[u8; 16]) -> Self {
+        let word = u128::from_le_bytes(*bytes);
+        Self {
+            addr: word as u64,
+            len: (word >> 64) as u32,
+            flags: (word >> 96) as u16,
+            next: (word >> 112) as u16,
+        }
+    }
+
+    pub(crate) fn has_next(&self) -> bool {
+        self.flags & NEXT != 0
+    }
+
+    pub(crate) fn is_indirect(&self) -> bool {
+        self.flags & INDIRECT != 0
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    addr: GuestAddress,
+    len: u32,
+}
+
+/// A buffer taken from a queue, to be pushed back with [`crate::Queue::push`].
+#[derive(Debug)]
+pub struct Chain {
+    ram: GuestRam,
+    head: u16,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+    /// Bytes in both, at most `u32::MAX`.
+    total: u32,
+}
+
+impl Chain {
+    pub(crate) fn new(ram: GuestRam, head: u16) -> Self {
+        Self { ram, head, readable: Vec::new(), writable: Vec::new(), total: 0 }
+    }
+
+    /// Takes one more descriptor; it must lie in RAM.
+    pub(crate) fn add(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
+        let segment = Segment { addr: GuestAddress(descriptor.addr), len: descriptor.len };
+        self.total = self.total.checked_add(descriptor.len).ok_or(QueueError::TooLong)?;
+        if descriptor.len > 0 {
+            self.ram.piece(segment.addr, segment.len as usize)?;
+        }
+        if descriptor.flags & WRITE != 0 {
+            self.writable.push(segment);
+        } else if self.writable.is_empty() {
+            self.readable.push(segment);
+        } else {
+            return Err(QueueError::Order);
+        }
+        Ok(())
+    }
+
+    /// The number by which the driver knows the buffer.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Reads what the driver wrote, from the start.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { cursor: Cursor::new(&self.ram, &self.readable) }
+    }
+
+    /// Writes the answer, from the start.
+    pub fn writer(&self) -> Writer<'_> {
+        Writer { cursor: Cursor::new(&self.ram, &self.writable), written: 0 }
+    }
+}
+
+/// Walks over segments as if they were one.
+#[derive(Clone, Debug)]
+struct Cursor<'a> {
+    ram: &'a GuestRam,
+    segments: &'a [Segment],
+    /// Bytes of the first segment that are done.
+    done: u32,
+    left: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(ram: &'a GuestRam, segments: &'a [Segment]) -> Self {
+        let left = segments.iter().map(|segment| segment.len as usize).sum();
+        Self { ram, segments, done: 0, left }
+    }
+
+    /// The next contiguous piece of at most `max` bytes, stepped over.
+    fn step(&mut self, max: usize) -> Option<(GuestAddress, usize)> {
+        while let Some((segment, rest)) = self.segments.split_first() {
+            let len = ((segment.len - self.done) as usize).min(max);
+            if len == 0 && self.done < segment.len {
+                return None;
+            }
+            let at = GuestAddress(segment.addr.0 + u64::from(self.done));
+            self.done += len as u32;
+            self.left -= len;
+            if self.done == segment.len {
+                self.segments = rest;
+                self.done = 0;
+            }
+            if len > 0 {
+                return Some((at, len));
+            }
+        }
+        None
+    }
+
+    /// The memory behind the next `len` bytes, stepped over.
+    fn pieces(&mut self, len: usize) -> Result<Vec<IoPiece>, MemoryError> {
+        let mut len = len.min(self.left);
+        let mut pieces = Vec::with_capacity(self.segments.len());
+        while len > 0 {
+            let Some((at, count)) = self.step(len) else { break };
+            pieces.push(self.ram.piece(at, count)?);
+            len -= count;
+        }
+        Ok(pieces)
+    }
+}
+
+/// The driver's part of a buffer.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    cursor: Cursor<'a>,
+}
+
+impl Reader<'_> {
+    /// Bytes left.
+    pub fn left(&self) -> usize {
+        self.cursor.left
+    }
+
+    /// Fills `bytes`, or fails if fewer are left.
+    pub fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), MemoryError> {
+        if self.left() < bytes.len() {
+            return Err(too_short(bytes.len()));
+        }
+        let mut rest = bytes;
+        while let Some((at, count)) = self.cursor.step(rest.len()) {
+            let (now, later) = rest.split_at_mut(count);
+            self.cursor.ram.read_bytes(at, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Reads a plain structure.
+    pub fn read<T: ByteValued>(&mut self) -> Result<T, MemoryError> {
+        let mut value = T::zeroed();
+        self.read_exact(value.as_mut_slice())?;
+        Ok(value)
+    }
+
+    /// The memory behind the next `len` bytes (fewer at the end), for vectored file I/O.
+    pub fn pieces(&mut self, len: usize) -> Result<Vec<IoPiece>, MemoryError> {
+        self.cursor.pieces(len)
+    }
+}
+
+/// The device's part of a buffer.
+#[derive(Clone, Debug)]
+pub struct Writer<'a> {
+    cursor: Cursor<'a>,
+    written: u32,
+}
+
+impl<'a> Writer<'a> {
+    /// Bytes left.
+    pub fn left(&self) -> usize {
+        self.cursor.left
+    }
+
+    /// Bytes written so far: what [`crate::Queue::push`] wants to know.
+    pub fn written(&self) -> u32 {
+        self.written
+    }
+
+    /// Writes all of `bytes`, or fails if there is no room.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), MemoryError> {
+        if self.left() < bytes.len() {
+            return Err(too_short(bytes.len()));
+        }
+        let mut rest = bytes;
+        while let Some((at, count)) = self.cursor.step(rest.len()) {
+            let (now, later) = rest.split_at(count);
+            self.cursor.ram.write_bytes(at, now)?;
+            rest = later;
+        }
+        self.written += bytes.len() as u32;
+        Ok(())
+    }
+
+    /// Writes a plain structure.
+    pub fn write<T: ByteValued>(&mut self, value: &T) -> Result<(), MemoryError> {
+        self.write_all(value.as_slice())
+    }
+
+    /// The memory behind the next `len` bytes (fewer at the end), for vectored file I/O. They count
+    /// as written only through [`Writer::advance`].
+    pub fn pieces(&mut self, len: usize) -> Result<Vec<IoPiece>, MemoryError> {
+        self.cursor.pieces(len)
+    }
+
+    /// Counts `len` bytes that went into [`Writer::pieces`] as written.
+    pub fn advance(&mut self, len: u32) {
+        self.written += len;
+    }
+
+    /// Cuts the first `len` bytes off as a writer of their own; `self` goes on behind them. For
+    /// headers that are known only after the data. `None` if there is no such room.
+    pub fn split(&mut self, len: usize) -> Option<Writer<'a>> {
+        if self.left() < len {
+            return None;
+        }
+        let mut first = Writer { cursor: self.cursor.clone(), written: 0 };
+        first.cursor.left = len;
+        let mut skip = len;
+        while skip > 0 {
+            let (_, count) = self.cursor.step(skip)?;
+            skip -= count;
+        }
+        Some(first)
+    }
+}
+
+fn too_short(len: usize) -> MemoryError {
+    MemoryError::OutOfRange { addr: 0, len }
+}
