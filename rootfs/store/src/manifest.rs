@@ -1,0 +1,86 @@
+//! What stands beside an artifact's files: the manifest, and the stamp that spares hashing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Kind, digest, sys};
+
+/// File name of the manifest in an artifact's folder.
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// File name of the stamp in an artifact's folder.
+pub(crate) const STAMP: &str = "stamp.json";
+/// Version of the manifest's layout.
+pub(crate) const VERSION: u32 = 1;
+
+/// What an artifact is, what it was built from, and the hash of every file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this layout, 1 at present.
+    pub version: u32,
+    /// The artifact's kind.
+    pub kind: Kind,
+    /// The artifact's name.
+    pub name: String,
+    /// SHA-256, in hexadecimal, of what it was built from; the builder says what that covers.
+    pub inputs: String,
+    /// The artifact's files.
+    pub files: BTreeMap<String, FileEntry>,
+    /// What the builder wants remembered: sizes, versions, build time.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// One file of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// SHA-256, in hexadecimal: of the content, or of the data alone if `sparse`.
+    pub sha256: String,
+    /// Size in bytes, holes included.
+    pub size: u64,
+    /// The file is nearly all hole, and its hash covers its size and, of each aligned block of
+    /// 64 KiB with anything but zeros, the offset (64-bit little-endian) and the content.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sparse: bool,
+}
+
+impl FileEntry {
+    /// Reads and hashes a file.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let sparse = digest::is_sparse(file)?;
+        let sha256 = if sparse { digest::sparse(file)? } else { digest::dense(file)? };
+        Ok(Self { sha256, size: file.metadata()?.len(), sparse })
+    }
+
+    /// Whether a file has this content; reads all of it.
+    pub(crate) fn holds(&self, file: &File) -> io::Result<bool> {
+        if file.metadata()?.len() != self.size {
+            return Ok(false);
+        }
+        let sha256 = if self.sparse { digest::sparse(file)? } else { digest::dense(file)? };
+        Ok(sha256 == self.sha256)
+    }
+}
+
+/// The times of an artifact's files when their hashes were last found right.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Stamp(pub(crate) BTreeMap<String, StampEntry>);
+
+/// One file's part of the stamp: as long as the file's times are these, its hash is this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StampEntry {
+    sha256: String,
+    size: u64,
+    mtime: i128,
+    ctime: i128,
+}
+
+impl StampEntry {
+    /// The stamp of a file that is known to have a hash. Take the metadata before the hash, so
+    /// that a write in between shows.
+    pub(crate) fn new(sha256: &str, metadata: &std::fs::Metadata) -> Self {
+        let (size, mtime, ctime) = sys::times(metadata);
+        Self { sha256: sha256.to_owned(), size, mtime, ctime }
+    }
+}
