@@ -137,6 +137,10 @@ impl X86Vm for FakeVm {
     fn tsc_khz(&self) -> Result<u32, HvError> {
         Ok(1_000_000)
     }
+
+    fn apic_khz(&self) -> u32 {
+        1_000_000
+    }
 }
 
 /// See [`FakeHypervisor`]; it plays the seat, the kicker and the vCPU.

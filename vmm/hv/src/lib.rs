@@ -36,8 +36,8 @@ pub trait Vm: Send + Sync {
     /// Makes host memory appear in the guest.
     ///
     /// # Safety
-    /// The host range must stay mapped until [`Vm::unmap`] or until the VM is dropped, and nobody
-    /// may hold Rust references into it.
+    /// The host range must stay mapped until [`Vm::unmap`] or until the VM and all its vCPUs are
+    /// dropped, and nobody may hold Rust references into it.
     #[allow(unsafe_code, reason = "the contract is the caller's to keep; nothing unsafe is here")]
     unsafe fn map(&self, slot: &MemorySlot) -> Result<(), HvError>;
 
@@ -90,6 +90,9 @@ pub struct VcpuSetup {
     pub index: u32,
     /// The processor that the guest sees (x86; see [`X86Vm::supported_cpuid`]).
     pub cpuid: Vec<x86::CpuidLeaf>,
+    /// Model-specific registers that differ from reset before the guest's first instruction, as
+    /// firmware would have left them (x86; see [`x86::firmware_msrs`]).
+    pub msrs: Vec<(u32, u64)>,
 }
 
 /// A vCPU on its way to its thread.
@@ -113,7 +116,7 @@ pub trait Vcpu {
     /// [`VmEntry::Data`] exactly after a read, else [`VmEntry::Resume`].
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, HvError>;
 
-    /// The whole register state. An unanswered read is not part of it.
+    /// The whole register state. An unanswered read is not part of it: the guest will read again.
     fn state(&mut self) -> Result<x86::VcpuState, HvError>;
 
     /// Sets the whole register state.

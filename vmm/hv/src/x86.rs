@@ -1,6 +1,8 @@
 //! What only x86-64 has: message-signalled interrupts into the local APICs, CPUID, its registers.
 //! All plain data; it compiles on every host.
 
+pub mod cpuid;
+
 use cabana_os::Event;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +14,8 @@ pub trait X86Vm: Vm {
     fn signal_msi(&self, msi: Msi) -> Result<(), HvError>;
 
     /// Tells the hypervisor which messages the numbered interrupts (GSIs) send; replaces the whole
-    /// table. A level-triggered one makes [`crate::VmExit::EndOfInterrupt`] come for its vector.
+    /// table. A level-triggered one below [`IOAPIC_PINS`] makes [`crate::VmExit::EndOfInterrupt`]
+    /// come for its vector. Costly (the hypervisor waits for its readers): set many at once.
     fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<(), HvError>;
 
     /// Sends GSI `gsi`'s message whenever `event` is signalled, by whatever process.
@@ -23,6 +26,25 @@ pub trait X86Vm: Vm {
 
     /// Ticks per second of the guest's time-stamp counter, in kHz.
     fn tsc_khz(&self) -> Result<u32, HvError>;
+
+    /// Ticks per second of the local APIC's timer before its divider, in kHz.
+    fn apic_khz(&self) -> u32;
+}
+
+/// GSIs that belong to the I/O APIC's pins: `0..IOAPIC_PINS`.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// `IA32_MISC_ENABLE` (Intel SDM 4, table 2-2) with fast strings, without branch trace store and
+/// precise sampling.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1 | 1 << 11 | 1 << 12);
+/// `IA32_MTRR_DEF_TYPE` (Intel SDM 3A §12.11.2.1): enabled, write-back everywhere.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
+/// What firmware leaves in every processor's model-specific registers and Linux misses otherwise:
+/// while the MTRRs are off all memory counts as uncacheable (older kernels then give up PAT), and
+/// without the fast-string bit Linux copies and clears memory by slower means on Intel.
+pub fn firmware_msrs(cpuid: &[CpuidLeaf]) -> Vec<(u32, u64)> {
+    if cpuid::is_intel(cpuid) { vec![MTRR_DEF_TYPE, MISC_ENABLE] } else { vec![MTRR_DEF_TYPE] }
 }
 
 /// A message-signalled interrupt (Intel SDM 3A §11.11).
@@ -151,7 +173,7 @@ pub struct VcpuState {
     pub xsave: Vec<u8>,
     /// Extended control registers: index and value.
     pub xcrs: Vec<(u32, u64)>,
-    /// The local APIC's 4-KiB register page.
+    /// The local APIC's register page, as much of it as has registers (KVM: 1 KiB).
     pub lapic: Vec<u8>,
     /// Pending exceptions, interrupts and NMIs, and the interrupt shadow.
     pub events: PendingEvents,
