@@ -1,1 +1,88 @@
-//! To be written.
+//! Boots a kernel directly, with no firmware: finds out what the file is, maps or copies it into
+//! guest RAM, adds initramfs, command line and tables, and says where and how the first vCPU
+//! starts.
+//!
+//! - uncompressed ELF: mapped from the file, entered through PVH if it has the note
+//!   ([`elf`], [`x86_64::pvh`]), else in 64-bit mode as Linux's `vmlinux` is;
+//! - bzImage: copied, entered in 64-bit mode ([`bzimage`], the kernel's
+//!   `Documentation/arch/x86/boot.rst`).
+//!
+//! Guest-architecture code is plain data: it compiles and is tested on every host.
+
+pub mod bzimage;
+pub mod elf;
+mod error;
+mod initrd;
+pub mod x86_64;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+pub use error::BootError;
+pub use initrd::Initrd;
+
+/// A kernel file, recognized.
+#[derive(Debug)]
+pub struct Kernel {
+    path: PathBuf,
+    file: File,
+    format: Format,
+}
+
+#[derive(Debug)]
+enum Format {
+    Elf(elf::Elf),
+    BzImage(bzimage::BzImage),
+}
+
+impl Kernel {
+    /// Opens the file and reads its headers.
+    pub fn open(path: &Path) -> Result<Self, BootError> {
+        let read = |source| BootError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        if !file.metadata().map_err(read)?.is_file() {
+            return Err(BootError::NotAKernel { path: path.to_owned(), why: "it is not a file" });
+        }
+        let mut head = vec![0; bzimage::HEADER_LEN];
+        let len = read_up_to(&file, &mut head, 0).map_err(read)?;
+        head.truncate(len);
+        let format = if head.starts_with(elf::MAGIC) {
+            Format::Elf(elf::Elf::parse(path, &file, &head)?)
+        } else if let Some(image) = bzimage::BzImage::parse(path, &file, &head)? {
+            Format::BzImage(image)
+        } else {
+            return Err(unknown(path, &head));
+        };
+        Ok(Self { path: path.to_owned(), file, format })
+    }
+}
+
+/// Says what the file is in place of a kernel.
+fn unknown(path: &Path, head: &[u8]) -> BootError {
+    let path = path.to_owned();
+    if head.get(0x38..0x3c) == Some(b"ARM\x64") {
+        return BootError::ForeignArchitecture { path, architecture: "arm64".to_owned() };
+    }
+    let why = match head {
+        [] => "it is empty",
+        [0x1f, 0x8b, ..] => "it is compressed with gzip; unpack it first",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed with zstd; unpack it first",
+        [0xfd, b'7', b'z', ..] => "it is compressed with xz; unpack it first",
+        _ => "it is neither an ELF file nor a bzImage",
+    };
+    BootError::NotAKernel { path, why }
+}
+
+fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read(&mut buffer[len..])? {
+            0 => break,
+            count => len += count,
+        }
+    }
+    Ok(len)
+}

@@ -1,0 +1,204 @@
+//! ELF64 kernels (System V ABI, chapters 4 and 5): Linux's `vmlinux` and whoever follows PVH.
+
+use std::fs::File;
+use std::path::Path;
+
+use cabana_memory::{GuestAddress, GuestRam};
+
+use crate::{BootError, read_up_to};
+
+/// The first bytes of every ELF file.
+pub const MAGIC: &[u8] = b"\x7fELF";
+
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const MACHINE_X86_64: u16 = 62;
+const HEADER_LEN: usize = 64;
+const PROGRAM_HEADER_LEN: usize = 56;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// `XEN_ELFNOTE_PHYS32_ENTRY` (Xen's `public/elfnote.h`): the 32-bit entry point of PVH.
+const XEN_PHYS32_ENTRY: u32 = 18;
+/// Longer notes are not looked at.
+const NOTES_MAX: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+
+/// The parts of an ELF file that matter for loading it.
+#[derive(Debug)]
+pub struct Elf {
+    entry: u64,
+    segments: Vec<Segment>,
+    pvh_entry: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    offset: u64,
+    address: u64,
+    in_file: u64,
+    in_memory: u64,
+}
+
+/// How the file wants to be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// 32-bit protected mode, paging off (Xen's `docs/misc/pvh.pandoc`).
+    Pvh(u32),
+    /// 64-bit mode with the kernel's `boot_params` in RSI.
+    Linux64(u64),
+}
+
+impl Elf {
+    /// Reads the headers; `head` is the start of the file.
+    pub(crate) fn parse(path: &Path, file: &File, head: &[u8]) -> Result<Self, BootError> {
+        let truncated = |what| BootError::Truncated { path: path.to_owned(), what };
+        let read = |source| BootError::Read { path: path.to_owned(), source };
+        if head.len() < HEADER_LEN {
+            return Err(truncated("its ELF header"));
+        }
+        let machine = u16_at(head, 18);
+        if machine != MACHINE_X86_64 || head[4] != CLASS_64 || head[5] != LITTLE_ENDIAN {
+            let architecture = architecture(machine, head[4]);
+            return Err(BootError::ForeignArchitecture { path: path.to_owned(), architecture });
+        }
+        let file_len = file.metadata().map_err(read)?.len();
+        let count = usize::from(u16_at(head, 56));
+        let mut table = vec![0; count * PROGRAM_HEADER_LEN];
+        if usize::from(u16_at(head, 54)) != PROGRAM_HEADER_LEN
+            || read_up_to(file, &mut table, u64_at(head, 32)).map_err(read)? < table.len()
+        {
+            return Err(truncated("its program headers"));
+        }
+        let mut elf = Self { entry: u64_at(head, 24), segments: Vec::new(), pvh_entry: None };
+        for header in table.chunks_exact(PROGRAM_HEADER_LEN) {
+            let segment = Segment {
+                offset: u64_at(header, 8),
+                address: u64_at(header, 24),
+                in_file: u64_at(header, 32),
+                in_memory: u64_at(header, 40),
+            };
+            let end = segment.offset.checked_add(segment.in_file);
+            if end.is_none_or(|end| end > file_len) {
+                return Err(truncated("the end of a segment"));
+            }
+            let segment = Segment { in_file: segment.in_file.min(segment.in_memory), ..segment };
+            match u32_at(header, 0) {
+                PT_LOAD if segment.in_memory > 0 => elf.segments.push(segment),
+                PT_NOTE if elf.pvh_entry.is_none() => {
+                    let mut notes = vec![0; segment.in_file.min(NOTES_MAX) as usize];
+                    let len = read_up_to(file, &mut notes, segment.offset).map_err(read)?;
+                    elf.pvh_entry = find_pvh_entry(&notes[..len]);
+                }
+                _ => {}
+            }
+        }
+        if elf.segments.is_empty() {
+            let why = "it has nothing to load";
+            return Err(BootError::NotAKernel { path: path.to_owned(), why });
+        }
+        Ok(elf)
+    }
+
+    /// How it is entered: through PVH where it can be.
+    pub fn entry(&self) -> Entry {
+        self.pvh_entry.map_or(Entry::Linux64(self.entry), Entry::Pvh)
+    }
+
+    /// One past the last byte of RAM that it takes.
+    pub(crate) fn end(&self) -> u64 {
+        self.segments
+            .iter()
+            .map(|segment| segment.address.saturating_add(segment.in_memory))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Puts the segments into RAM: whole pages are mapped from the file, the rest is copied.
+    pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
+        let read = |source| BootError::Read { path: path.to_owned(), source };
+        for segment in &self.segments {
+            let aligned = segment.offset % PAGE == 0 && segment.address % PAGE == 0;
+            let mapped = if aligned { segment.in_file & !(PAGE - 1) } else { 0 };
+            if mapped > 0 {
+                let at = GuestAddress(segment.address);
+                ram.map_file(at, mapped as usize, file, segment.offset)?;
+            }
+            let mut tail = vec![0; (segment.in_file - mapped) as usize];
+            let len = read_up_to(file, &mut tail, segment.offset + mapped).map_err(read)?;
+            ram.write_bytes(GuestAddress(segment.address + mapped), &tail[..len])?;
+        }
+        Ok(())
+    }
+}
+
+/// Walks the notes: name length, descriptor length, type, then both padded to 4 bytes.
+fn find_pvh_entry(mut notes: &[u8]) -> Option<u32> {
+    while notes.len() >= 12 {
+        let (name_len, desc_len) = (u32_at(notes, 0) as usize, u32_at(notes, 4) as usize);
+        let kind = u32_at(notes, 8);
+        let desc_at = 12usize.checked_add(name_len.checked_next_multiple_of(4)?)?;
+        let desc = notes.get(desc_at..desc_at.checked_add(desc_len)?)?;
+        if kind == XEN_PHYS32_ENTRY && notes.get(12..12 + name_len) == Some(b"Xen\0") {
+            return Some(u32::from_le_bytes(desc.get(..4)?.try_into().ok()?));
+        }
+        notes = notes.get(desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?..)?;
+    }
+    None
+}
+
+fn architecture(machine: u16, class: u8) -> String {
+    match (machine, class) {
+        (3, _) => "32-bit x86".to_owned(),
+        (40, _) => "32-bit Arm".to_owned(),
+        (183, _) => "arm64".to_owned(),
+        (243, _) => "RISC-V".to_owned(),
+        (other, _) => format!("ELF machine {other}"),
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend((name.len() as u32).to_le_bytes());
+        bytes.extend((desc.len() as u32).to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        for part in [name, desc] {
+            bytes.extend(part);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_pvh_note_is_found_among_others() {
+        let mut notes = note(b"GNU\0", 3, &[1, 2, 3, 4, 5]);
+        notes.extend(note(b"Linux\0", 257, &[0]));
+        notes.extend(note(b"Xen\0", 18, &0x100_0000_u64.to_le_bytes()));
+        assert_eq!(find_pvh_entry(&notes), Some(0x100_0000));
+    }
+
+    #[test]
+    fn broken_notes_end_the_search() {
+        let mut notes = note(b"Xen\0", 18, &[0; 4]);
+        notes[0] = 0xff;
+        notes[3] = 0xff;
+        assert_eq!(find_pvh_entry(&notes), None);
+        assert_eq!(find_pvh_entry(&[0; 11]), None);
+        assert_eq!(find_pvh_entry(&note(b"Xen\0", 18, &[1, 2])), None);
+    }
+}
