@@ -1,1 +1,22 @@
-//! To be written.
+//! The board's fixed devices, over `bus` alone: they are the same under every hypervisor.
+
+mod exit;
+mod ioapic;
+mod reset;
+mod serial;
+
+pub use exit::ExitPort;
+pub use ioapic::{IoApic, MessageSink};
+pub use reset::ResetPort;
+pub use serial::{Serial, SerialInput};
+
+/// The I/O APIC's register block, in bytes.
+pub const IO_APIC_SIZE: u64 = 0x1000;
+/// COM1's first port and its interrupt line.
+pub const COM1: (u64, u8) = (0x3f8, 4);
+/// Ports of a 16550.
+pub const SERIAL_PORTS: u64 = 8;
+/// The keyboard controller's command port, of which guests use the reset command.
+pub const RESET_PORT: u64 = 0x64;
+/// A byte written here ends the machine with that status.
+pub const EXIT_PORT: u64 = 0xf4;
