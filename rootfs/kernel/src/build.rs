@@ -1,0 +1,276 @@
+//! The build, from tarball to the folder with the finished kernel.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::compile::run;
+use crate::fragment::{parse_config, unmet};
+use crate::inputs::Inputs;
+use crate::progress::{EXPECTED_STEPS, Estimate, Progress, Stage, stage_start};
+use crate::{Error, Options, elf, source, toolchain};
+
+/// A finished kernel: the files of the output folder.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The uncompressed kernel, without symbols; each loadable segment lies in the file as it lies
+    /// in a page, so that it can be mapped.
+    pub vmlinux: PathBuf,
+    /// The compressed kernel, if it was asked for.
+    pub bz_image: Option<PathBuf>,
+    /// The final configuration.
+    pub config: PathBuf,
+    /// The symbols' addresses, to read a stack trace with.
+    pub system_map: PathBuf,
+    /// What is known of it, also in `facts.json` beside it: `release`, `source`, `toolchain`,
+    /// `inputs` (the hash), `options` (how many are on), `steps`, `build_seconds`, `vmlinux_bytes`.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// Builds the kernel and reports progress.
+///
+/// The output folder appears whole by one rename at the end. A build that is killed leaves its work
+/// folder, which the next one empties, and nothing that looks like a result.
+pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Built, Error> {
+    let started = Instant::now();
+    source::find(&options.source)?;
+    toolchain::check()?;
+    let inputs = Inputs::gather(options)?;
+
+    let _lock = lock(&options.work)?;
+    let tree = options.work.join("tree");
+    empty(&tree)?;
+    let mut stage = |stage| {
+        progress(Progress { stage, fraction: stage_start(stage), detail: String::new() });
+    };
+    stage(Stage::Unpack);
+    let root = source::unpack(&options.source, &tree)?;
+    stage(Stage::Configure);
+    configure(&root, &tree, options)?;
+    stage(Stage::Compile);
+    let steps = compile(&root, &tree, options, progress)?;
+
+    progress(Progress {
+        stage: Stage::Install,
+        fraction: stage_start(Stage::Install),
+        detail: String::new(),
+    });
+    let partial = sibling(&options.output, ".partial");
+    empty(&partial)?;
+    let mut facts = install(&root, &tree, &partial, options)?;
+    facts.insert("source".to_owned(), inputs.source.clone());
+    facts.insert("toolchain".to_owned(), inputs.toolchain.clone());
+    facts.insert("inputs".to_owned(), inputs.hash());
+    facts.insert("steps".to_owned(), steps.to_string());
+    facts.insert("build_seconds".to_owned(), started.elapsed().as_secs().to_string());
+    let text = serde_json::to_string_pretty(&facts).expect("a map of strings is JSON");
+    write(&partial.join("facts.json"), &text)?;
+    put_in_place(&partial, &options.output)?;
+    remove(&tree)?;
+
+    let file = |name: &str| options.output.join(name);
+    Ok(Built {
+        vmlinux: file("vmlinux"),
+        bz_image: options.bz_image.then(|| file("bzImage")),
+        config: file("config"),
+        system_map: file("System.map"),
+        facts,
+    })
+}
+
+/// Takes the work folder for this process; the lock ends with the file, and so with the process.
+fn lock(work: &Path) -> Result<File, Error> {
+    fs::create_dir_all(work).map_err(Error::io("create", work))?;
+    let path = work.join("lock");
+    let file = File::create(&path).map_err(Error::io("create", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy(work.to_path_buf())),
+        Err(error) => Err(Error::io("lock", &path)(error.into())),
+    }
+}
+
+/// Merges the fragments onto allnoconfig and checks that each request holds.
+fn configure(root: &Path, tree: &Path, options: &Options) -> Result<(), Error> {
+    let mut merge = Command::new("sh");
+    merge.current_dir(root).args(["scripts/kconfig/merge_config.sh", "-Q", "-n"]);
+    for (index, fragment) in options.fragments.iter().enumerate() {
+        let path = tree.join(format!("{index:02}-{}.config", fragment.name()));
+        write(&path, fragment.text())?;
+        merge.arg(path);
+    }
+    run("merging the kernel's configuration", &mut merge, &tree.join("merge.log"), &mut |_| {})?;
+    let config = read(&root.join(".config"))?;
+    let unmet = unmet(&options.fragments, &config);
+    if unmet.is_empty() { Ok(()) } else { Err(Error::OptionsDropped { unmet }) }
+}
+
+/// Runs `make`; returns the number of its steps.
+fn compile(
+    root: &Path,
+    tree: &Path,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<usize, Error> {
+    let mut make = Command::new("make");
+    make.current_dir(root).arg(format!("-j{}", options.jobs.max(1))).arg("vmlinux");
+    if options.bz_image {
+        make.arg("bzImage");
+    }
+    // Neither the hour, the user, the machine nor a repository around the work folder shows in the
+    // result.
+    make.env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")
+        .env("KBUILD_BUILD_VERSION", "1")
+        .env("KBUILD_BUILD_USER", "cabana")
+        .env("KBUILD_BUILD_HOST", "cabana")
+        .env("LOCALVERSION", "");
+    let mut estimate = Estimate::new(EXPECTED_STEPS);
+    run("compiling the kernel", &mut make, &tree.join("make.log"), &mut |line| {
+        if let Some(report) = estimate.line(line) {
+            progress(report);
+        }
+    })?;
+    Ok(estimate.steps())
+}
+
+/// Puts the results into a folder and describes them.
+fn install(
+    root: &Path,
+    tree: &Path,
+    folder: &Path,
+    options: &Options,
+) -> Result<BTreeMap<String, String>, Error> {
+    let vmlinux = folder.join("vmlinux");
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-all").arg("-o").arg(&vmlinux).arg(root.join("vmlinux"));
+    run("stripping the kernel", &mut strip, &tree.join("strip.log"), &mut |_| {})?;
+    let bytes = fs::read(&vmlinux).map_err(Error::io("read", &vmlinux))?;
+    elf::check_mappable(&bytes)
+        .map_err(|reason| Error::BadResult { path: vmlinux.clone(), reason })?;
+
+    copy(&root.join(".config"), &folder.join("config"))?;
+    copy(&root.join("System.map"), &folder.join("System.map"))?;
+    if options.bz_image {
+        copy(&root.join("arch/x86/boot/bzImage"), &folder.join("bzImage"))?;
+    }
+    let release = read(&root.join("include/config/kernel.release"))?;
+    let config = read(&root.join(".config"))?;
+    let on = parse_config(&config).len();
+    Ok([
+        ("release", release.trim().to_owned()),
+        ("options", on.to_string()),
+        ("vmlinux_bytes", bytes.len().to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into())
+}
+
+/// Moves a finished folder to its name, in the place of an older one.
+fn put_in_place(partial: &Path, output: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(partial).map_err(Error::io("read", partial))? {
+        let path = entry.map_err(Error::io("read", partial))?.path();
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("write", &path))?;
+    }
+    let old = sibling(output, ".old");
+    remove(&old)?;
+    if output.exists() {
+        fs::rename(output, &old).map_err(Error::io("replace", output))?;
+    }
+    fs::rename(partial, output).map_err(Error::io("create", output))?;
+    remove(&old)
+}
+
+/// A path beside `path`, on the same file system.
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn empty(folder: &Path) -> Result<(), Error> {
+    remove(folder)?;
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))
+}
+
+fn remove(folder: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(Error::io("read", path))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    fs::write(path, text).map_err(Error::io("write", path))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::copy(from, to).map(drop).map_err(Error::io("copy", from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(folder: &Path) -> Options {
+        Options {
+            source: folder.join("linux.tar"),
+            ..Options::new(folder.join("work"), folder.join("out"))
+        }
+    }
+
+    #[test]
+    fn a_missing_tarball_fails_before_anything_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = build(&options(folder.path()), &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::SourceMissing { .. }), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_second_build_in_the_same_folder_is_refused_while_the_first_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).unwrap();
+        assert!(matches!(lock(folder.path()), Err(Error::Busy(_))));
+        drop(first);
+        lock(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_failed_build_leaves_no_result_and_keeps_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path());
+        fs::write(&options.source, "not a tarball").unwrap();
+        fs::create_dir_all(&options.output).unwrap();
+        fs::write(options.output.join("vmlinux"), "old").unwrap();
+        build(&options, &mut |_| {}).unwrap_err();
+        assert_eq!(read(&options.output.join("vmlinux")).unwrap(), "old");
+        assert!(!sibling(&options.output, ".partial").exists());
+        assert!(!sibling(&options.output, ".old").exists());
+    }
+
+    #[test]
+    fn a_result_takes_the_place_of_an_older_one_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (output, partial) = (folder.path().join("out"), folder.path().join("out.partial"));
+        for text in ["first", "second"] {
+            empty(&partial).unwrap();
+            write(&partial.join("vmlinux"), text).unwrap();
+            write(&partial.join(text), "").unwrap();
+            put_in_place(&partial, &output).unwrap();
+        }
+        assert_eq!(read(&output.join("vmlinux")).unwrap(), "second");
+        assert!(output.join("second").exists() && !output.join("first").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
