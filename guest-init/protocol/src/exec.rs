@@ -14,7 +14,8 @@
 //! Output is held back by the stream alone. Standard input has a window of its own, so that a signal
 //! never waits behind input that the command does not read: the host may have at most
 //! [`STDIN_WINDOW`] bytes under way that [`ExecReply::StdinTaken`] has not returned.
-//! [`StdinWindow`] keeps that account.
+//! [`StdinWindow`] keeps that account. The guest may gather up to a quarter of the window before it
+//! returns it, so a small input is never answered.
 //!
 //! A host that closes the connection, or its sending half, ends the command: its process group
 //! receives SIGHUP and, a grace later, SIGKILL.
