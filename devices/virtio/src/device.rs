@@ -1,12 +1,12 @@
 //! The contract between a transport and a device (virtio 1.3 §2, §3.1).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cabana_bus::Interrupt;
 use cabana_os::Event;
 
-use crate::{Queue, QueueState};
+use crate::page::RegisterPage;
+use crate::{Queue, QueueState, registers};
 
 /// What a device is; constant over its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,13 +26,12 @@ pub trait VirtioDevice: Send {
     /// What it is.
     fn identity(&self) -> Identity;
 
-    /// The whole device configuration (virtio 1.3 §2.5), [`Identity::config_len`] bytes. The
-    /// transport asks once at the start and after each [`DeviceInterrupt::config_changed`].
-    fn read_config(&self, config: &mut [u8]) {
-        config.fill(0);
-    }
+    /// The whole device configuration (virtio 1.3 §2.5), [`Identity::config_len`] bytes, zeroed
+    /// before. The transport asks at the start and after [`DeviceInterrupt::config_changed`],
+    /// [`VirtioDevice::set_features`], [`VirtioDevice::write_config`] and [`VirtioDevice::reset`].
+    fn read_config(&self, _config: &mut [u8]) {}
 
-    /// The driver writes `data` at `offset` of the configuration.
+    /// The driver writes `data` (1, 2, 4 or 8 bytes) at `offset` of the configuration, within it.
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     /// The features that the driver accepted; called once before the first queue starts.
@@ -77,12 +76,19 @@ pub enum StartError {
     Host(#[from] std::io::Error),
 }
 
-/// The device's interrupt with the reason that the driver reads (virtio 1.3 §4.2.2).
+/// How a device speaks to its driver: the interrupt line, the reason that the driver reads
+/// (`InterruptStatus`, virtio 1.3 §4.2.2) and the device status. Cheap to clone.
 #[derive(Clone)]
 pub struct DeviceInterrupt {
-    status: Arc<AtomicU32>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    page: Arc<RegisterPage>,
     line: Arc<dyn Interrupt>,
-    on_config: Arc<dyn Fn() + Send + Sync>,
+    on_config: Box<dyn Fn() + Send + Sync>,
+    /// Why the driver was last asked for a reset.
+    fault: Mutex<Option<String>>,
 }
 
 impl DeviceInterrupt {
@@ -91,14 +97,13 @@ impl DeviceInterrupt {
     /// Bit 1 of `InterruptStatus`: a configuration change notification.
     pub const CONFIG_CHANGED: u32 = 2;
 
-    /// An interrupt over `line` with its reasons in `status`; `on_config` is called before a
-    /// change of the configuration is announced, so that the transport can look at it.
-    pub fn new(
-        status: Arc<AtomicU32>,
+    /// `on_config` makes the transport read the configuration anew and then announce it.
+    pub(crate) fn new(
+        page: Arc<RegisterPage>,
         line: Arc<dyn Interrupt>,
-        on_config: Arc<dyn Fn() + Send + Sync>,
+        on_config: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
-        Self { status, line, on_config }
+        Self { shared: Arc::new(Shared { page, line, on_config, fault: Mutex::new(None) }) }
     }
 
     /// There are used buffers. Ask [`Queue::needs_interrupt`] first.
@@ -106,20 +111,43 @@ impl DeviceInterrupt {
         self.raise(Self::USED_BUFFER);
     }
 
-    /// The configuration has changed. Not to be called from within a call of the transport.
+    /// The configuration has changed: the transport reads it at once, or, if it is busy, as soon
+    /// as it is not, and tells the driver. May be called from anywhere, never blocks on the device.
     pub fn config_changed(&self) {
-        (self.on_config)();
-        self.raise(Self::CONFIG_CHANGED);
+        (self.shared.on_config)();
+    }
+
+    /// The device cannot go on until the driver resets it (virtio 1.3 §2.1.2); `reason` is for
+    /// people ([`crate::MmioTransport::fault`]).
+    pub fn needs_reset(&self, reason: impl std::fmt::Display) {
+        *self.fault_slot() = Some(reason.to_string());
+        self.shared.page.set_bits(registers::STATUS, registers::NEEDS_RESET);
+        self.announce_config();
+    }
+
+    /// Tells a driver that is live (virtio 1.3 §2.1.2) to look at the configuration and status.
+    pub(crate) fn announce_config(&self) {
+        if self.shared.page.load(registers::STATUS) & registers::DRIVER_OK != 0 {
+            self.raise(Self::CONFIG_CHANGED);
+        }
+    }
+
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.fault_slot().clone()
+    }
+
+    fn fault_slot(&self) -> MutexGuard<'_, Option<String>> {
+        self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn raise(&self, reason: u32) {
-        self.status.fetch_or(reason, Ordering::SeqCst);
-        self.line.pulse();
+        self.shared.page.set_bits(registers::INTERRUPT_STATUS, reason);
+        self.shared.line.pulse();
     }
 }
 
 impl std::fmt::Debug for DeviceInterrupt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeviceInterrupt").field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("DeviceInterrupt").field("fault", &self.fault()).finish_non_exhaustive()
     }
 }

@@ -1,18 +1,28 @@
-//! Virtio 1.3 as every device here needs it: split virtqueues ([`Queue`], [`Chain`]) and the
-//! contract between a transport and a device ([`VirtioDevice`]).
+//! Virtio 1.3 as every device here needs it: split virtqueues ([`Queue`], [`Chain`]), the contract
+//! between a transport and a device ([`VirtioDevice`]), and the transport ([`MmioTransport`]).
 //!
 //! A device is written against this crate alone. The driver is hostile: whatever it puts into a
 //! ring or a register ends in an error of that queue, never in a panic or an endless loop.
 
+// The register page is memory that the guest reads too; its atomics are made from a raw address.
+#![allow(unsafe_code)]
+
 mod chain;
 mod device;
+mod page;
 mod queue;
+mod registers;
 mod served;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod transport;
 
 pub use chain::{Chain, Reader, Writer};
 pub use device::{DeviceInterrupt, Identity, QueueContext, StartError, VirtioDevice};
+pub use page::RegisterPage;
 pub use queue::{Queue, QueueError, QueueLayout, QueueState};
 pub use served::ServedQueue;
+pub use transport::{Doorbell, MmioTransport};
 
 /// The device and the driver follow virtio 1.x (virtio 1.3 §6).
 pub const F_VERSION_1: u64 = 1 << 32;

@@ -132,6 +132,11 @@ impl Queue {
         }
     }
 
+    /// How many descriptors there are: the most buffers that the driver can offer at once.
+    pub fn size(&self) -> u16 {
+        self.layout.size
+    }
+
     /// The RAM that the rings and buffers lie in.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
@@ -206,7 +211,8 @@ impl Queue {
         GuestAddress(self.layout.avail + 2)
     }
 
-    /// Collects the chain that starts at `head`; at most `size` descriptors, indirect ones counted.
+    /// Collects the chain that starts at `head`: at most `size` descriptors, and as many again in
+    /// an indirect table, where a Linux driver puts up to `size`.
     fn walk(&self, head: u16) -> Result<Chain, QueueError> {
         let mut chain = Chain::new(self.ram.clone(), head);
         let mut table = (self.layout.descriptors, u32::from(self.layout.size));
@@ -227,6 +233,7 @@ impl Queue {
                     return Err(QueueError::Indirect);
                 }
                 indirect = true;
+                left = self.layout.size;
                 table = (descriptor.addr, descriptor.len / DESCRIPTOR_SIZE as u32);
                 next = Some(0);
                 continue;

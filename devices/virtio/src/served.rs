@@ -17,7 +17,7 @@ pub struct ServedQueue {
 
 impl ServedQueue {
     /// Calls `serve` for every buffer; it returns the bytes that it wrote. A broken ring ends the
-    /// service until the driver resets the device.
+    /// service and asks the driver for a reset.
     pub fn start(
         events: &LoopHandle,
         context: QueueContext,
@@ -26,16 +26,25 @@ impl ServedQueue {
         let QueueContext { queue, doorbell, interrupt } = context;
         let queue = Arc::new(Mutex::new(queue));
         let served = Arc::clone(&queue);
+        let again = doorbell.try_clone()?;
         let mut broken = false;
         let token = events.add_event(&doorbell, move || {
             let mut queue = served.lock().unwrap_or_else(PoisonError::into_inner);
             if broken {
                 return;
             }
-            match drain(&mut queue, &mut serve) {
-                Ok(true) => interrupt.used_buffer(),
+            let round = serve_round(&mut queue, &mut serve);
+            let notify = round.served && queue.needs_interrupt().unwrap_or(true);
+            if notify {
+                interrupt.used_buffer();
+            }
+            match round.end {
+                Ok(true) => again.signal(),
                 Ok(false) => {}
-                Err(_) => broken = true,
+                Err(error) => {
+                    broken = true;
+                    interrupt.needs_reset(error);
+                }
             }
         })?;
         // What the driver offered before anyone listened.
@@ -50,19 +59,160 @@ impl ServedQueue {
     }
 }
 
-/// Serves all that is there; true if the driver wants an interrupt for it.
-fn drain(queue: &mut Queue, serve: &mut impl FnMut(&Chain) -> u32) -> Result<bool, QueueError> {
+impl Drop for ServedQueue {
+    fn drop(&mut self) {
+        self.events.remove(self.token);
+    }
+}
+
+struct Round {
+    /// Buffers went back to the driver.
+    served: bool,
+    /// Whether there is more, or how the ring is broken.
+    end: Result<bool, QueueError>,
+}
+
+/// Serves what is there, but no more than a queue full: a driver that never stops must not keep the
+/// loop from others.
+fn serve_round(queue: &mut Queue, serve: &mut impl FnMut(&Chain) -> u32) -> Round {
     let mut served = false;
-    loop {
+    let mut round = || -> Result<bool, QueueError> {
         queue.disable_doorbell()?;
-        while let Some(chain) = queue.pop()? {
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop()? else {
+                if queue.enable_doorbell()? {
+                    continue;
+                }
+                return Ok(false);
+            };
             let written = serve(&chain);
             queue.push(&chain, written)?;
             served = true;
         }
-        if !queue.enable_doorbell()? {
-            break;
+        Ok(true)
+    };
+    let end = round();
+    Round { served, end }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Noise, RawDescriptor, Setup, TestDriver, WRITE};
+    use crate::{Identity, StartError, VirtioDevice};
+    use cabana_os::EventLoop;
+
+    /// Answers with what it was told, or with as much of it as there is room for.
+    struct Echo {
+        events: LoopHandle,
+        queue: Option<ServedQueue>,
+    }
+
+    impl VirtioDevice for Echo {
+        fn identity(&self) -> Identity {
+            Identity { device_type: 42, features: 0, queue_sizes: vec![8], config_len: 0 }
+        }
+
+        fn start_queue(&mut self, _index: u16, context: QueueContext) -> Result<(), StartError> {
+            self.queue = Some(ServedQueue::start(&self.events, context, |chain| {
+                let (mut reader, mut writer) = (chain.reader(), chain.writer());
+                let mut bytes = vec![0; reader.left().min(writer.left())];
+                reader.read_exact(&mut bytes).unwrap();
+                writer.write_all(&bytes).unwrap();
+                writer.written()
+            })?);
+            Ok(())
+        }
+
+        fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
+            self.queue.take().map(ServedQueue::stop)
         }
     }
-    Ok(served && queue.needs_interrupt()?)
+
+    fn echo(events: &EventLoop, setup: Setup) -> TestDriver {
+        TestDriver::with(Echo { events: events.handle(), queue: None }, setup)
+    }
+
+    /// More rounds than a 16-bit ring index counts, so that everything wraps.
+    fn exchange_much(setup: Setup, rounds: usize) {
+        let events = EventLoop::spawn("test").unwrap();
+        let mut driver = echo(&events, setup);
+        let mut noise = Noise::new(1);
+        for round in 0..rounds {
+            let bytes = noise.next().to_le_bytes();
+            let (one, two) = bytes.split_at(noise.below(9) as usize);
+            let room = noise.below(9) as usize;
+            let answer = driver.send(0, &[one, two], &[room, 8 - room, 3]);
+            assert_eq!(answer, bytes, "round {round}");
+        }
+        assert!(!driver.needs_reset());
+    }
+
+    #[test]
+    fn every_buffer_is_answered_with_event_index() {
+        exchange_much(Setup::default(), 70_000);
+    }
+
+    #[test]
+    fn every_buffer_is_answered_with_flags() {
+        exchange_much(Setup::plain(), 70_000);
+    }
+
+    #[test]
+    fn every_buffer_is_answered_through_indirect_tables() {
+        exchange_much(Setup { indirect: true, ..Setup::default() }, 2000);
+    }
+
+    #[test]
+    fn buffers_offered_together_come_back_together() {
+        let events = EventLoop::spawn("test").unwrap();
+        let mut driver = echo(&events, Setup::default());
+        for round in 0..1000u32 {
+            let sent: Vec<u16> =
+                (0..4).map(|at| driver.submit(0, &[&[at, round as u8]], &[2])).collect();
+            for (at, head) in (0..4).zip(sent) {
+                assert_eq!(driver.wait_for(0, head).written, [at, round as u8]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_ring_asks_for_a_reset_and_works_after_it() {
+        let events = EventLoop::spawn("test").unwrap();
+        let mut driver = echo(&events, Setup::default());
+        assert_eq!(driver.send(0, &[b"one"], &[3]), b"one");
+        driver.write_descriptor(
+            0,
+            0,
+            RawDescriptor { addr: u64::MAX, len: 4, flags: WRITE, next: 0 },
+        );
+        driver.offer(0, 0);
+        driver.notify(0);
+        assert!(driver.wait_needs_reset().contains("0xffffffffffffffff"));
+        driver.start();
+        assert_eq!(driver.send(0, &[b"two"], &[3]), b"two");
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_offering_does_not_keep_the_queue_from_stopping() {
+        let events = EventLoop::spawn("test").unwrap();
+        let mut driver = echo(&events, Setup::default());
+        driver.write_descriptor(0, 0, RawDescriptor { addr: 0x40_0000, len: 1, flags: 0, next: 0 });
+        let (ram, layout) = (driver.ram().clone(), driver.layout(0));
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        // Another processor of the guest keeps the avail ring full.
+        let feeder = std::thread::spawn(move || {
+            use cabana_memory::GuestAddress;
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                let used = ram.load_u16(GuestAddress(layout.used + 2)).unwrap();
+                ram.store_u16(GuestAddress(layout.avail + 2), used.wrapping_add(8)).unwrap();
+            }
+        });
+        driver.notify(0);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        driver.reset();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        feeder.join().unwrap();
+    }
 }
