@@ -1,0 +1,238 @@
+//! The outer machine's kernel: Debian's cloud kernel, taken from its package without installing it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Error;
+
+/// Metapackages that name the newest 6.12 cloud kernel, in bookworm-security and in trixie. KVM inside
+/// a software CPU was proven with this series.
+const METAPACKAGES: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
+
+/// The modules in the order in which they load; each needs only those before it.
+const MODULES: [&str; 4] = [
+    "virt/lib/irqbypass.ko",
+    "arch/x86/kvm/kvm.ko",
+    "arch/x86/kvm/kvm-amd.ko",
+    "fs/overlayfs/overlay.ko",
+];
+
+/// A kernel that QEMU can boot, and its modules.
+#[derive(Clone, Debug)]
+pub(crate) struct OuterKernel {
+    /// The uncompressed kernel with its PVH entry: no decompression on every start.
+    pub(crate) vmlinux: PathBuf,
+    /// The modules in the order in which they load, uncompressed.
+    pub(crate) modules: Vec<PathBuf>,
+}
+
+impl OuterKernel {
+    /// The kernel in the cache folder; when there is none, downloads the newest. `report` is told what
+    /// takes long.
+    pub(crate) fn prepare(cache: &Path, report: &mut dyn FnMut(&str)) -> Result<Self, Error> {
+        let folder = cache.join("outer-kernel");
+        let kernel = Self::in_folder(&folder);
+        // The folder appears by a rename, so what is there is whole.
+        if folder.exists() {
+            return Ok(kernel);
+        }
+        fs::create_dir_all(cache).map_err(Error::file(cache))?;
+        let work = tempfile::Builder::new()
+            .prefix("outer-kernel.")
+            .tempdir_in(cache)
+            .map_err(Error::file(cache))?;
+        let package = newest_package(report)?;
+        report(&format!("downloading {package}"));
+        let unpacked = download(&package, work.path())?;
+        report(&format!("unpacking {package}"));
+        let whole = work.path().join("whole");
+        fs::create_dir(&whole).map_err(Error::file(&whole))?;
+        Self::in_folder(&whole).extract(&unpacked)?;
+        match fs::rename(&whole, &folder) {
+            // Somebody else was faster; theirs is as good.
+            Err(_) if folder.exists() => Ok(kernel),
+            renamed => renamed.map(|()| kernel).map_err(Error::file(folder)),
+        }
+    }
+
+    /// Names the files that a whole folder has.
+    fn in_folder(folder: &Path) -> Self {
+        let file_name = |module: &&str| folder.join(module.rsplit('/').next().unwrap_or(module));
+        Self { vmlinux: folder.join("vmlinux"), modules: MODULES.iter().map(file_name).collect() }
+    }
+
+    /// Makes the files out of an unpacked package.
+    fn extract(&self, unpacked: &Path) -> Result<(), Error> {
+        let vmlinuz = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
+        let image = fs::read(&vmlinuz).map_err(Error::file(&vmlinuz))?;
+        let payload = zstd_payload(&image).ok_or_else(|| Error::File {
+            path: vmlinuz,
+            source: std::io::Error::other("no bzImage with a zstd payload"),
+        })?;
+        let vmlinux = filter(Command::new("zstd").args(["-dcq"]), payload, "zstd")?;
+        fs::write(&self.vmlinux, vmlinux).map_err(Error::file(&self.vmlinux))?;
+
+        // Merged and unmerged /usr.
+        let modules = ["usr/lib/modules", "lib/modules"].map(|path| unpacked.join(path));
+        let modules = modules.iter().find(|path| path.exists()).unwrap_or(&modules[0]);
+        let tree = only_entry(modules, "")?.join("kernel");
+        for (source, target) in MODULES.iter().zip(&self.modules) {
+            let source = tree.join(format!("{source}.xz"));
+            let packed = fs::read(&source).map_err(Error::file(&source))?;
+            let module = filter(Command::new("xz").args(["-dc"]), &packed, "xz-utils")?;
+            fs::write(target, module).map_err(Error::file(target))?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks apt for the newest kernel package, with fresh lists if it does not know one.
+fn newest_package(report: &mut dyn FnMut(&str)) -> Result<String, Error> {
+    if let Some(package) = METAPACKAGES.into_iter().find_map(concrete_package) {
+        return Ok(package);
+    }
+    report("asking apt for fresh package lists");
+    // Without the right to do so the lists stay as they are, and the error below says what to do.
+    let _ = Command::new("apt-get").args(["-q", "update"]).output();
+    METAPACKAGES.into_iter().find_map(concrete_package).ok_or_else(|| Error::Missing {
+        what: format!("Debian's package {}", METAPACKAGES[0]),
+        advice: "run `apt-get update`; it is in Debian 12's security archive and in Debian 13"
+            .into(),
+    })
+}
+
+/// The versioned 6.12 package that a metapackage depends on.
+fn concrete_package(metapackage: &str) -> Option<String> {
+    let output = Command::new("apt-cache")
+        .args(["depends", "--important", metapackage])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    names.find(|name| name.starts_with("linux-image-6.12.")).map(str::to_owned)
+}
+
+/// Downloads a package into a folder and unpacks it there; installs nothing.
+fn download(package: &str, folder: &Path) -> Result<PathBuf, Error> {
+    run(Command::new("apt-get")
+        .args(["-q", "-o", "APT::Sandbox::User=root", "download", package])
+        .current_dir(folder))?;
+    let file = only_entry(folder, package)?;
+    let unpacked = folder.join("unpacked");
+    run(Command::new("dpkg").arg("-x").arg(file).arg(&unpacked))?;
+    Ok(unpacked)
+}
+
+/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
+/// `payload_offset`, `payload_length`), without the length that the kernel's build appends.
+fn zstd_payload(image: &[u8]) -> Option<&[u8]> {
+    let word =
+        |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let setup = (usize::from(*image.get(0x1f1)?) + 1) * 512;
+    let start = setup.checked_add(word(0x248)?)?;
+    let payload = image.get(start..start.checked_add(word(0x24c)?)?)?;
+    let payload = payload.get(..payload.len().checked_sub(4)?)?;
+    payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]).then_some(payload)
+}
+
+/// The entry of a folder whose name starts with `prefix`.
+fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::file(folder))?;
+    let mut entries = entries.flatten();
+    let found = entries.find(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    found.map(|entry| entry.path()).ok_or_else(|| Error::File {
+        path: folder.join(prefix),
+        source: std::io::ErrorKind::NotFound.into(),
+    })
+}
+
+/// Runs a tool to its success.
+fn run(command: &mut Command) -> Result<(), Error> {
+    let output = command.output().map_err(|_| missing_program(command, "apt and dpkg"))?;
+    succeeded(command, &output)
+}
+
+/// Runs a tool over bytes.
+fn filter(command: &mut Command, input: &[u8], package: &str) -> Result<Vec<u8>, Error> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|_| missing_program(command, package))?;
+    let mut stdin = child.stdin.take();
+    let output = std::thread::scope(|scope| {
+        // A tool that stops reading says why by its status.
+        scope.spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(input)));
+        child.wait_with_output()
+    });
+    let output = output.map_err(Error::system("wait for a decompressor"))?;
+    succeeded(command, &output)?;
+    Ok(output.stdout)
+}
+
+fn succeeded(command: &Command, output: &std::process::Output) -> Result<(), Error> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::Tool {
+        command: format!("{command:?}").replace('"', ""),
+        status: output.status.to_string(),
+        stderr,
+    })
+}
+
+fn missing_program(command: &Command, package: &str) -> Error {
+    Error::Missing {
+        what: format!("the program {}", command.get_program().to_string_lossy()),
+        advice: format!("on Debian, `apt-get install {package}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bzImage of one setup sector with `payload` as its payload.
+    fn bz_image(payload: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 1024];
+        image[0x1f1] = 1;
+        image[0x248..0x24c].copy_from_slice(&16u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        image.extend_from_slice(&[0; 16]);
+        image.extend_from_slice(payload);
+        image
+    }
+
+    #[test]
+    fn the_payload_is_found_without_its_appended_length() {
+        let image = bz_image(b"\x28\xb5\x2f\xfddata\x10\0\0\0");
+        assert_eq!(zstd_payload(&image), Some(b"\x28\xb5\x2f\xfddata".as_slice()));
+    }
+
+    #[test]
+    fn a_truncated_or_foreign_image_has_no_payload() {
+        let image = bz_image(b"\x28\xb5\x2f\xfddata\x10\0\0\0");
+        assert_eq!(zstd_payload(&image[..image.len() - 1]), None);
+        assert_eq!(zstd_payload(&image[..0x200]), None);
+        assert_eq!(zstd_payload(&bz_image(b"\x1f\x8b\x08\0gzip")), None);
+        assert_eq!(zstd_payload(&bz_image(b"\0")), None);
+    }
+
+    #[test]
+    fn a_failing_tool_is_quoted() {
+        let error = run(Command::new("sh").args(["-c", "echo no space >&2; exit 3"])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("exit status: 3") && text.ends_with("no space"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_tool_names_its_package() {
+        let error = filter(&mut Command::new("/nonexistent/zstd"), b"", "zstd").unwrap_err();
+        assert!(error.to_string().ends_with("`apt-get install zstd`"), "{error}");
+    }
+}

@@ -1,0 +1,92 @@
+//! What a lab is made of: programs of the host, the outer kernel, and the init of this crate.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Error;
+use crate::kernel::OuterKernel;
+
+/// The target of everything that runs without the host's libraries.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// Where distributions put virtiofsd: Debian 12 (C, with QEMU 7.2), Debian 13 (Rust), others.
+const VIRTIOFSD: [&str; 3] =
+    ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
+
+/// The parts, all there and ready for [`Lab::start`](crate::Lab::start).
+#[derive(Clone, Debug)]
+pub struct Parts {
+    pub(crate) qemu: PathBuf,
+    pub(crate) virtiofsd: PathBuf,
+    pub(crate) kernel: OuterKernel,
+    pub(crate) init: PathBuf,
+}
+
+impl Parts {
+    /// Finds, downloads and builds whatever is not there yet; an instant when everything is. `report`
+    /// is told what takes long.
+    pub fn prepare(report: &mut dyn FnMut(&str)) -> Result<Self, Error> {
+        Ok(Self {
+            qemu: find_qemu()?,
+            virtiofsd: find_virtiofsd()?,
+            kernel: OuterKernel::prepare(&cache_folder()?, report)?,
+            init: build_init()?,
+        })
+    }
+}
+
+/// The lab's folder in the user's cache.
+fn cache_folder() -> Result<PathBuf, Error> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    cache.map(|cache| cache.join("cabana/lab")).ok_or_else(|| Error::Missing {
+        what: "a cache folder".into(),
+        advice: "set HOME or XDG_CACHE_HOME".into(),
+    })
+}
+
+fn find_qemu() -> Result<PathBuf, Error> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut candidates = env::split_paths(&path).map(|folder| folder.join("qemu-system-x86_64"));
+    candidates.find(|file| file.is_file()).ok_or_else(|| Error::Missing {
+        what: "the program qemu-system-x86_64".into(),
+        advice: "on Debian, `apt-get install qemu-system-x86`".into(),
+    })
+}
+
+fn find_virtiofsd() -> Result<PathBuf, Error> {
+    VIRTIOFSD.iter().map(PathBuf::from).find(|file| file.is_file()).ok_or_else(|| Error::Missing {
+        what: "the program virtiofsd".into(),
+        advice: "on Debian 12, `apt-get install qemu-system-common`; on Debian 13, `apt-get \
+                 install virtiofsd`"
+            .into(),
+    })
+}
+
+/// Builds the init with cargo, which knows by itself when there is nothing to do.
+fn build_init() -> Result<PathBuf, Error> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["build", "--quiet", "--profile", "agent", "--target", MUSL])
+        .args(["--package", "cabana-lab", "--bin", "cabana-lab-init"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(workspace)
+        .stderr(Stdio::piped());
+    let output = command.output().map_err(Error::system("run cargo"))?;
+    if !output.status.success() {
+        return Err(Error::Tool {
+            command: "cargo build --package cabana-lab --bin cabana-lab-init".into(),
+            status: output.status.to_string(),
+            stderr: String::from_utf8_lossy(&output.stderr).trim().into(),
+        });
+    }
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let messages = lines.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let executable = |message: serde_json::Value| Some(message["executable"].as_str()?.into());
+    messages.filter_map(executable).next_back().ok_or_else(|| Error::Missing {
+        what: "the lab's init".into(),
+        advice: "cargo built it but did not say where".into(),
+    })
+}

@@ -1,0 +1,119 @@
+//! QEMU's command line: a software CPU with nested SVM, virtio-serial ports and two virtio-fs shares.
+//! The reason for every choice that is not plain stands in this crate's README.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use crate::machine::Options;
+use crate::tunnel::PORTS;
+
+/// Initcalls of Debian's kernel that cost an emulated CPU most and that nothing here needs: a random
+/// number self-test, the module certificates, and two users of BTF, whose parsing they cause.
+const SKIPPED_INITCALLS: &str =
+    "jent_mod_init,load_system_certificate_list,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init";
+
+/// The open files that QEMU inherits.
+pub(crate) struct Inherited {
+    /// The connected vhost-user sockets of the shares, with their mount tags.
+    pub shares: [(&'static str, RawFd); 2],
+    /// QEMU's ends of the ports' sockets.
+    pub ports: Vec<RawFd>,
+    /// The initramfs.
+    pub initramfs: RawFd,
+}
+
+/// QEMU's arguments. `tsc_khz` is the host's time stamp counter's rate.
+pub(crate) fn arguments(
+    options: &Options,
+    vmlinux: &Path,
+    tsc_khz: u64,
+    inherited: &Inherited,
+) -> Vec<OsString> {
+    let memory = options.memory_mib;
+    let mut arguments = Arguments::default();
+    arguments.words("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
+    arguments.words(
+        "-M q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off,graphics=off,memory-backend=ram",
+    );
+    arguments.words("-bios qboot.rom -cpu max,-la57 -smp 1");
+    arguments.words(&format!("-object memory-backend-memfd,id=ram,share=on,size={memory}M"));
+    arguments.words(&format!("-m {memory}"));
+    if options.instruction_clock {
+        arguments.words("-accel tcg,thread=single,tb-size=512 -icount shift=0,sleep=off");
+    } else {
+        arguments.words("-accel tcg,tb-size=512");
+    }
+    arguments.path("-kernel", vmlinux);
+    arguments.words(&format!("-initrd /proc/self/fd/{}", inherited.initramfs));
+    arguments.path("-append", Path::new(&kernel_command_line(options, tsc_khz)));
+    arguments.words(&format!("-device virtio-serial-pci,max_ports={},vectors=2", PORTS + 1));
+    for (index, fd) in inherited.ports.iter().enumerate() {
+        let number = index + 1;
+        arguments.words(&format!("-chardev socket,id=port{number},fd={fd}"));
+        arguments.words(&format!("-device virtserialport,chardev=port{number},nr={number}"));
+    }
+    for (tag, fd) in inherited.shares {
+        arguments.words(&format!("-chardev socket,id={tag},fd={fd}"));
+        arguments.words(&format!("-device vhost-user-fs-pci,chardev={tag},tag={tag}"));
+    }
+    arguments.0
+}
+
+/// The outer kernel's command line.
+fn kernel_command_line(options: &Options, tsc_khz: u64) -> String {
+    // Under -icount QEMU's time stamp counter counts the virtual clock's nanoseconds.
+    let tsc_khz = if options.instruction_clock { 1_000_000 } else { tsc_khz };
+    [
+        "console=ttyS0 loglevel=6 rdinit=/init reboot=t panic=-1".into(),
+        format!("tsc=reliable no_timer_check tsc_early_khz={tsc_khz} lpj={}", tsc_khz * 4),
+        format!("rcupdate.rcu_expedited=1 mitigations=off initcall_blacklist={SKIPPED_INITCALLS}"),
+        format!("lsm=landlock 8250.nr_uarts=1 transparent_hugepage={}", options.huge_pages),
+    ]
+    .join(" ")
+}
+
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    /// Adds arguments that contain no spaces.
+    fn words(&mut self, words: &str) {
+        self.0.extend(words.split(' ').map(OsString::from));
+    }
+
+    /// Adds an option with a value of any content.
+    fn path(&mut self, option: &str, value: &Path) {
+        self.0.extend([option.into(), value.as_os_str().to_owned()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_line(options: &Options) -> String {
+        let inherited = Inherited {
+            shares: [("root", 10), ("shared", 11)],
+            ports: (20..20 + PORTS as RawFd).collect(),
+            initramfs: 12,
+        };
+        let arguments = arguments(options, Path::new("/a b/vmlinux"), 2_600_000, &inherited);
+        assert!(arguments.contains(&"/a b/vmlinux".into()), "a path with a space stays whole");
+        arguments.join(" ".as_ref()).into_string().unwrap()
+    }
+
+    #[test]
+    fn the_ordinary_clock_is_the_hosts() {
+        let line = command_line(&Options::default());
+        assert!(line.contains("tsc_early_khz=2600000 lpj=10400000"), "{line}");
+        assert!(!line.contains("-icount"), "{line}");
+    }
+
+    #[test]
+    fn the_instruction_clock_ticks_once_a_nanosecond() {
+        let line = command_line(&Options { instruction_clock: true, ..Options::default() });
+        assert!(line.contains("tsc_early_khz=1000000 lpj=4000000"), "{line}");
+        assert!(line.contains("thread=single") && line.contains("-icount shift=0,sleep=off"));
+    }
+}
