@@ -66,6 +66,7 @@ impl Hypervisor for FakeHypervisor {
             verdict: Verdict::Works,
             instructions_per_second: None,
             max_vcpus: Some(4),
+            quirks: Vec::new(),
         }
     }
 

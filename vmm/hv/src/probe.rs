@@ -13,6 +13,8 @@ pub struct Probe {
     pub instructions_per_second: Option<u64>,
     /// vCPUs that one VM may have, where that could be asked.
     pub max_vcpus: Option<u32>,
+    /// What this host promises and does not keep, and what guests miss for that.
+    pub quirks: Vec<String>,
 }
 
 /// What the probe found, from worst to best.

@@ -1,0 +1,64 @@
+//! The ioctls that kvm-ioctls has not, or not for our descriptors.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use cabana_hv::HvError;
+
+const READ: u32 = 2;
+const WRITE: u32 = 1;
+
+/// `KVM_RUN`.
+pub(crate) const RUN: u64 = number(0, 0x80, 0);
+/// `KVM_IRQFD`.
+pub(crate) const IRQFD: u64 = number(WRITE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
+/// `KVM_IOEVENTFD`.
+pub(crate) const IOEVENTFD: u64 = number(WRITE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
+/// `KVM_GET_TSC_KHZ`.
+pub(crate) const GET_TSC_KHZ: u64 = number(0, 0xa3, 0);
+/// `KVM_GET_XSAVE`: fills 4 KiB.
+pub(crate) const GET_XSAVE: u64 = number(READ, 0xa4, XSAVE_LEN);
+/// `KVM_SET_XSAVE`: reads as many bytes as `KVM_CAP_XSAVE2` says.
+pub(crate) const SET_XSAVE: u64 = number(WRITE, 0xa5, XSAVE_LEN);
+/// `KVM_GET_STATS_FD`.
+pub(crate) const GET_STATS_FD: u64 = number(0, 0xce, 0);
+/// `KVM_GET_XSAVE2`: fills as many bytes as `KVM_CAP_XSAVE2` says.
+pub(crate) const GET_XSAVE2: u64 = number(READ, 0xcf, XSAVE_LEN);
+
+/// `sizeof(struct kvm_xsave)`.
+pub(crate) const XSAVE_LEN: usize = 4096;
+
+/// `_IOC(direction, KVMIO, nr, size)` (include/uapi/asm-generic/ioctl.h).
+const fn number(direction: u32, nr: u32, size: usize) -> u64 {
+    const KVMIO: u32 = 0xae;
+    (direction << 30 | (size as u32) << 16 | KVMIO << 8 | nr) as u64
+}
+
+/// One ioctl with a pointer (or a number) as its argument; the kernel's answer, or `errno`.
+///
+/// # Safety
+/// `argument` must be what the kernel expects for `request`, valid for all that it reads and writes.
+pub(crate) unsafe fn ioctl<T>(fd: RawFd, request: u64, argument: *mut T) -> io::Result<i32> {
+    // SAFETY: the caller vouches for the argument.
+    let result = unsafe { libc::ioctl(fd, request, argument) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// One ioctl that only reads the structure at `argument`.
+pub(crate) fn ioctl_with<T: Copy>(
+    fd: &impl AsRawFd,
+    request: u64,
+    call: &'static str,
+    argument: &T,
+) -> Result<i32, HvError> {
+    let mut copy = *argument;
+    debug_assert_eq!((request >> 16) & 0x3fff, size_of::<T>() as u64);
+    // SAFETY: the kernel reads the size that is part of the request's number, and no more.
+    unsafe { ioctl(fd.as_raw_fd(), request, &raw mut copy) }
+        .map_err(|source| HvError::Call { call, source })
+}
+
+/// Makes kvm-ioctls' error the failure of `call`.
+pub(crate) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HvError {
+    move |error| HvError::Call { call, source: io::Error::from_raw_os_error(error.errno()) }
+}
