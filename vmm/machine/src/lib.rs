@@ -1,1 +1,22 @@
-//! To be written.
+//! The board of a machine: guest RAM, buses, interrupt routing, and the threads that run vCPUs.
+//!
+//! A [`Setup`] says what the machine is made of; [`Machine::start`] builds and starts it over any
+//! hypervisor; [`Machine::wait`] says how it ended. No device is named here: they come in as
+//! [`VirtioDevice`](cabana_virtio::VirtioDevice)s.
+
+// Guest memory is handed to the hypervisor by its address.
+#![allow(unsafe_code)]
+
+mod board;
+mod control;
+mod entry;
+mod exits;
+pub mod layout;
+mod machine;
+mod timeline;
+mod vcpu;
+
+pub use control::Outcome;
+pub use exits::ExitCounts;
+pub use machine::{DeviceMemory, GuestClock, Machine, MachineError, Observation, Setup};
+pub use timeline::{Mark, Timeline};

@@ -1,0 +1,122 @@
+//! Wires devices to buses, interrupt pins and doorbells.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use cabana_bus::{Bus, Interrupt};
+use cabana_hv::x86::Msi;
+use cabana_hv::{Doorbell, HvError, MemorySlot, X86Vm};
+use cabana_memory::GuestRam;
+use cabana_platform::{
+    COM1, EXIT_PORT, ExitPort, IO_APIC_SIZE, IoApic, MessageSink, RESET_PORT, ResetPort,
+    SERIAL_PORTS, Serial, SerialInput,
+};
+use cabana_virtio::{MmioTransport, RegisterPage, VirtioDevice};
+
+use crate::control::{Control, Outcome};
+use crate::layout::{self, MAX_VIRTIO_DEVICES, VIRTIO_STRIDE};
+use crate::machine::MachineError;
+
+/// Buses with their devices.
+pub(crate) struct Board {
+    pub(crate) mmio: Bus,
+    pub(crate) pio: Bus,
+    pub(crate) transports: Vec<Arc<MmioTransport>>,
+    ioapic: Arc<IoApic>,
+}
+
+/// Messages of the I/O APIC go to the hypervisor's local APICs.
+struct ToLocalApics(Arc<dyn X86Vm>);
+
+impl MessageSink for ToLocalApics {
+    fn send(&self, address: u64, data: u32) {
+        // A message that names no APIC is the guest's mistake; it is lost, as on a real board.
+        let _ = self.0.signal_msi(Msi { address, data });
+    }
+}
+
+impl Board {
+    /// A board with I/O APIC, reset port and exit port.
+    pub(crate) fn new(vm: &Arc<dyn X86Vm>, control: &Arc<Control>) -> Result<Self, MachineError> {
+        let ioapic = IoApic::new(Box::new(ToLocalApics(Arc::clone(vm))));
+        let (mut mmio, mut pio) = (Bus::new(), Bus::new());
+        let io_apic = cabana_boot::x86_64::IO_APIC;
+        mmio.insert(io_apic..io_apic + IO_APIC_SIZE, Arc::clone(&ioapic) as Arc<_>)?;
+        let ends = Arc::clone(control);
+        let reset = ResetPort::new(move || ends.end(Outcome::Reset));
+        pio.insert(RESET_PORT..RESET_PORT + 1, Arc::new(reset))?;
+        let ends = Arc::clone(control);
+        let exit = ExitPort::new(move |status| ends.end(Outcome::Exit(status)));
+        pio.insert(EXIT_PORT..EXIT_PORT + 1, Arc::new(exit))?;
+        Ok(Self { mmio, pio, transports: Vec::new(), ioapic })
+    }
+
+    /// Adds COM1.
+    pub(crate) fn add_serial(
+        &mut self,
+        output: Box<dyn Write + Send>,
+    ) -> Result<SerialInput, MachineError> {
+        let (port, pin) = COM1;
+        let (serial, input) = Serial::new(self.pin(pin)?, output);
+        self.pio.insert(port..port + SERIAL_PORTS, Arc::new(serial))?;
+        Ok(input)
+    }
+
+    /// Adds virtio devices in order. Their register pages are mapped read-only into the guest, so
+    /// that only writes exit; where the hypervisor cannot do that, the bus answers the reads.
+    pub(crate) fn add_virtio(
+        &mut self,
+        vm: &dyn X86Vm,
+        ram: &GuestRam,
+        devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<(), MachineError> {
+        if devices.len() > MAX_VIRTIO_DEVICES {
+            return Err(MachineError::TooManyDevices(devices.len(), MAX_VIRTIO_DEVICES));
+        }
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let pages = RegisterPage::contiguous(devices.len()).map_err(MachineError::Host)?;
+        let registers = MemorySlot {
+            guest: layout::VIRTIO_BASE,
+            host: pages[0].host(),
+            len: devices.len() * VIRTIO_STRIDE as usize,
+            read_only: true,
+            track_dirty: false,
+        };
+        for (index, (device, page)) in devices.into_iter().zip(pages).enumerate() {
+            let (base, pin) = layout::virtio_slot(index);
+            let transport = MmioTransport::new(device, page, ram.clone(), self.pin(pin)?)
+                .map_err(MachineError::Host)?;
+            for bell in transport.doorbells() {
+                let doorbell = Doorbell { guest: base + bell.offset, value: bell.value };
+                match vm.doorbell(doorbell, bell.event) {
+                    Ok(()) | Err(HvError::Unsupported(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.mmio.insert(base..base + VIRTIO_STRIDE, Arc::clone(&transport) as Arc<_>)?;
+            self.transports.push(transport);
+        }
+        // SAFETY: the pages live as long as the transports, which the machine keeps until the VM
+        // is gone, and are only ever accessed as atomics.
+        match unsafe { vm.map(&registers) } {
+            Ok(()) | Err(HvError::Unsupported(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What the kernel must be told of the virtio devices (`Documentation/admin-guide/
+    /// kernel-parameters.txt`, `virtio_mmio.device`).
+    pub(crate) fn command_line(&self) -> String {
+        let mut line = String::new();
+        for (base, pin) in (0..self.transports.len()).map(layout::virtio_slot) {
+            line += &format!(" virtio_mmio.device=4K@{base:#x}:{pin}");
+        }
+        line
+    }
+
+    fn pin(&self, pin: u8) -> Result<Arc<dyn Interrupt>, MachineError> {
+        self.ioapic.pin(pin).ok_or(MachineError::TooManyDevices(pin.into(), MAX_VIRTIO_DEVICES))
+    }
+}

@@ -1,0 +1,287 @@
+//! A machine from its parts to its end.
+
+use std::any::Any;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cabana_boot::x86_64::{self, Boot};
+use cabana_boot::{BootError, Initrd, Kernel};
+use cabana_bus::RangeTaken;
+use cabana_hv::x86::cpuid;
+use cabana_hv::{HvError, MemorySlot, VcpuSetup, X86Vm, x86};
+use cabana_memory::{GuestRam, MemoryError};
+use cabana_platform::SerialInput;
+use cabana_virtio::{MmioTransport, VirtioDevice};
+
+use crate::board::Board;
+use crate::control::{Control, Outcome};
+use crate::exits::{Counters, ExitCounts};
+use crate::layout;
+use crate::timeline::Timeline;
+use crate::vcpu::{self, Running, Shared};
+
+const PAGE: u64 = 4096;
+
+/// What a machine is made of.
+pub struct Setup {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Bytes of RAM, whole pages.
+    pub memory: u64,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its initramfs.
+    pub initrd: Option<Initrd>,
+    /// Its command line; the virtio devices are added behind.
+    pub command_line: String,
+    /// Virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Memory that devices bring along.
+    pub device_memory: Vec<DeviceMemory>,
+    /// Where COM1's output goes; without it there is no COM1.
+    pub serial: Option<Box<dyn Write + Send>>,
+    /// Where moments of the start are noted.
+    pub timeline: Arc<Timeline>,
+}
+
+/// Host memory that appears in the guest beside RAM.
+pub struct DeviceMemory {
+    /// Guest-physical address, from [`layout::device_memory`] on.
+    pub guest: u64,
+    /// Its address in this process.
+    pub host: *mut u8,
+    /// Length in bytes, whole pages.
+    pub len: usize,
+    /// The guest may only read.
+    pub read_only: bool,
+    /// Keeps the memory until the machine is gone.
+    pub owner: Arc<dyn Any + Send + Sync>,
+}
+
+/// Why a machine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The kernel or what belongs to it.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HvError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] RangeTaken),
+    /// More vCPUs than the host gives, or none.
+    #[error("{0} vCPUs are not possible; this host gives a machine 1 to {1}")]
+    Cpus(u32, u32),
+    /// RAM that is not whole pages, or none.
+    #[error("{0} bytes of memory are not possible; give whole pages of 4 KiB")]
+    MemorySize(u64),
+    /// More virtio devices than interrupt pins.
+    #[error("{0} devices are more than a machine has interrupt lines ({1})")]
+    TooManyDevices(usize, usize),
+    /// The host refused a thread or memory.
+    #[error("the host refused what a machine needs: {0}")]
+    Host(#[source] io::Error),
+}
+
+/// What [`Machine::observe`] saw.
+#[derive(Clone, Copy, Debug)]
+pub struct Observation {
+    /// Exits so far.
+    pub exits: ExitCounts,
+    /// How the guest's time-stamp counter lies on the host's clock.
+    pub clock: Option<GuestClock>,
+}
+
+/// A moment on the guest's and on the host's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestClock {
+    /// The first vCPU's time-stamp counter.
+    pub tsc: u64,
+    /// The same moment on the host's monotonic clock.
+    pub at: Duration,
+    /// Ticks per millisecond.
+    pub khz: u32,
+}
+
+impl GuestClock {
+    /// When the counter stood at an earlier `tsc`, on the host's monotonic clock.
+    pub fn host_time(&self, tsc: u64) -> Duration {
+        let ticks = u128::from(self.tsc.saturating_sub(tsc));
+        let nanoseconds = ticks * 1_000_000 / u128::from(self.khz.max(1));
+        self.at.saturating_sub(Duration::from_nanos(nanoseconds as u64))
+    }
+}
+
+/// A running machine. Dropping it stops it.
+pub struct Machine {
+    vcpus: Vec<Running>,
+    shared: Arc<Shared>,
+    transports: Vec<Arc<MmioTransport>>,
+    serial: Option<SerialInput>,
+    ram: GuestRam,
+    tsc_khz: u32,
+    // In this order: the VM is gone before the memory that it sees.
+    _vm: Arc<dyn X86Vm>,
+    _device_memory: Vec<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Machine {
+    /// Builds the machine and starts its vCPUs.
+    pub fn start(vm: Box<dyn X86Vm>, setup: Setup) -> Result<Self, MachineError> {
+        let vm: Arc<dyn X86Vm> = Arc::from(vm);
+        let Setup { cpus, memory, timeline, .. } = setup;
+        let most = vm.max_vcpus().min(x86_64::MAX_CPUS);
+        if cpus == 0 || cpus > most {
+            return Err(MachineError::Cpus(cpus, most));
+        }
+        if memory == 0 || memory % PAGE != 0 {
+            return Err(MachineError::MemorySize(memory));
+        }
+        let ram = GuestRam::new(&layout::ram_pieces(memory))?;
+        let control = Arc::new(Control::default());
+        let mut board = Board::new(&vm, &control)?;
+        let serial = setup.serial.map(|output| board.add_serial(output)).transpose()?;
+        board.add_virtio(vm.as_ref(), &ram, setup.devices)?;
+        timeline.mark("devices made");
+
+        let command_line = setup.command_line + &board.command_line();
+        let boot = Boot {
+            kernel: &setup.kernel,
+            initrd: setup.initrd.as_ref(),
+            command_line: command_line.trim_start(),
+            cpus,
+        };
+        let start = x86_64::load(&boot, &ram)?;
+        timeline.mark("kernel loaded");
+        map_memory(vm.as_ref(), &ram, &setup.device_memory)?;
+        timeline.mark("memory mapped");
+
+        let Board { mmio, pio, transports, .. } = board;
+        let shared =
+            Arc::new(Shared { mmio, pio, control, counters: Counters::default(), timeline });
+        let supported = vm.supported_cpuid()?;
+        let (tsc_khz, apic_khz) = (vm.tsc_khz()?, vm.apic_khz());
+        let mut machine = Self {
+            vcpus: Vec::with_capacity(cpus as usize),
+            shared,
+            transports,
+            serial,
+            ram,
+            tsc_khz,
+            _vm: Arc::clone(&vm),
+            _device_memory: setup.device_memory.into_iter().map(|memory| memory.owner).collect(),
+        };
+        for index in 0..cpus {
+            let options = cpuid::Options { index, count: cpus, tsc_khz, apic_khz };
+            let cpuid = cpuid::for_guest(&supported, options);
+            let msrs = x86::firmware_msrs(&cpuid);
+            let seat = vm.vcpu_seat(VcpuSetup { index, cpuid, msrs })?;
+            let boot = (index == 0).then_some(start);
+            let running = vcpu::spawn(index, seat, boot, Arc::clone(&machine.shared))
+                .map_err(MachineError::Host)?;
+            machine.vcpus.push(running);
+        }
+        Ok(machine)
+    }
+
+    /// Waits until the machine ends by itself or is stopped.
+    pub fn wait(&self) -> Outcome {
+        self.shared.control.outcome()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Outcome> {
+        self.shared.control.ended()
+    }
+
+    /// Ends the machine now, whatever the guest does; whoever waits learns of it.
+    pub fn stop(&self) {
+        self.shared.control.end(Outcome::Stopped);
+        self.kick_all();
+    }
+
+    /// Holds all vCPUs; returns when none runs.
+    pub fn pause(&self) {
+        self.shared.control.request_pause();
+        self.kick_all();
+        self.shared.control.wait_parked(self.vcpus.len() as u32);
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        self.shared.control.resume();
+    }
+
+    /// Looks at the machine from outside. Holds it for a moment, since a vCPU's counters belong to
+    /// its thread.
+    pub fn observe(&self) -> Observation {
+        let user = self.shared.counters.read(None);
+        self.pause();
+        let reports = self.shared.control.reports();
+        self.resume();
+        let total = reports.iter().map(|report| report.and_then(|report| report.exits)).sum();
+        let first = reports.first().copied().flatten();
+        let clock = first.and_then(|first| {
+            Some(GuestClock { tsc: first.tsc?, at: first.at, khz: self.tsc_khz })
+        });
+        Observation { exits: ExitCounts { total, ..user }, clock }
+    }
+
+    /// COM1's other end, if there is a COM1.
+    pub fn serial(&self) -> Option<&SerialInput> {
+        self.serial.as_ref()
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn kick_all(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.kicker.kick();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        for vcpu in self.vcpus.drain(..) {
+            let _ = vcpu.thread.join();
+        }
+        for transport in &self.transports {
+            transport.stop();
+        }
+    }
+}
+
+fn map_memory(
+    vm: &dyn X86Vm,
+    ram: &GuestRam,
+    device_memory: &[DeviceMemory],
+) -> Result<(), HvError> {
+    let ram = ram.slots().map(|slot| (slot.guest.0, slot.host, slot.len, false));
+    let others = device_memory.iter().map(|slot| (slot.guest, slot.host, slot.len, slot.read_only));
+    for (guest, host, len, read_only) in ram.chain(others) {
+        let slot = MemorySlot { guest, host, len, read_only, track_dirty: false };
+        // SAFETY: the machine keeps RAM and the owners of device memory until the VM and its vCPUs
+        // are gone; `GuestRam` hands out no references, and device memory is its owner's promise.
+        unsafe { vm.map(&slot)? };
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

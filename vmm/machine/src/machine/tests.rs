@@ -1,0 +1,126 @@
+//! The board over the scripted hypervisor: what a guest does arrives where it should.
+
+use super::*;
+use cabana_hv::fake::FakeHypervisor;
+use cabana_hv::{VmEntry, VmExit};
+
+/// A kernel of one empty page at 1 MiB.
+fn kernel() -> Kernel {
+    let mut bytes = vec![0; 0x2000];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(18, &62_u16.to_le_bytes());
+    put(24, &0x10_0000_u64.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    for (at, value) in [(0, 1), (8, 0x1000), (24, 0x10_0000), (32, 0x1000_u64), (40, 0x1000)] {
+        put(64 + at, &value.to_le_bytes());
+    }
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&bytes).unwrap();
+    Kernel::open(file.path()).unwrap()
+}
+
+fn setup() -> Setup {
+    Setup {
+        cpus: 1,
+        memory: 4 << 20,
+        kernel: kernel(),
+        initrd: None,
+        command_line: String::new(),
+        devices: Vec::new(),
+        device_memory: Vec::new(),
+        serial: None,
+        timeline: Arc::new(Timeline::new()),
+    }
+}
+
+fn run(script: impl IntoIterator<Item = VmExit>, setup: Setup) -> (Outcome, FakeHypervisor) {
+    let fake = FakeHypervisor::with_script(script);
+    let machine = Machine::start(Box::new(fake.vm()), setup).unwrap();
+    let outcome = machine.wait();
+    drop(machine);
+    (outcome, fake)
+}
+
+#[test]
+fn the_exit_port_ends_the_machine() {
+    let (outcome, fake) = run([VmExit::PioWrite { port: 0xf4, size: 1, data: 42 }], setup());
+    assert_eq!(outcome, Outcome::Exit(42));
+    assert_eq!(fake.record().boot.unwrap().regs.rip, 0x10_0000);
+    assert_eq!(fake.record().slots, [(0, 4 << 20)]);
+}
+
+#[test]
+fn a_reset_and_a_triple_fault_are_told_apart() {
+    let reset = VmExit::PioWrite { port: 0x64, size: 1, data: 0xfe };
+    assert_eq!(run([reset], setup()).0, Outcome::Reset);
+    assert_eq!(run([VmExit::Shutdown], setup()).0, Outcome::TripleFault);
+}
+
+#[test]
+fn nobody_home_reads_as_ones() {
+    let script = [
+        VmExit::MmioRead { addr: 0xe000_0000, size: 4 },
+        VmExit::PioRead { port: 0x1234, size: 2 },
+        VmExit::MmioWrite { addr: 0xe000_0000, size: 8, data: 1 },
+        VmExit::Shutdown,
+    ];
+    let (_, fake) = run(script, setup());
+    assert_eq!(
+        fake.record().entries,
+        [VmEntry::Resume, VmEntry::Data(0xffff_ffff), VmEntry::Data(0xffff), VmEntry::Resume]
+    );
+}
+
+#[test]
+fn serial_output_interrupts_through_the_io_apic() {
+    let ioapic =
+        |offset: u64, data| VmExit::MmioWrite { addr: 0xfec0_0000 + offset, size: 4, data };
+    let port = |port, data| VmExit::PioWrite { port, size: 1, data };
+    // Pin 4 to vector 0x34, then "transmitter empty" interrupts on, then a byte.
+    let script = [ioapic(0, 0x18), ioapic(0x10, 0x34), port(0x3f9, 2), port(0x3f8, 0x41)];
+    let (outcome, fake) = run(script, Setup { serial: Some(Box::new(io::sink())), ..setup() });
+    assert_eq!(outcome, Outcome::TripleFault);
+    assert!(fake.record().msis.contains(&x86::Msi { address: 0xfee0_0000, data: 0x34 }));
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let start = |setup| Machine::start(Box::new(FakeHypervisor::default().vm()), setup);
+    assert!(matches!(start(Setup { cpus: 0, ..setup() }), Err(MachineError::Cpus(0, 4))));
+    assert!(matches!(start(Setup { cpus: 5, ..setup() }), Err(MachineError::Cpus(5, 4))));
+    let odd = start(Setup { memory: 4095, ..setup() });
+    assert!(matches!(odd, Err(MachineError::MemorySize(4095))));
+    let small = start(Setup { memory: 1 << 20, ..setup() });
+    assert!(matches!(small, Err(MachineError::Boot(BootError::TooLittleMemory { .. }))));
+}
+
+#[test]
+fn a_halted_machine_can_be_paused_and_stopped() {
+    let fake = FakeHypervisor::with_script([VmExit::Halt]);
+    let machine = Machine::start(Box::new(fake.vm()), setup()).unwrap();
+    machine.stop();
+    assert_eq!(machine.wait(), Outcome::Stopped);
+}
+
+#[test]
+fn a_running_machine_can_be_observed() {
+    let fake = FakeHypervisor::with_script([VmExit::PioRead { port: 1, size: 1 }, VmExit::Halt]);
+    let machine = Machine::start(Box::new(fake.vm()), setup()).unwrap();
+    let exits = loop {
+        let exits = machine.observe().exits;
+        if exits.pio_reads == 1 {
+            break exits;
+        }
+    };
+    assert_eq!((exits.mmio_reads, exits.total), (0, None));
+}
+
+#[test]
+fn the_guests_stamps_lie_on_the_hosts_clock() {
+    let clock = GuestClock { tsc: 3_000_000, at: Duration::from_millis(50), khz: 1_000_000 };
+    assert_eq!(clock.host_time(1_000_000), Duration::from_millis(48));
+    assert_eq!(clock.host_time(9_000_000), Duration::from_millis(50));
+}

@@ -1,0 +1,103 @@
+//! A vCPU's thread: enter the guest, take the exit to the bus, enter again.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use cabana_boot::x86_64::Start;
+use cabana_bus::Bus;
+use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
+use cabana_os::process::monotonic;
+
+use crate::control::{Control, Next, Outcome, VcpuReport};
+use crate::entry::boot_state;
+use crate::exits::Counters;
+use crate::timeline::Timeline;
+
+/// What vCPU threads share.
+pub(crate) struct Shared {
+    pub(crate) mmio: Bus,
+    pub(crate) pio: Bus,
+    pub(crate) control: Arc<Control>,
+    pub(crate) counters: Counters,
+    pub(crate) timeline: Arc<Timeline>,
+}
+
+/// A running vCPU.
+pub(crate) struct Running {
+    pub(crate) kicker: Box<dyn VcpuKicker>,
+    pub(crate) thread: JoinHandle<()>,
+}
+
+/// Starts the thread of vCPU `index`; `boot` says how the first one starts.
+pub(crate) fn spawn(
+    index: u32,
+    seat: Box<dyn VcpuSeat>,
+    boot: Option<Start>,
+    shared: Arc<Shared>,
+) -> std::io::Result<Running> {
+    let kicker = seat.kicker();
+    let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 << 10).spawn(
+        move || {
+            if let Err(error) = run(index, seat, boot, &shared) {
+                shared.control.end(Outcome::Failed(error.to_string()));
+            }
+        },
+    )?;
+    Ok(Running { kicker, thread })
+}
+
+fn run(
+    index: u32,
+    seat: Box<dyn VcpuSeat>,
+    boot: Option<Start>,
+    shared: &Shared,
+) -> Result<(), HvError> {
+    let mut vcpu = seat.bind()?;
+    if let Some(boot) = boot {
+        vcpu.set_boot_state(&boot_state(boot))?;
+        shared.timeline.mark(FIRST_INSTRUCTION);
+    }
+    let mut entry = VmEntry::Resume;
+    loop {
+        let exit = vcpu.run(entry)?;
+        shared.counters.count(&exit);
+        entry = VmEntry::Resume;
+        match exit {
+            VmExit::MmioRead { addr, size } => {
+                let mut data = [0; 8];
+                shared.mmio.read(addr, &mut data[..usize::from(size.min(8))]);
+                entry = VmEntry::Data(u64::from_le_bytes(data));
+            }
+            VmExit::MmioWrite { addr, size, data } => {
+                shared.mmio.write(addr, &data.to_le_bytes()[..usize::from(size.min(8))]);
+            }
+            VmExit::PioRead { port, size } => {
+                let mut data = [0; 8];
+                shared.pio.read(port.into(), &mut data[..usize::from(size.min(4))]);
+                entry = VmEntry::Data(u64::from_le_bytes(data));
+            }
+            VmExit::PioWrite { port, size, data } => {
+                shared.pio.write(port.into(), &data.to_le_bytes()[..usize::from(size.min(4))]);
+            }
+            VmExit::Halt => {
+                shared.control.wait_end(index, || report(vcpu.as_mut()));
+                return Ok(());
+            }
+            VmExit::Shutdown => shared.control.end(Outcome::TripleFault),
+            // Our I/O APIC has no level-triggered lines, so that nothing is to be done at their end.
+            VmExit::Kicked | VmExit::EndOfInterrupt { .. } => {}
+        }
+        // A device may have ended the machine in this thread; others are kicked.
+        let looked = matches!(exit, VmExit::Kicked | VmExit::Shutdown | VmExit::PioWrite { .. });
+        if looked && shared.control.checkpoint(index, || report(vcpu.as_mut())) == Next::End {
+            return Ok(());
+        }
+    }
+}
+
+/// The mark just before the guest's first instruction.
+pub(crate) const FIRST_INSTRUCTION: &str = "first guest instruction";
+
+fn report(vcpu: &mut dyn Vcpu) -> VcpuReport {
+    VcpuReport { exits: vcpu.exits(), tsc: vcpu.tsc().ok(), at: monotonic() }
+}
