@@ -251,3 +251,79 @@ impl<'a> Writer<'a> {
 fn too_short(len: usize) -> MemoryError {
     MemoryError::OutOfRange { addr: 0, len }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Setup, TestDriver, bare_queue};
+    use crate::{Queue, QueueContext};
+
+    fn queue() -> (TestDriver, Queue) {
+        let (driver, QueueContext { queue, .. }) = bare_queue(16, Setup::default());
+        (driver, queue)
+    }
+
+    #[test]
+    fn a_reader_joins_the_pieces_and_stops_at_the_end() {
+        let (mut driver, mut queue) = queue();
+        driver.submit(0, &[&[1], &[2, 0, 3], &[0, 0, 0, 9]], &[]);
+        let chain = queue.pop().unwrap().unwrap();
+        let mut reader = chain.reader();
+        assert_eq!(reader.read::<u8>().unwrap(), 1);
+        let again = reader.clone();
+        assert_eq!(reader.read::<u16>().unwrap().to_le(), 2);
+        assert_eq!(reader.read::<u32>().unwrap().to_le(), 3);
+        assert_eq!((reader.left(), again.left()), (1, 7));
+        assert!(reader.read::<u16>().is_err());
+        assert_eq!(reader.read::<u8>().unwrap(), 9, "a failed read takes nothing");
+        assert!(reader.read::<u8>().is_err());
+        assert!(chain.writer().write_all(&[0]).is_err());
+    }
+
+    #[test]
+    fn a_header_is_written_after_the_data() {
+        let (mut driver, mut queue) = queue();
+        driver.submit(0, &[], &[3, 2, 4]);
+        let chain = queue.pop().unwrap().unwrap();
+        let mut data = chain.writer();
+        assert!(chain.writer().split(10).is_none());
+        let mut header = data.split(4).unwrap();
+        assert_eq!((header.left(), data.left()), (4, 5));
+        data.write_all(b"data").unwrap();
+        assert!(header.write_all(b"heads").is_err());
+        header.write_all(b"head").unwrap();
+        assert!(header.write_all(b"s").is_err(), "a part ends where it was cut");
+        queue.push(&chain, header.written() + data.written()).unwrap();
+        assert_eq!(driver.poll(0).unwrap().written, b"headdata");
+    }
+
+    #[test]
+    fn pieces_follow_the_segments_and_the_length_asked_for() {
+        let (mut driver, mut queue) = queue();
+        driver.submit(0, &[b"ab", b"cdef"], &[5, 5]);
+        let chain = queue.pop().unwrap().unwrap();
+        let mut reader = chain.reader();
+        reader.read::<u8>().unwrap();
+        let lens: Vec<usize> = reader.pieces(3).unwrap().iter().map(|piece| piece.len).collect();
+        assert_eq!((lens, reader.left()), (vec![1, 2], 2));
+        let rest = reader.pieces(100).unwrap();
+        assert_eq!((rest.len(), rest[0].len, reader.left()), (1, 2, 0));
+        assert!(reader.pieces(1).unwrap().is_empty());
+        let mut writer = chain.writer();
+        assert!(writer.pieces(0).unwrap().is_empty());
+        let room: usize = writer.pieces(7).unwrap().iter().map(|piece| piece.len).sum();
+        assert_eq!((room, writer.left(), writer.written()), (7, 3, 0));
+        writer.advance(7);
+        writer.write_all(b"end").unwrap();
+        assert_eq!(writer.written(), 10);
+    }
+
+    #[test]
+    fn empty_descriptors_are_stepped_over() {
+        let (mut driver, mut queue) = queue();
+        driver.submit(0, &[b"", b"a", b"", b"b", b""], &[0, 1, 0]);
+        let chain = queue.pop().unwrap().unwrap();
+        assert_eq!(chain.reader().read::<[u8; 2]>().unwrap(), *b"ab");
+        chain.writer().write_all(b"c").unwrap();
+        assert_eq!(chain.reader().pieces(2).unwrap().len(), 2);
+    }
+}

@@ -19,7 +19,10 @@ use cabana_bus::{BusDevice, Interrupt};
 use cabana_memory::{GuestAddress, GuestRam};
 
 use crate::registers as reg;
-use crate::{F_EVENT_IDX, F_INDIRECT_DESC, MmioTransport, QueueLayout, RegisterPage, VirtioDevice};
+use crate::{
+    F_EVENT_IDX, F_INDIRECT_DESC, Identity, MmioTransport, QueueContext, QueueLayout, QueueState,
+    RegisterPage, StartError, VirtioDevice,
+};
 
 /// `VIRTQ_DESC_F_NEXT`.
 pub const NEXT: u16 = 1;
@@ -524,6 +527,37 @@ impl TestDriver {
         self.allocated.insert(start, end);
         start
     }
+}
+
+/// A device that hands out its queues, so that a test serves them itself.
+#[derive(Debug)]
+struct Holder {
+    queue_size: u16,
+    queue: Arc<Mutex<Option<QueueContext>>>,
+}
+
+impl VirtioDevice for Holder {
+    fn identity(&self) -> Identity {
+        let queue_sizes = vec![self.queue_size];
+        Identity { device_type: 42, features: 0, queue_sizes, config_len: 0 }
+    }
+
+    fn start_queue(&mut self, _index: u16, context: QueueContext) -> Result<(), StartError> {
+        *self.queue.lock().unwrap() = Some(context);
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
+        None
+    }
+}
+
+/// A driver and the one queue of its device, for tests of what lies below a device.
+pub fn bare_queue(queue_size: u16, setup: Setup) -> (TestDriver, QueueContext) {
+    let queue = Arc::default();
+    let driver = TestDriver::with(Holder { queue_size, queue: Arc::clone(&queue) }, setup);
+    let context = queue.lock().unwrap().take().expect("a queue that has started");
+    (driver, context)
 }
 
 /// A seeded source of bytes for tests that try much (xorshift64*).

@@ -466,3 +466,6 @@ impl std::fmt::Debug for MmioTransport {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
