@@ -1,6 +1,7 @@
 //! A queue served on an event loop: the loop that most devices share.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cabana_os::{LoopHandle, Token};
@@ -13,6 +14,8 @@ pub struct ServedQueue {
     queue: Arc<Mutex<Queue>>,
     events: LoopHandle,
     token: Token,
+    /// Cuts a round short, so that stopping waits for one buffer only.
+    stop: Arc<AtomicBool>,
 }
 
 impl ServedQueue {
@@ -27,13 +30,15 @@ impl ServedQueue {
         let queue = Arc::new(Mutex::new(queue));
         let served = Arc::clone(&queue);
         let again = doorbell.try_clone()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
         let mut broken = false;
         let token = events.add_event(&doorbell, move || {
             let mut queue = served.lock().unwrap_or_else(PoisonError::into_inner);
             if broken {
                 return;
             }
-            let round = serve_round(&mut queue, &mut serve);
+            let round = serve_round(&mut queue, &stopping, &mut serve);
             let notify = round.served && queue.needs_interrupt().unwrap_or(true);
             if notify {
                 interrupt.used_buffer();
@@ -49,19 +54,24 @@ impl ServedQueue {
         })?;
         // What the driver offered before anyone listened.
         doorbell.signal();
-        Ok(Self { queue, events: events.clone(), token })
+        Ok(Self { queue, events: events.clone(), token, stop })
     }
 
     /// Ends the service and says where the queue stands.
     pub fn stop(self) -> QueueState {
-        self.events.remove(self.token);
+        self.remove();
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).state()
+    }
+
+    fn remove(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.events.remove(self.token);
     }
 }
 
 impl Drop for ServedQueue {
     fn drop(&mut self) {
-        self.events.remove(self.token);
+        self.remove();
     }
 }
 
@@ -74,11 +84,18 @@ struct Round {
 
 /// Serves what is there, but no more than a queue full: a driver that never stops must not keep the
 /// loop from others.
-fn serve_round(queue: &mut Queue, serve: &mut impl FnMut(&Chain) -> u32) -> Round {
+fn serve_round(
+    queue: &mut Queue,
+    stop: &AtomicBool,
+    serve: &mut impl FnMut(&Chain) -> u32,
+) -> Round {
     let mut served = false;
     let mut round = || -> Result<bool, QueueError> {
         queue.disable_doorbell()?;
         for _ in 0..queue.size() {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
             let Some(chain) = queue.pop()? else {
                 if queue.enable_doorbell()? {
                     continue;
@@ -98,7 +115,7 @@ fn serve_round(queue: &mut Queue, serve: &mut impl FnMut(&Chain) -> u32) -> Roun
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Noise, RawDescriptor, Setup, TestDriver, WRITE};
+    use crate::testing::{Noise, RawDescriptor, Setup, TestDriver, WRITE, bare_queue};
     use crate::{Identity, StartError, VirtioDevice};
     use cabana_os::EventLoop;
 
@@ -194,17 +211,45 @@ mod tests {
     }
 
     #[test]
+    fn stopping_waits_for_one_buffer_and_leaves_the_others() {
+        let events = EventLoop::spawn("test").unwrap();
+        let (mut driver, context) = bare_queue(8, Setup::default());
+        for _ in 0..4 {
+            driver.submit(0, &[b"x"], &[]);
+        }
+        let (entered, has_entered) = std::sync::mpsc::channel();
+        let (leave, may_leave) = std::sync::mpsc::channel();
+        let queue = ServedQueue::start(&events.handle(), context, move |_| {
+            entered.send(()).unwrap();
+            may_leave.recv().unwrap();
+            0
+        })
+        .unwrap();
+        has_entered.recv().unwrap();
+        let stop = Arc::clone(&queue.stop);
+        let stopping = std::thread::spawn(move || queue.stop());
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        leave.send(()).unwrap();
+        let state = stopping.join().unwrap();
+        assert_eq!((state.next_avail, state.next_used), (1, 1));
+        assert_eq!(driver.wait(0).head, 0);
+        assert!(driver.poll(0).is_none());
+    }
+
+    #[test]
     fn a_driver_that_never_stops_offering_does_not_keep_the_queue_from_stopping() {
         let events = EventLoop::spawn("test").unwrap();
         let mut driver = echo(&events, Setup::default());
         driver.write_descriptor(0, 0, RawDescriptor { addr: 0x40_0000, len: 1, flags: 0, next: 0 });
         let (ram, layout) = (driver.ram().clone(), driver.layout(0));
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         // Another processor of the guest keeps the avail ring full.
         let feeder = std::thread::spawn(move || {
             use cabana_memory::GuestAddress;
-            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let used = ram.load_u16(GuestAddress(layout.used + 2)).unwrap();
                 ram.store_u16(GuestAddress(layout.avail + 2), used.wrapping_add(8)).unwrap();
             }
@@ -212,7 +257,7 @@ mod tests {
         driver.notify(0);
         std::thread::sleep(std::time::Duration::from_millis(20));
         driver.reset();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         feeder.join().unwrap();
     }
 }

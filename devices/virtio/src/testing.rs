@@ -88,6 +88,8 @@ pub struct Used {
     pub head: u16,
     /// The bytes that the device says it wrote.
     pub written: Vec<u8>,
+    /// All the writable room as the device left it; `0xa5` where it wrote nothing.
+    pub room: Vec<u8>,
 }
 
 /// The interrupt line: counts, and wakes who waits.
@@ -373,21 +375,20 @@ impl TestDriver {
         let head = u16::try_from(entry as u32).expect("a buffer's number");
         let in_flight = state.in_flight.remove(&head).expect("a buffer that was offered");
         state.free.extend(&in_flight.descriptors);
-        let mut left = (entry >> 32) as usize;
-        let mut written = Vec::with_capacity(left);
+        let mut room = Vec::new();
         for &(addr, len) in &in_flight.writable {
             let mut bytes = vec![0; len + GUARD.len()];
             self.ram.read_bytes(GuestAddress(addr), &mut bytes).unwrap();
             assert_eq!(bytes[len..], GUARD, "the device wrote behind a buffer");
-            let count = left.min(len);
-            written.extend_from_slice(&bytes[..count]);
-            left -= count;
+            room.extend_from_slice(&bytes[..len]);
         }
-        assert_eq!(left, 0, "the device says that it wrote more than there is room for");
+        let len = (entry >> 32) as usize;
+        assert!(len <= room.len(), "the device says that it wrote more than there is room for");
+        let written = room[..len].to_vec();
         for addr in in_flight.allocated {
             self.allocated.remove(&addr);
         }
-        Some(Used { head, written })
+        Some(Used { head, written, room })
     }
 
     /// Waits for an interrupt beyond the first `before`; false if none comes in time.
