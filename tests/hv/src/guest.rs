@@ -1,0 +1,278 @@
+//! A small 64-bit guest: identity page tables, flat segments, a payload.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use cabana_hv::x86::cpuid::{self, Options};
+use cabana_hv::x86::{BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuState};
+use cabana_hv::{MemorySlot, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit, X86Vm};
+use cabana_os::Mapping;
+
+use crate::{Backend, Payload};
+
+/// Guest-physical addresses; the first 4 GiB are mapped as they are.
+pub mod layout {
+    /// Page tables, five pages and one.
+    pub const PAGE_TABLES: u64 = 0x1000;
+    /// Where [`super::Guest::real_mode`] puts its payload; SIPI vector 8.
+    pub const REAL_MODE: u64 = 0x8000;
+    /// The stack grows down from here.
+    pub const STACK: u64 = 0xa000;
+    /// Interrupt descriptors.
+    pub const IDT: u64 = 0xb000;
+    /// Segment descriptors.
+    pub const GDT: u64 = 0xc000;
+    /// Where the payload begins.
+    pub const CODE: u64 = 0x1_0000;
+    /// Where [`super::Guest::handler`] puts its payload.
+    pub const HANDLER: u64 = 0x1_8000;
+    /// Zeroed memory for results.
+    pub const DATA: u64 = 0x2_0000;
+    /// RAM ends here.
+    pub const RAM_END: u64 = 0x20_0000;
+    /// Nothing is mapped here.
+    pub const DEVICE: u64 = 0xd000_0000;
+    /// Payloads end with a write to this port.
+    pub const END_PORT: u16 = 0xf4;
+}
+
+/// No case takes longer; a vCPU that does is kicked, and its case fails.
+const WATCHDOG: Duration = Duration::from_secs(20);
+/// The code segment's selector.
+const CODE_SELECTOR: u16 = 0x10;
+
+/// A VM with some RAM.
+pub struct Guest {
+    /// The VM.
+    pub vm: Box<dyn X86Vm>,
+    cpus: u32,
+    tsc_khz: u32,
+    // After the VM, which must not outlive it.
+    ram: Mapping,
+}
+
+impl Guest {
+    /// One vCPU, this payload.
+    pub fn new(backend: &Backend, payload: Payload) -> Self {
+        Self::with_cpus(backend, payload, 1)
+    }
+
+    /// Several vCPUs; they have to be started.
+    pub fn with_cpus(backend: &Backend, payload: Payload, cpus: u32) -> Self {
+        let vm = backend.hypervisor().create_x86_vm().expect("a VM");
+        let ram = Mapping::anonymous(layout::RAM_END as usize).expect("RAM");
+        // SAFETY: the RAM outlives the VM (vCPUs end before the `Guest`, or their case has failed),
+        // and nobody makes references to it.
+        unsafe {
+            vm.map(&MemorySlot {
+                guest: 0,
+                host: ram.as_ptr(),
+                len: ram.len(),
+                read_only: false,
+                track_dirty: false,
+            })
+        }
+        .expect("RAM is mapped");
+        let tsc_khz = vm.tsc_khz().expect("the TSC's frequency");
+        let guest = Self { vm, cpus, tsc_khz, ram };
+        guest.page_tables();
+        // Null, unused, 64-bit code, data.
+        for (at, descriptor) in
+            [0, 0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff].into_iter().enumerate()
+        {
+            guest.write(layout::GDT + 8 * at as u64, &descriptor.to_le_bytes());
+        }
+        guest.write(layout::CODE, payload.code);
+        guest
+    }
+
+    /// Four GiB in pages of 2 MiB.
+    fn page_tables(&self) {
+        const LEAF: u64 = 0x83;
+        const TABLE: u64 = 3;
+        let directories = layout::PAGE_TABLES + 0x2000;
+        self.write_u64(layout::PAGE_TABLES, (layout::PAGE_TABLES + 0x1000) | TABLE);
+        for gib in 0..4 {
+            let directory = directories + 0x1000 * gib;
+            self.write_u64(layout::PAGE_TABLES + 0x1000 + 8 * gib, directory | TABLE);
+            for page in 0..512 {
+                self.write_u64(directory + 8 * page, gib << 30 | page << 21 | LEAF);
+            }
+        }
+    }
+
+    /// Puts `payload` at [`layout::HANDLER`] and makes it the handler of interrupt `vector`.
+    pub fn handler(&self, vector: u8, payload: Payload) {
+        self.write(layout::HANDLER, payload.code);
+        // A 64-bit interrupt gate (Intel SDM 3A §6.14.1); the handler is below 64 KiB times two.
+        let target = layout::HANDLER;
+        let low = target & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e << 40;
+        self.write_u64(layout::IDT + 16 * u64::from(vector), low | (target >> 16) << 48);
+    }
+
+    /// Puts `payload` at [`layout::REAL_MODE`].
+    pub fn real_mode(&self, payload: Payload) {
+        self.write(layout::REAL_MODE, payload.code);
+    }
+
+    /// Copies bytes into RAM.
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        assert!(at as usize + bytes.len() <= self.ram.len());
+        // SAFETY: within the mapping, by the line above.
+        unsafe {
+            self.ram
+                .as_ptr()
+                .add(at as usize)
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+    }
+
+    /// Writes a number into RAM.
+    pub fn write_u64(&self, at: u64, value: u64) {
+        self.write(at, &value.to_le_bytes());
+    }
+
+    /// A copy of RAM.
+    pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
+        assert!(at as usize + len <= self.ram.len());
+        let mut bytes = vec![0; len];
+        // SAFETY: within the mapping, by the line above.
+        unsafe {
+            self.ram.as_ptr().add(at as usize).copy_to_nonoverlapping(bytes.as_mut_ptr(), len);
+        }
+        bytes
+    }
+
+    /// A number in RAM.
+    pub fn read_u64(&self, at: u64) -> u64 {
+        u64::from_le_bytes(self.read(at, 8).try_into().expect("eight bytes"))
+    }
+
+    /// vCPU `index`, not bound.
+    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat> {
+        let supported = self.vm.supported_cpuid().expect("CPUID");
+        let options = Options {
+            index,
+            count: self.cpus,
+            tsc_khz: self.tsc_khz,
+            apic_khz: self.vm.apic_khz(),
+        };
+        let cpuid = cpuid::for_guest(&supported, options);
+        let msrs = cabana_hv::x86::firmware_msrs(&cpuid);
+        self.vm.vcpu_seat(VcpuSetup { index, cpuid, msrs }).expect("a vCPU")
+    }
+
+    /// vCPU 0 on this thread, at the payload's first instruction.
+    pub fn start(&self) -> Runner {
+        let mut runner = Runner::bind(self.seat(0));
+        runner.vcpu.set_boot_state(&boot_state()).expect("the boot state is taken");
+        runner
+    }
+
+    /// vCPU 0 on this thread, with a saved state.
+    pub fn resume(&self, state: &VcpuState) -> Runner {
+        let mut runner = Runner::bind(self.seat(0));
+        runner.vcpu.set_state(state).expect("the saved state is taken");
+        runner
+    }
+}
+
+/// A vCPU on its thread that cannot run forever.
+pub struct Runner {
+    /// The vCPU.
+    pub vcpu: Box<dyn Vcpu>,
+    /// Ends the watchdog when it is dropped.
+    _watchdog: Sender<()>,
+}
+
+impl Runner {
+    /// Binds `seat` to this thread.
+    pub fn bind(seat: Box<dyn VcpuSeat>) -> Self {
+        let kicker = seat.kicker();
+        Self { vcpu: seat.bind().expect("the vCPU is bound"), _watchdog: watch(kicker) }
+    }
+
+    /// Runs on to the next exit.
+    pub fn run(&mut self) -> VmExit {
+        self.answer(VmEntry::Resume)
+    }
+
+    /// Answers a read with `data` and runs on to the next exit.
+    pub fn data(&mut self, data: u64) -> VmExit {
+        self.answer(VmEntry::Data(data))
+    }
+
+    fn answer(&mut self, entry: VmEntry) -> VmExit {
+        self.vcpu.run(entry).expect("the vCPU runs")
+    }
+
+    /// Runs on and demands these exits in their order; reads are answered with the value beside
+    /// them.
+    pub fn expect(&mut self, script: &[(VmExit, u64)]) {
+        let mut entry = VmEntry::Resume;
+        for (step, &(expected, answer)) in script.iter().enumerate() {
+            let exit = self.answer(entry);
+            assert_eq!(exit, expected, "exit {step}");
+            entry = match exit {
+                VmExit::MmioRead { .. } | VmExit::PioRead { .. } => VmEntry::Data(answer),
+                _ => VmEntry::Resume,
+            };
+        }
+        let end = self.answer(entry);
+        assert!(matches!(end, VmExit::PioWrite { port: layout::END_PORT, .. }), "{end:?}");
+    }
+
+    /// Runs on and demands that the payload ends.
+    pub fn expect_end(&mut self) {
+        self.expect(&[]);
+    }
+}
+
+/// Kicks the vCPU when time is over, unless the sender was dropped before.
+fn watch(kicker: Box<dyn VcpuKicker>) -> Sender<()> {
+    let (running, ended) = channel();
+    thread::spawn(move || {
+        // Again and again: a case may take a kick for the one that it expects.
+        while ended.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("the watchdog kicks a vCPU that ran for {WATCHDOG:?}");
+            kicker.kick();
+        }
+    });
+    running
+}
+
+/// Runs `body` with a bound vCPU on a thread of its own.
+pub fn thread_of<T: Send + 'static>(
+    seat: Box<dyn VcpuSeat>,
+    body: impl FnOnce(Runner) -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    thread::spawn(move || body(Runner::bind(seat)))
+}
+
+/// 64-bit mode with flat segments, at the payload.
+pub fn boot_state() -> BootState {
+    let data = Segment { selector: 0x18, base: 0, limit: u32::MAX, attributes: 0xc093 };
+    BootState {
+        regs: Regs { rip: layout::CODE, rsp: layout::STACK, rflags: 2, ..Regs::default() },
+        system: SystemRegs {
+            cs: Segment { selector: CODE_SELECTOR, attributes: 0xa09b, ..data },
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ss: data,
+            tr: Segment { selector: 0, base: 0, limit: 0x67, attributes: 0x8b },
+            gdt: DescriptorTable { base: layout::GDT, limit: 31 },
+            idt: DescriptorTable { base: layout::IDT, limit: 0xfff },
+            // Protection, native FPU errors and monitoring, write protection, paging.
+            cr0: 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31,
+            cr3: layout::PAGE_TABLES,
+            // PAE; SSE is ready for use.
+            cr4: 1 << 5 | 1 << 9 | 1 << 10,
+            // Long mode, enabled and active.
+            efer: 1 << 8 | 1 << 10,
+            ..SystemRegs::default()
+        },
+    }
+}
