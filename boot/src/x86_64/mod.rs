@@ -50,6 +50,8 @@ pub struct Boot<'a> {
     pub command_line: &'a str,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// Pins of the I/O APIC, at most [`IOAPIC_PINS`].
+    pub pins: u8,
 }
 
 /// How the first vCPU starts.
@@ -106,7 +108,7 @@ pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
     let mut command_line = boot.command_line.as_bytes().to_vec();
     command_line.push(0);
     ram.write_bytes(GuestAddress(COMMAND_LINE), &command_line)?;
-    mp_table::write(ram, MP_TABLE, boot.cpus)?;
+    mp_table::write(ram, MP_TABLE, boot.cpus, boot.pins)?;
 
     let map = memory_map(ram);
     let (entry, setup_header) = match format {

@@ -9,7 +9,7 @@ use crate::BootError;
 
 /// vCPUs that fit beside the I/O APIC into 8-bit APIC ids (255 is the broadcast).
 pub const MAX_CPUS: u32 = 254;
-/// Pins of our I/O APIC.
+/// The most pins of our I/O APIC.
 pub const IOAPIC_PINS: u8 = 24;
 
 const FLOATING_LEN: usize = 16;
@@ -36,12 +36,12 @@ const EXTINT: u8 = 3;
 const CONFORMS: u16 = 0;
 const ALL_CPUS: u8 = 0xff;
 
-/// Writes the floating pointer at `at` and the table behind it.
-pub(super) fn write(ram: &GuestRam, at: u64, cpus: u32) -> Result<(), BootError> {
+/// Writes the floating pointer at `at` and the table behind it; the I/O APIC has `pins` pins.
+pub(super) fn write(ram: &GuestRam, at: u64, cpus: u32, pins: u8) -> Result<(), BootError> {
     if cpus == 0 || cpus > MAX_CPUS {
         return Err(BootError::TooManyCpus(cpus, MAX_CPUS));
     }
-    let table = table(cpus as u8);
+    let table = table(cpus as u8, pins);
     let mut floating = [0; FLOATING_LEN];
     floating[..4].copy_from_slice(b"_MP_");
     floating[4..8].copy_from_slice(&((at as u32) + FLOATING_LEN as u32).to_le_bytes());
@@ -53,7 +53,7 @@ pub(super) fn write(ram: &GuestRam, at: u64, cpus: u32) -> Result<(), BootError>
     Ok(())
 }
 
-fn table(cpus: u8) -> Vec<u8> {
+fn table(cpus: u8, pins: u8) -> Vec<u8> {
     let ioapic_id = cpus;
     let mut entries = Vec::new();
     let mut count = 0_u16;
@@ -74,7 +74,7 @@ fn table(cpus: u8) -> Vec<u8> {
     ioapic[4..].copy_from_slice(&(IO_APIC as u32).to_le_bytes());
     add(&ioapic);
     let [polarity, trigger] = CONFORMS.to_le_bytes();
-    for pin in 0..IOAPIC_PINS {
+    for pin in 0..pins {
         add(&[IO_INTERRUPT, VECTORED, polarity, trigger, 0, pin, ioapic_id, pin]);
     }
     add(&[LOCAL_INTERRUPT, EXTINT, polarity, trigger, 0, 0, 0, 0]);
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_table_adds_up() {
-        let table = table(3);
+        let table = table(3, 24);
         assert_eq!(table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
         assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
         // 3 processors, a bus, an I/O APIC, 24 pins, 2 local lines.

@@ -43,7 +43,7 @@ fn elf(pvh: bool) -> Vec<u8> {
 fn boot_file(bytes: &[u8], ram: &GuestRam, command_line: &str) -> Result<Start, BootError> {
     let file = file(bytes);
     let kernel = Kernel::open(file.path())?;
-    load(&Boot { kernel: &kernel, initrd: None, command_line, cpus: 1 }, ram)
+    load(&Boot { kernel: &kernel, initrd: None, command_line, cpus: 1, pins: 24 }, ram)
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn an_initrd_lies_at_the_top_of_ram() {
     let (kernel, cpio) = (file(&elf(true)), file(b"070701 and so on"));
     let kernel = Kernel::open(kernel.path()).unwrap();
     let initrd = Initrd::open(cpio.path()).unwrap();
-    let boot = Boot { kernel: &kernel, initrd: Some(&initrd), command_line: "", cpus: 2 };
+    let boot = Boot { kernel: &kernel, initrd: Some(&initrd), command_line: "", cpus: 2, pins: 24 };
     load(&boot, &ram).unwrap();
     let module = ram.read::<u64>(GuestAddress(0x6010)).unwrap();
     assert_eq!(ram.read::<u64>(GuestAddress(module)).unwrap(), (32 << 20) - 4096);

@@ -1,4 +1,4 @@
-//! The I/O APIC (Intel 82093AA datasheet §3): 24 pins whose entries say which message goes to which
+//! The I/O APIC (Intel 82093AA datasheet §3): up to 24 pins whose entries say which message goes to which
 //! local APIC. The local APICs are the hypervisor's; messages leave through a [`MessageSink`].
 //!
 //! Every device of ours is edge-triggered, so an entry that the guest makes level-triggered is
@@ -17,8 +17,8 @@ const REG_VERSION: u8 = 0x01;
 const REG_ARBITRATION: u8 = 0x02;
 const REG_TABLE: u8 = 0x10;
 
-/// Version 0x11, highest entry 23.
-const VERSION: u32 = 0x11 | (PINS as u32 - 1) << 16;
+/// Version 0x11; the number of the highest entry stands above it.
+const VERSION: u32 = 0x11;
 
 const ENTRY_MASKED: u64 = 1 << 16;
 /// Delivery status and remote IRR are the I/O APIC's own.
@@ -36,6 +36,7 @@ pub trait MessageSink: Send + Sync {
 
 /// The device; its pins are [`Interrupt`]s.
 pub struct IoApic {
+    pins: u8,
     registers: Mutex<Registers>,
     sink: Box<dyn MessageSink>,
 }
@@ -49,17 +50,20 @@ struct Registers {
 }
 
 impl IoApic {
-    /// All pins masked, as after reset.
-    pub fn new(sink: Box<dyn MessageSink>) -> Arc<Self> {
+    /// All pins masked, as after reset. A kernel sets up every pin that there is, with some eight
+    /// exits each: have no more than are used.
+    pub fn new(pins: u8, sink: Box<dyn MessageSink>) -> Arc<Self> {
+        let pins = pins.clamp(1, PINS as u8);
         let registers =
             Registers { select: 0, id: 0, entries: [ENTRY_MASKED; PINS], pending: [false; PINS] };
-        Arc::new(Self { registers: Mutex::new(registers), sink })
+        Arc::new(Self { pins, registers: Mutex::new(registers), sink })
     }
 
     /// The line into `pin`; `None` beyond the last.
     pub fn pin(self: &Arc<Self>, pin: u8) -> Option<Arc<dyn Interrupt>> {
-        let pin = usize::from(pin);
-        (pin < PINS).then(|| Arc::new(Pin { ioapic: Arc::clone(self), pin }) as Arc<dyn Interrupt>)
+        (pin < self.pins).then(|| {
+            Arc::new(Pin { ioapic: Arc::clone(self), pin: pin.into() }) as Arc<dyn Interrupt>
+        })
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {
@@ -97,7 +101,7 @@ impl BusDevice for IoApic {
         let registers = self.registers();
         let value = match offset {
             IOREGSEL => u32::from(registers.select),
-            IOWIN => registers.read(),
+            IOWIN => registers.read(self.pins),
             _ => 0,
         };
         for (byte, value) in data.iter_mut().zip(value.to_le_bytes().into_iter().chain([0; 4])) {
@@ -124,10 +128,10 @@ impl BusDevice for IoApic {
 }
 
 impl Registers {
-    fn read(&self) -> u32 {
+    fn read(&self, pins: u8) -> u32 {
         match self.select {
             REG_ID | REG_ARBITRATION => self.id << 24,
-            REG_VERSION => VERSION,
+            REG_VERSION => VERSION | u32::from(pins - 1) << 16,
             register => table(register).map_or(0, |(pin, shift)| {
                 (self.entries.get(pin).copied().unwrap_or(0) >> shift) as u32
             }),
@@ -195,7 +199,7 @@ mod tests {
     #[test]
     fn a_pulse_becomes_the_entrys_message() {
         let sent = Sent::default();
-        let ioapic = IoApic::new(Box::new(sent.clone()));
+        let ioapic = IoApic::new(24, Box::new(sent.clone()));
         set(&ioapic, 0x10 + 2 * 5 + 1, 3 << 24);
         set(&ioapic, 0x10 + 2 * 5, 0x0821);
         ioapic.pin(5).unwrap().pulse();
@@ -206,7 +210,7 @@ mod tests {
     #[test]
     fn a_masked_pulse_waits_and_comes_once() {
         let sent = Sent::default();
-        let ioapic = IoApic::new(Box::new(sent.clone()));
+        let ioapic = IoApic::new(24, Box::new(sent.clone()));
         let pin = ioapic.pin(7).unwrap();
         pin.pulse();
         pin.pulse();
@@ -219,7 +223,7 @@ mod tests {
 
     #[test]
     fn registers_keep_what_is_the_guests() {
-        let ioapic = IoApic::new(Box::new(Sent::default()));
+        let ioapic = IoApic::new(24, Box::new(Sent::default()));
         assert_eq!(get(&ioapic, 1), 0x0017_0011);
         set(&ioapic, 0, 0x0200_0000);
         assert_eq!(get(&ioapic, 0), 0x0200_0000);
@@ -231,5 +235,8 @@ mod tests {
         ioapic.write(0x999, &[1; 8]);
         ioapic.read(IOWIN, &mut [0; 8]);
         ioapic.write(IOWIN, &[]);
+        let small = IoApic::new(7, Box::new(Sent::default()));
+        assert_eq!(get(&small, 1), 0x0006_0011);
+        assert!(small.pin(7).is_none());
     }
 }

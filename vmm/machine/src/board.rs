@@ -14,7 +14,7 @@ use cabana_platform::{
 use cabana_virtio::{MmioTransport, RegisterPage, VirtioDevice};
 
 use crate::control::{Control, Outcome};
-use crate::layout::{self, MAX_VIRTIO_DEVICES, VIRTIO_STRIDE};
+use crate::layout::{self, MAX_VIRTIO_DEVICES, Pins, VIRTIO_STRIDE};
 use crate::machine::MachineError;
 
 /// Buses with their devices.
@@ -22,6 +22,7 @@ pub(crate) struct Board {
     pub(crate) mmio: Bus,
     pub(crate) pio: Bus,
     pub(crate) transports: Vec<Arc<MmioTransport>>,
+    pub(crate) pins: Pins,
     ioapic: Arc<IoApic>,
 }
 
@@ -37,8 +38,12 @@ impl MessageSink for ToLocalApics {
 
 impl Board {
     /// A board with I/O APIC, reset port and exit port.
-    pub(crate) fn new(vm: &Arc<dyn X86Vm>, control: &Arc<Control>) -> Result<Self, MachineError> {
-        let ioapic = IoApic::new(Box::new(ToLocalApics(Arc::clone(vm))));
+    pub(crate) fn new(
+        vm: &Arc<dyn X86Vm>,
+        control: &Arc<Control>,
+        pins: Pins,
+    ) -> Result<Self, MachineError> {
+        let ioapic = IoApic::new(pins.count, Box::new(ToLocalApics(Arc::clone(vm))));
         let (mut mmio, mut pio) = (Bus::new(), Bus::new());
         let io_apic = cabana_boot::x86_64::IO_APIC;
         mmio.insert(io_apic..io_apic + IO_APIC_SIZE, Arc::clone(&ioapic) as Arc<_>)?;
@@ -48,7 +53,7 @@ impl Board {
         let ends = Arc::clone(control);
         let exit = ExitPort::new(move |status| ends.end(Outcome::Exit(status)));
         pio.insert(EXIT_PORT..EXIT_PORT + 1, Arc::new(exit))?;
-        Ok(Self { mmio, pio, transports: Vec::new(), ioapic })
+        Ok(Self { mmio, pio, transports: Vec::new(), pins, ioapic })
     }
 
     /// Adds COM1.
@@ -85,7 +90,7 @@ impl Board {
             track_dirty: false,
         };
         for (index, (device, page)) in devices.into_iter().zip(pages).enumerate() {
-            let (base, pin) = layout::virtio_slot(index);
+            let (base, pin) = self.pins.virtio_slot(index);
             let transport = MmioTransport::new(device, page, ram.clone(), self.pin(pin)?)
                 .map_err(MachineError::Host)?;
             for bell in transport.doorbells() {
@@ -110,7 +115,7 @@ impl Board {
     /// kernel-parameters.txt`, `virtio_mmio.device`).
     pub(crate) fn command_line(&self) -> String {
         let mut line = String::new();
-        for (base, pin) in (0..self.transports.len()).map(layout::virtio_slot) {
+        for (base, pin) in (0..self.transports.len()).map(|index| self.pins.virtio_slot(index)) {
             line += &format!(" virtio_mmio.device=4K@{base:#x}:{pin}");
         }
         line

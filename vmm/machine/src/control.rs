@@ -111,7 +111,7 @@ impl Control {
     /// Called by vCPU `index`'s thread when it was kicked: parks while the machine is paused.
     pub(crate) fn checkpoint(&self, index: u32, report: impl FnOnce() -> VcpuReport) -> Next {
         let mut state = self.lock();
-        if state.pause && state.outcome.is_none() {
+        if state.pause || state.outcome.is_some() {
             let index = index as usize;
             if state.reports.len() <= index {
                 state.reports.resize(index + 1, None);

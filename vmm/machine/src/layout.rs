@@ -11,11 +11,39 @@ pub const VIRTIO_STRIDE: u64 = 0x1000;
 /// Device memory starts at a multiple of this: Linux adds it in sections of 128 MiB, and 1 GiB
 /// leaves room for the largest pages.
 const DEVICE_MEMORY_ALIGN: u64 = 1 << 30;
-/// The first pins belong to legacy devices: timer, keyboard, cascade, COM2, COM1.
-const FIRST_VIRTIO_PIN: u8 = COM1.1 + 1;
+/// The first virtio pin of a machine with legacy devices: behind timer, keyboard, cascade and the
+/// serial ports.
+const FIRST_PIN_LEGACY: u8 = COM1.1 + 1;
+/// And of one without: Linux takes interrupt 0 for none.
+const FIRST_PIN: u8 = 1;
 
-/// The most virtio devices that have a pin of their own.
-pub const MAX_VIRTIO_DEVICES: usize = (IOAPIC_PINS - FIRST_VIRTIO_PIN) as usize;
+/// The most virtio devices that have a pin of their own in every machine.
+pub const MAX_VIRTIO_DEVICES: usize = (IOAPIC_PINS - FIRST_PIN_LEGACY) as usize;
+
+/// Which pins of the I/O APIC there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pins {
+    first_virtio: u8,
+    /// All pins, from 0.
+    pub(crate) count: u8,
+}
+
+impl Pins {
+    /// A machine with COM1 has all pins, as kernels expect of a PC; one without has just those that
+    /// it uses, since each costs its set-up.
+    pub(crate) fn new(com1: bool, virtio_devices: usize) -> Self {
+        if com1 {
+            return Self { first_virtio: FIRST_PIN_LEGACY, count: IOAPIC_PINS };
+        }
+        let devices = virtio_devices.min(MAX_VIRTIO_DEVICES) as u8;
+        Self { first_virtio: FIRST_PIN, count: FIRST_PIN + devices }
+    }
+
+    /// Register block and pin of the `index`-th virtio device.
+    pub(crate) fn virtio_slot(self, index: usize) -> (u64, u8) {
+        (VIRTIO_BASE + index as u64 * VIRTIO_STRIDE, self.first_virtio + index as u8)
+    }
+}
 
 /// The pieces of RAM for `memory` bytes: what does not fit below the gap goes on above 4 GiB.
 pub fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
@@ -31,11 +59,6 @@ pub fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
 pub fn device_memory(memory: u64) -> u64 {
     let high_end = HIGH_RAM_START + memory.saturating_sub(LOW_RAM_END);
     high_end.next_multiple_of(DEVICE_MEMORY_ALIGN)
-}
-
-/// Register block and pin of the `index`-th virtio device.
-pub(crate) fn virtio_slot(index: usize) -> (u64, u8) {
-    (VIRTIO_BASE + index as u64 * VIRTIO_STRIDE, FIRST_VIRTIO_PIN + index as u8)
 }
 
 #[cfg(test)]
@@ -55,7 +78,11 @@ mod tests {
 
     #[test]
     fn every_device_has_a_pin() {
-        assert_eq!(virtio_slot(0), (0xd000_0000, 5));
-        assert_eq!(virtio_slot(MAX_VIRTIO_DEVICES - 1).1, IOAPIC_PINS - 1);
+        let pins = Pins::new(true, MAX_VIRTIO_DEVICES);
+        assert_eq!(pins.virtio_slot(0), (0xd000_0000, 5));
+        assert_eq!(pins.virtio_slot(MAX_VIRTIO_DEVICES - 1).1, pins.count - 1);
+        let pins = Pins::new(false, 6);
+        assert_eq!(pins.virtio_slot(1), (0xd000_1000, 2));
+        assert_eq!(pins.virtio_slot(5).1, pins.count - 1);
     }
 }

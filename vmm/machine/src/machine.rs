@@ -17,7 +17,7 @@ use cabana_virtio::{MmioTransport, VirtioDevice};
 use crate::board::Board;
 use crate::control::{Control, Outcome};
 use crate::exits::{Counters, ExitCounts};
-use crate::layout;
+use crate::layout::{self, Pins};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, Running, Shared};
 
@@ -144,7 +144,8 @@ impl Machine {
         }
         let ram = GuestRam::new(&layout::ram_pieces(memory))?;
         let control = Arc::new(Control::default());
-        let mut board = Board::new(&vm, &control)?;
+        let pins = Pins::new(setup.serial.is_some(), setup.devices.len());
+        let mut board = Board::new(&vm, &control, pins)?;
         let serial = setup.serial.map(|output| board.add_serial(output)).transpose()?;
         board.add_virtio(vm.as_ref(), &ram, setup.devices)?;
         timeline.mark("devices made");
@@ -155,6 +156,7 @@ impl Machine {
             initrd: setup.initrd.as_ref(),
             command_line: command_line.trim_start(),
             cpus,
+            pins: pins.count,
         };
         let start = x86_64::load(&boot, &ram)?;
         timeline.mark("kernel loaded");
