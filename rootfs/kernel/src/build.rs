@@ -34,8 +34,9 @@ pub struct Built {
 
 /// Builds the kernel and reports progress.
 ///
-/// The output folder appears whole by one rename at the end. A build that is killed leaves its work
-/// folder, which the next one empties, and nothing that looks like a result.
+/// The output folder appears whole by one rename at the end. A build that fails leaves its logs in
+/// the work folder; one that is killed also leaves its source and objects, which the next one
+/// removes; neither leaves anything that looks like a result.
 pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Built, Error> {
     let started = Instant::now();
     source::find(&options.source)?;
@@ -43,35 +44,23 @@ pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Bu
     let inputs = Inputs::gather(options)?;
 
     let _lock = lock(&options.work)?;
-    let tree = options.work.join("tree");
-    empty(&tree)?;
-    let mut stage = |stage| {
-        progress(Progress { stage, fraction: stage_start(stage), detail: String::new() });
-    };
-    stage(Stage::Unpack);
-    let root = source::unpack(&options.source, &tree)?;
-    stage(Stage::Configure);
-    configure(&root, &tree, options)?;
-    stage(Stage::Compile);
-    let steps = compile(&root, &tree, options, progress)?;
-
-    progress(Progress {
-        stage: Stage::Install,
-        fraction: stage_start(Stage::Install),
-        detail: String::new(),
-    });
+    let root = options.work.join("linux");
     let partial = sibling(&options.output, ".partial");
-    empty(&partial)?;
-    let mut facts = install(&root, &tree, &partial, options)?;
-    facts.insert("source".to_owned(), inputs.source.clone());
-    facts.insert("toolchain".to_owned(), inputs.toolchain.clone());
-    facts.insert("inputs".to_owned(), inputs.hash());
-    facts.insert("steps".to_owned(), steps.to_string());
-    facts.insert("build_seconds".to_owned(), started.elapsed().as_secs().to_string());
-    let text = serde_json::to_string_pretty(&facts).expect("a map of strings is JSON");
-    write(&partial.join("facts.json"), &text)?;
-    put_in_place(&partial, &options.output)?;
-    remove(&tree)?;
+    remove(&root)?;
+    remove(&partial)?;
+    let done = stages(options, &root, &partial, progress).and_then(|mut facts| {
+        facts.insert("source".to_owned(), inputs.source.clone());
+        facts.insert("toolchain".to_owned(), inputs.toolchain.clone());
+        facts.insert("inputs".to_owned(), inputs.hash());
+        facts.insert("build_seconds".to_owned(), started.elapsed().as_secs().to_string());
+        let text = serde_json::to_string_pretty(&facts).expect("a map of strings is JSON");
+        write(&partial.join("facts.json"), &text)?;
+        put_in_place(&partial, &options.output)?;
+        Ok(facts)
+    });
+    let cleaned = remove(&root).and(remove(&partial));
+    let facts = done?;
+    cleaned?;
 
     let file = |name: &str| options.output.join(name);
     Ok(Built {
@@ -81,6 +70,26 @@ pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Bu
         system_map: file("System.map"),
         facts,
     })
+}
+
+/// From the tarball to the folder `partial` with the results; returns what is known of them.
+fn stages(
+    options: &Options,
+    root: &Path,
+    partial: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<BTreeMap<String, String>, Error> {
+    let report = |stage| Progress { stage, fraction: stage_start(stage), detail: String::new() };
+    progress(report(Stage::Unpack));
+    source::unpack(&options.source, root, &options.work.join("unpack.log"))?;
+    progress(report(Stage::Configure));
+    configure(root, options)?;
+    progress(report(Stage::Compile));
+    let steps = compile(root, options, progress)?;
+    progress(report(Stage::Install));
+    let mut facts = install(root, partial, options)?;
+    facts.insert("steps".to_owned(), steps.to_string());
+    Ok(facts)
 }
 
 /// Takes the work folder for this process; the lock ends with the file, and so with the process.
@@ -96,15 +105,16 @@ fn lock(work: &Path) -> Result<File, Error> {
 }
 
 /// Merges the fragments onto allnoconfig and checks that each request holds.
-fn configure(root: &Path, tree: &Path, options: &Options) -> Result<(), Error> {
+fn configure(root: &Path, options: &Options) -> Result<(), Error> {
     let mut merge = Command::new("sh");
     merge.current_dir(root).args(["scripts/kconfig/merge_config.sh", "-Q", "-n"]);
     for (index, fragment) in options.fragments.iter().enumerate() {
-        let path = tree.join(format!("{index:02}-{}.config", fragment.name()));
-        write(&path, fragment.text())?;
-        merge.arg(path);
+        let file = format!("cabana-{index:02}.config");
+        write(&root.join(&file), fragment.text())?;
+        merge.arg(file);
     }
-    run("merging the kernel's configuration", &mut merge, &tree.join("merge.log"), &mut |_| {})?;
+    let log = options.work.join("merge.log");
+    run("merging the kernel's configuration", &mut merge, &log, &mut |_| {})?;
     let config = read(&root.join(".config"))?;
     let unmet = unmet(&options.fragments, &config);
     if unmet.is_empty() { Ok(()) } else { Err(Error::OptionsDropped { unmet }) }
@@ -113,7 +123,6 @@ fn configure(root: &Path, tree: &Path, options: &Options) -> Result<(), Error> {
 /// Runs `make`; returns the number of its steps.
 fn compile(
     root: &Path,
-    tree: &Path,
     options: &Options,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<usize, Error> {
@@ -130,7 +139,8 @@ fn compile(
         .env("KBUILD_BUILD_HOST", "cabana")
         .env("LOCALVERSION", "");
     let mut estimate = Estimate::new(EXPECTED_STEPS);
-    run("compiling the kernel", &mut make, &tree.join("make.log"), &mut |line| {
+    let log = options.work.join("make.log");
+    run("compiling the kernel", &mut make, &log, &mut |line| {
         if let Some(report) = estimate.line(line) {
             progress(report);
         }
@@ -141,14 +151,15 @@ fn compile(
 /// Puts the results into a folder and describes them.
 fn install(
     root: &Path,
-    tree: &Path,
     folder: &Path,
     options: &Options,
 ) -> Result<BTreeMap<String, String>, Error> {
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let vmlinux = folder.join("vmlinux");
     let mut strip = Command::new("strip");
     strip.arg("--strip-all").arg("-o").arg(&vmlinux).arg(root.join("vmlinux"));
-    run("stripping the kernel", &mut strip, &tree.join("strip.log"), &mut |_| {})?;
+    let log = options.work.join("strip.log");
+    run("stripping the kernel", &mut strip, &log, &mut |_| {})?;
     let bytes = fs::read(&vmlinux).map_err(Error::io("read", &vmlinux))?;
     elf::check_mappable(&bytes)
         .map_err(|reason| Error::BadResult { path: vmlinux.clone(), reason })?;
@@ -190,11 +201,6 @@ fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
-}
-
-fn empty(folder: &Path) -> Result<(), Error> {
-    remove(folder)?;
-    fs::create_dir_all(folder).map_err(Error::io("create", folder))
 }
 
 fn remove(folder: &Path) -> Result<(), Error> {
@@ -255,6 +261,7 @@ mod tests {
         fs::write(options.output.join("vmlinux"), "old").unwrap();
         build(&options, &mut |_| {}).unwrap_err();
         assert_eq!(read(&options.output.join("vmlinux")).unwrap(), "old");
+        assert!(!options.work.join("linux").exists());
         assert!(!sibling(&options.output, ".partial").exists());
         assert!(!sibling(&options.output, ".old").exists());
     }
@@ -264,7 +271,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (output, partial) = (folder.path().join("out"), folder.path().join("out.partial"));
         for text in ["first", "second"] {
-            empty(&partial).unwrap();
+            fs::create_dir(&partial).unwrap();
             write(&partial.join("vmlinux"), text).unwrap();
             write(&partial.join(text), "").unwrap();
             put_in_place(&partial, &output).unwrap();

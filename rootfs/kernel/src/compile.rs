@@ -39,7 +39,8 @@ pub(crate) fn run(
         command.env("PATH", path);
     }
 
-    let failed = |status: String, tail: String| Error::Failed { step, status, tail };
+    let failed =
+        |status: String, tail: String| Error::Failed { step, status, log: log.to_path_buf(), tail };
     let cannot = |error: io::Error| failed("could not run".to_owned(), error.to_string());
     let (reader, writer) = io::pipe().map_err(cannot)?;
     let second_writer = writer.try_clone().map_err(cannot)?;
@@ -102,7 +103,7 @@ mod tests {
         let script = "for i in $(seq 100); do echo line $i; done; exit 3";
         let error =
             run("a step", &mut shell(script), &folder.path().join("log"), &mut |_| {}).unwrap_err();
-        let Error::Failed { step, status, tail } = error else { panic!("{error}") };
+        let Error::Failed { step, status, tail, .. } = error else { panic!("{error}") };
         assert_eq!((step, status.as_str()), ("a step", "exit status: 3"));
         assert_eq!(tail.lines().count(), TAIL_LINES);
         assert!(tail.ends_with("line 100"), "{tail}");

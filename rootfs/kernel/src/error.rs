@@ -54,12 +54,17 @@ pub enum Error {
     #[error("another kernel build uses {}; wait for it or choose another folder", .0.display())]
     Busy(PathBuf),
     /// A program of the build failed.
-    #[error("{step} failed ({status}); the end of its output:\n{tail}")]
+    #[error(
+        "{step} failed ({status}); all of its output is in {log}, the end of it:\n{tail}",
+        log = log.display()
+    )]
     Failed {
         /// What was being done.
         step: &'static str,
         /// How the program ended.
         status: String,
+        /// The file with everything that it wrote.
+        log: PathBuf,
         /// The last lines that it wrote.
         tail: String,
     },

@@ -38,7 +38,7 @@ pub use source::{DEFAULT_SOURCE, SOURCE_PACKAGE};
 /// What to build, where, and with how many hands.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The work folder: the unpacked source and the objects (3 GB while it runs, nothing after).
+    /// The work folder: the unpacked source and the objects (1 GB) while it runs, logs after.
     /// One build at a time uses it; a second one is refused with [`Error::Busy`].
     pub work: PathBuf,
     /// The folder that holds the result. It appears whole, at the end, or not at all; an older
