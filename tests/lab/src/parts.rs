@@ -4,6 +4,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use cabana_store::Store;
+
 use crate::Error;
 use crate::kernel::OuterKernel;
 
@@ -36,14 +38,13 @@ impl Parts {
     }
 }
 
-/// The lab's folder in the user's cache.
+/// The lab's folder in the user's store.
 fn cache_folder() -> Result<PathBuf, Error> {
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    cache.map(|cache| cache.join("cabana/lab")).ok_or_else(|| Error::Missing {
+    let store = Store::open().map_err(|error| Error::Missing {
         what: "a cache folder".into(),
-        advice: "set HOME or XDG_CACHE_HOME".into(),
-    })
+        advice: error.to_string(),
+    })?;
+    Ok(store.path().join("lab"))
 }
 
 fn find_qemu() -> Result<PathBuf, Error> {

@@ -1,0 +1,90 @@
+//! The artifacts that `cabana` needs in the user's store: guest kernel, agent, root image.
+
+use std::fs;
+use std::path::Path;
+
+use cabana_builder::Flavour;
+use cabana_store::{Kind, Store};
+use sha2::{Digest, Sha256};
+
+use crate::cargo;
+use crate::failure::Failure;
+use crate::progress::Board;
+
+/// The name under which `cabana` looks for each of them.
+const NAME: &str = "default";
+
+/// The agent's file in its artifact.
+const AGENT: &str = "cabana-agent";
+
+/// The steps of building an image, taken as equally long.
+const IMAGE_STEPS: f64 = 9.0;
+
+/// The target of the agent, which runs without any library of its guest.
+pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// Builds the guest kernel unless the store has one of the same inputs.
+pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
+    let options = cabana_kernel::Options::new("", "");
+    let inputs = cabana_kernel::inputs_hash(&options)?;
+    if has(store, Kind::Kernel, &inputs) {
+        return Ok(());
+    }
+    let task = board.task("guest kernel");
+    let staging = store.stage(Kind::Kernel, NAME)?;
+    let (work, result) = (staging.work().join("build"), staging.work().join("result"));
+    fs::create_dir_all(&work).map_err(Failure::file(&work))?;
+    let options = cabana_kernel::Options { work, output: result, ..options };
+    let built = cabana_kernel::build(&options, &mut |progress| {
+        task.at(progress.fraction, &progress.to_string());
+    })?;
+    for file in [&built.vmlinux, &built.config, &built.system_map] {
+        place(file, &staging.path())?;
+    }
+    staging.commit(&inputs, built.facts)?;
+    task.done();
+    Ok(())
+}
+
+/// Builds the default root image unless the store has one of the same definition.
+pub(crate) fn image(store: &Store, board: &Board) -> Result<(), Failure> {
+    let flavour = Flavour::find(NAME)?;
+    if has(store, Kind::Image, &flavour.inputs_hash()) {
+        return Ok(());
+    }
+    let task = board.task("root image");
+    let options = cabana_builder::Options::default();
+    cabana_builder::build_image(store, &flavour, &options, &mut |progress| {
+        let part = f64::from(progress.fraction.unwrap_or(0.0));
+        task.at((f64::from(progress.step as u8) + part) / IMAGE_STEPS, &progress.to_string());
+    })?;
+    task.done();
+    Ok(())
+}
+
+/// Builds the agent, and puts it into the store if it changed.
+pub(crate) fn agent(store: &Store) -> Result<(), Failure> {
+    let built =
+        cargo::build_binary("cabana-agent", AGENT, &["--profile", "agent", "--target", MUSL])?;
+    let program = fs::read(&built).map_err(Failure::file(&built))?;
+    let inputs = format!("{:x}", Sha256::digest(&program));
+    if has(store, Kind::Agent, &inputs) {
+        return Ok(());
+    }
+    let staging = store.stage(Kind::Agent, NAME)?;
+    let target = staging.path().join(AGENT);
+    fs::copy(&built, &target).map_err(Failure::file(&target))?;
+    staging.commit(&inputs, std::collections::BTreeMap::new())?;
+    Ok(())
+}
+
+/// Whether the store has this artifact, whole, of these inputs.
+fn has(store: &Store, kind: Kind, inputs: &str) -> bool {
+    store.find(kind, NAME).is_ok_and(|artifact| artifact.manifest.inputs == inputs)
+}
+
+/// Moves a file into a folder of the same file system.
+fn place(file: &Path, folder: &Path) -> Result<(), Failure> {
+    let name = file.file_name().unwrap_or_default();
+    fs::rename(file, folder.join(name)).map_err(Failure::file(file))
+}

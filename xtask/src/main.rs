@@ -1,0 +1,101 @@
+//! The developer's front door: `cargo xtask setup|run|lab|test|check`.
+
+mod artifacts;
+mod cargo;
+mod check;
+mod failure;
+mod in_lab;
+mod kvm;
+mod packages;
+mod progress;
+mod run;
+mod setup;
+mod test;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+/// Sets up, runs, tests and checks Cabana.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Brings everything that this machine lacks: packages, the guest's kernel, agent and image, the
+    /// `cabana` binary, the lab. A second call finds nothing to do.
+    Setup,
+    /// Sets up, then runs `cabana run` with these arguments, in the lab where this machine's KVM
+    /// cannot run Linux.
+    #[command(disable_help_flag = true)]
+    Run {
+        /// The arguments of `cabana run`: [OPTIONS] -- COMMAND…
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Runs any command in the lab, where a real kvm-amd exists, with this machine's files.
+    Lab(LabArguments),
+    /// Builds and runs the tests, and ends with a summary.
+    Test {
+        /// Also runs the tests that take long.
+        #[arg(long)]
+        long: bool,
+        /// The suites to run; all if none is named.
+        suites: Vec<test::Suite>,
+    },
+    /// Checks what no test can: formatting, lints, layers, `unsafe`, licences.
+    Check {
+        /// The checks to make; all if none is named.
+        checks: Vec<check::Check>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct LabArguments {
+    /// Lets time in the lab count executed instructions, one a nanosecond.
+    #[arg(long)]
+    instruction_clock: bool,
+    /// A folder in which what the command writes stays, besides the current one.
+    #[arg(long, value_name = "DIR")]
+    writable: Vec<PathBuf>,
+    /// The memory of the lab's machine in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    memory: u32,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        // Taken as they are: what stands before and after `--` is for `cabana` to tell apart.
+        Task::Run { .. } => run::run(std::env::args_os().skip(2).collect()),
+        Task::Lab(arguments) => lab(arguments),
+        Task::Test { long, suites } => test::test(&suites, long),
+        Task::Check { checks } => check::check(&checks),
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("xtask: {failure}");
+        failure.exit_code()
+    })
+}
+
+fn lab(arguments: LabArguments) -> Result<ExitCode, Failure> {
+    let mut options = cabana_lab::Options {
+        instruction_clock: arguments.instruction_clock,
+        writable: arguments.writable,
+        memory_mib: arguments.memory,
+        ..cabana_lab::Options::default()
+    };
+    options.writable.extend(in_lab::current_folder());
+    in_lab::run(&options, &arguments.command)
+}

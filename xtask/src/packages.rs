@@ -1,0 +1,110 @@
+//! Debian's packages that building and testing Cabana needs, each with its reason.
+
+use std::process::{Command, Stdio};
+
+use crate::failure::{Failure, succeed};
+use crate::progress::say;
+
+/// Packages and why.
+const PACKAGES: [(&str, &str); 18] = [
+    ("bc", "the kernel's build computes time constants with it"),
+    ("binutils", "links and strips the kernel"),
+    ("bison", "the kernel's configuration parser"),
+    ("cpio", "a test reads our initramfs archives with it"),
+    ("debian-archive-keyring", "the keys that the image's packages are signed with"),
+    ("e2fsprogs", "mkfs.ext4 and debugfs, for the image's writable disk"),
+    ("erofs-utils", "mkfs.erofs, for the root image"),
+    ("flex", "the kernel's configuration scanner"),
+    ("gcc", "compiles the kernel and links Rust"),
+    ("libc6-dev", "the host's C library, to link against"),
+    ("libelf-dev", "the kernel's objtool reads objects with it"),
+    ("linux-source-6.12", "the guest kernel's source"),
+    ("make", "drives the kernel's build"),
+    ("mmdebstrap", "lays the image's packages out"),
+    ("qemu-system-common", "QEMU 7.2 keeps virtiofsd here, which gives the lab the host's files"),
+    ("qemu-system-x86", "the lab's software CPU"),
+    ("xz-utils", "unpacks the kernel's source and the lab kernel's modules"),
+    ("zstd", "unpacks the lab's kernel"),
+];
+
+/// Installs what is missing; needs root or sudo only then.
+pub(crate) fn install_missing() -> Result<(), Failure> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (package, reason) in PACKAGES {
+        if missing.contains(&package) {
+            say(&format!("packages: {package} is missing: {reason}"));
+        }
+    }
+    apt(&["update"])?;
+    let install = ["install", "--yes", "--no-install-recommends"];
+    apt(&[&install[..], &missing[..]].concat())
+}
+
+/// The packages that are not installed, by one look at dpkg's status.
+fn missing() -> Result<Vec<&'static str>, Failure> {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${db:Status-Status} ${Package}\n"])
+        .args(PACKAGES.map(|(package, _)| package))
+        .stderr(Stdio::null())
+        .output()
+        .map_err(|_| {
+            Failure::Sentence(format!(
+                "this is not a Debian machine (no dpkg-query); install what corresponds to these \
+                 packages yourself: {}",
+                PACKAGES.map(|(package, _)| package).join(" ")
+            ))
+        })?;
+    Ok(not_installed(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The packages that no line of `status` calls installed.
+fn not_installed(status: &str) -> Vec<&'static str> {
+    let installed: Vec<_> =
+        status.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
+    let names = PACKAGES.map(|(package, _)| package);
+    names.into_iter().filter(|package| !installed.contains(package)).collect()
+}
+
+/// Runs apt-get, with sudo unless we are root, asking nothing.
+fn apt(arguments: &[&str]) -> Result<(), Failure> {
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("env")
+    } else {
+        let mut command = Command::new("sudo");
+        command.arg("env");
+        command
+    };
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(arguments);
+    // apt's words are progress, not our output.
+    command.stdout(io_stderr());
+    succeed(&mut command)
+}
+
+/// Standard error, for a child to write to as its standard output.
+fn io_stderr() -> Stdio {
+    use std::os::fd::AsFd;
+    std::io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dpkg_does_not_call_installed_is_missing() {
+        let all: String =
+            PACKAGES.iter().fold(String::new(), |all, (name, _)| all + "installed " + name + "\n");
+        assert!(not_installed(&all).is_empty());
+        let without = all.replace("installed zstd\n", "config-files zstd\n");
+        assert_eq!(not_installed(&without), ["zstd"]);
+        assert_eq!(not_installed("").len(), PACKAGES.len());
+    }
+
+    #[test]
+    fn the_list_is_in_alphabetical_order() {
+        assert!(PACKAGES.is_sorted());
+    }
+}

@@ -1,0 +1,106 @@
+//! `cargo xtask test`: builds all test binaries once, runs each suite where it can run, and ends with
+//! a summary.
+
+mod build;
+mod libtest;
+mod runner;
+mod summary;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use cabana_lab::{Lab, Options, Parts};
+
+use crate::failure::Failure;
+use crate::progress::say;
+use crate::{cargo, kvm, setup};
+use build::Binary;
+use libtest::Report;
+use runner::Place;
+use summary::Row;
+
+/// A suite of tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Suite {
+    /// What needs nothing but this machine.
+    Unit,
+    /// Bare-metal payloads on this machine's KVM, and in the lab where that is needed.
+    Hv,
+    /// Real Linux guests, in the lab where that is needed.
+    Guest,
+    /// The lab itself.
+    Lab,
+}
+
+impl Suite {
+    const ALL: [Self; 4] = [Self::Unit, Self::Hv, Self::Guest, Self::Lab];
+
+    /// The suite of a test binary: by its package, and of the lab only what starts a machine.
+    fn of(binary: &Binary) -> Self {
+        match binary.package.as_str() {
+            "cabana-test-hv" => Self::Hv,
+            "cabana-test-guest" => Self::Guest,
+            "cabana-lab" if binary.is_integration_test => Self::Lab,
+            _ => Self::Unit,
+        }
+    }
+}
+
+/// Runs the suites, all if none is named. The exit status says whether all tests passed.
+pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
+    let suites = if suites.is_empty() { &Suite::ALL[..] } else { suites };
+    if suites.contains(&Suite::Guest) {
+        setup::cabana()?;
+    } else {
+        setup::tools()?;
+    }
+    say("xtask: building the tests");
+    let binaries = build::all()?;
+    let of = |suite| binaries.iter().filter(move |binary| Suite::of(binary) == suite);
+
+    let mut rows = Vec::new();
+    let mut run = |name: &'static str, place: &Place, suite: Suite| -> Result<(), Failure> {
+        let start = Instant::now();
+        let mut report = Report::default();
+        for binary in of(suite) {
+            report.add(runner::run(binary, place, long)?);
+        }
+        rows.push(Row { name, report, seconds: start.elapsed().as_secs_f64() });
+        Ok(())
+    };
+    if suites.contains(&Suite::Unit) {
+        run("unit", &Place::Here, Suite::Unit)?;
+    }
+    if suites.contains(&Suite::Hv) {
+        run("hv", &Place::Here, Suite::Hv)?;
+    }
+    if suites.contains(&Suite::Lab) {
+        run("lab", &Place::Here, Suite::Lab)?;
+    }
+    // Last, because the lab's machine takes a processor while it lives.
+    let needs_kvm = |suite: &&Suite| matches!(suite, Suite::Hv | Suite::Guest);
+    if suites.iter().any(|suite| needs_kvm(&suite)) {
+        match kvm::runs_linux() {
+            Ok(()) if suites.contains(&Suite::Guest) => run("guest", &Place::Here, Suite::Guest)?,
+            Ok(()) => {}
+            Err(why) => {
+                say(&format!("xtask: the tests that need KVM run in the lab, because {why}"));
+                let lab = Place::Lab(start_lab()?);
+                if suites.contains(&Suite::Hv) {
+                    run("hv (lab)", &lab, Suite::Hv)?;
+                }
+                if suites.contains(&Suite::Guest) {
+                    run("guest (lab)", &lab, Suite::Guest)?;
+                }
+            }
+        }
+    }
+    Ok(summary::print(&rows))
+}
+
+/// One outer machine for all suites, in which the target folder can be written.
+fn start_lab() -> Result<Lab, Failure> {
+    let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
+    let options = Options { writable: vec![cargo::target_folder()], ..Options::default() };
+    Ok(Lab::start(&parts, &options)?)
+}

@@ -1,0 +1,153 @@
+//! Runs one test binary, here or in the lab.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cabana_lab::Lab;
+
+use super::build::Binary;
+use super::libtest::Report;
+use crate::failure::Failure;
+use crate::progress::say;
+
+/// A binary that says nothing for this long hangs: libtest speaks at each test's end. The slowest
+/// test boots a guest in the lab some dozens of times.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Where a binary runs.
+pub(super) enum Place {
+    /// On this machine.
+    Here,
+    /// In the lab.
+    Lab(Lab),
+}
+
+/// Runs a binary, says in a line what came of it, and shows what failing tests printed.
+pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<Report, Failure> {
+    let name = if binary.is_integration_test {
+        format!("{}::{}", binary.package, binary.target)
+    } else {
+        binary.package.clone()
+    };
+    let mut arguments = vec!["--show-output"];
+    if long {
+        arguments.push("--include-ignored");
+    }
+    let start = Instant::now();
+    let ended = match place {
+        Place::Here => here(binary, &arguments)?,
+        Place::Lab(lab) => in_lab(lab, binary, &arguments)?,
+    };
+    let report = Report::read(&name, &ended.output).filter(|report| {
+        // A binary that fails after its last test has failed all the same.
+        report.failed > 0 || ended.how == "exit status: 0"
+    });
+    let report = report.unwrap_or_else(|| Report {
+        failed: 1,
+        failures: vec![format!("{name}: came to no proper end ({})", ended.how)],
+        ..Report::default()
+    });
+    if report.failed > 0 {
+        say(&ended.output);
+    }
+    if report != Report::default() {
+        let seconds = start.elapsed().as_secs_f64();
+        let Report { passed, failed, skipped, .. } = &report;
+        say(&format!(
+            "{name}: {passed} passed, {failed} failed, {skipped} skipped ({seconds:.1} s)"
+        ));
+    }
+    Ok(report)
+}
+
+/// A binary that ran.
+struct Ended {
+    output: String,
+    /// Its exit status in words.
+    how: String,
+}
+
+/// Runs a binary on this machine.
+fn here(binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
+    let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
+    let both = writer.try_clone().map_err(Failure::file("a pipe"))?;
+    let mut command = Command::new(&binary.executable);
+    command
+        .args(arguments)
+        .current_dir(&binary.folder)
+        .env("CARGO_MANIFEST_DIR", &binary.folder)
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(both);
+    let mut child = command.spawn().map_err(Failure::file(&binary.executable))?;
+    // Our copies of the pipe's writing end would keep its reader from the end.
+    drop(command);
+    let (output, hung) = collect(&follow(reader));
+    if hung {
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(Failure::file(&binary.executable))?;
+    Ok(Ended { output, how: if hung { hung_for() } else { status.to_string() } })
+}
+
+/// Runs a binary in the lab, one test at a time: its machine has one processor.
+fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
+    let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
+    let both = writer.try_clone().map_err(Failure::file("a pipe"))?;
+    let command = cabana_lab::Command::new([binary.executable.as_os_str()])
+        .args(arguments)
+        .args(["--test-threads=1"])
+        .cwd(&binary.folder)
+        .env("CARGO_MANIFEST_DIR", binary.folder.as_os_str())
+        .env("CABANA_LAB", "1")
+        .stdout(writer)
+        .stderr(both);
+    let running = lab.spawn(command)?;
+    let control = running.control();
+    let (output, hung) = collect(&follow(reader));
+    if hung {
+        control.signal(9);
+    }
+    let status = running.wait()?;
+    let how = match status {
+        _ if hung => hung_for(),
+        cabana_lab::ExitStatus::Code(code) => format!("exit status: {code}"),
+        cabana_lab::ExitStatus::Signal(signal) => format!("signal: {signal}"),
+    };
+    Ok(Ended { output, how })
+}
+
+fn hung_for() -> String {
+    format!("it said nothing for {} minutes", SILENCE.as_secs() / 60)
+}
+
+/// Sends every line of a pipe to a channel.
+fn follow(pipe: io::PipeReader) -> Receiver<String> {
+    let (send, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            if send.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// Gathers lines to their end, or until none comes any more; whether it was so.
+fn collect(lines: &Receiver<String>) -> (String, bool) {
+    let mut output = String::new();
+    loop {
+        match lines.recv_timeout(SILENCE) {
+            Ok(line) => {
+                output.push_str(&line);
+                output.push('\n');
+            }
+            Err(RecvTimeoutError::Disconnected) => return (output, false),
+            Err(RecvTimeoutError::Timeout) => return (output, true),
+        }
+    }
+}

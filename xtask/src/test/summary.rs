@@ -1,0 +1,65 @@
+//! The table at the end of a test run.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use super::libtest::Report;
+
+/// One suite's line.
+pub(super) struct Row {
+    pub name: &'static str,
+    pub report: Report,
+    pub seconds: f64,
+}
+
+/// Prints the summary; its last line has the totals alone. Success if nothing failed and something ran.
+pub(super) fn print(rows: &[Row]) -> ExitCode {
+    let mut total = Report::default();
+    for row in rows {
+        total.add(row.report.clone());
+    }
+    print!("{}", text(rows, &total));
+    if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn text(rows: &[Row], total: &Report) -> String {
+    let mut text = String::new();
+    for (title, lines) in [("skipped", &total.reasons), ("failed", &total.failures)] {
+        for line in lines {
+            let _ = writeln!(text, "{title}: {line}");
+        }
+    }
+    let _ = writeln!(
+        text,
+        "\n{:<12} {:>7} {:>7} {:>8} {:>8}",
+        "suite", "passed", "failed", "skipped", "seconds"
+    );
+    for Row { name, report, seconds } in rows {
+        let Report { passed, failed, skipped, .. } = report;
+        let _ = writeln!(text, "{name:<12} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}");
+    }
+    let Report { passed, failed, skipped, .. } = total;
+    let _ = writeln!(text, "\n{passed} passed, {failed} failed, {skipped} skipped");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_totals_stand_alone_in_the_last_line() {
+        let report = Report {
+            passed: 12,
+            failed: 1,
+            skipped: 2,
+            reasons: vec!["lab: d: no qemu".into()],
+            failures: vec!["lab: b".into()],
+        };
+        let rows = [Row { name: "unit", report: report.clone(), seconds: 1.25 }];
+        let text = text(&rows, &report);
+        assert!(text.ends_with("\n12 passed, 1 failed, 2 skipped\n"), "{text}");
+        assert!(text.contains("skipped: lab: d: no qemu\nfailed: lab: b\n"), "{text}");
+        assert!(text.contains("\nunit              12       1        2      1.2\n"), "{text}");
+    }
+}
