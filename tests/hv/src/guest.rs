@@ -182,6 +182,8 @@ impl Guest {
 pub struct Runner {
     /// The vCPU.
     pub vcpu: Box<dyn Vcpu>,
+    /// Stops it.
+    pub kicker: Box<dyn VcpuKicker>,
     /// Ends the watchdog when it is dropped.
     _watchdog: Sender<()>,
 }
@@ -189,8 +191,8 @@ pub struct Runner {
 impl Runner {
     /// Binds `seat` to this thread.
     pub fn bind(seat: Box<dyn VcpuSeat>) -> Self {
-        let kicker = seat.kicker();
-        Self { vcpu: seat.bind().expect("the vCPU is bound"), _watchdog: watch(kicker) }
+        let (kicker, watchdog) = (seat.kicker(), watch(seat.kicker()));
+        Self { vcpu: seat.bind().expect("the vCPU is bound"), kicker, _watchdog: watchdog }
     }
 
     /// Runs on to the next exit.

@@ -1,0 +1,104 @@
+//! Whatever the guest does, the host gets an exit or an error, and can stop it.
+#![allow(unsafe_code)] // Payloads are assembled.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cabana_hv::{HvError, Verdict, VmEntry, VmExit};
+use cabana_test_hv::{Backend, Guest, Payload, Runner, backends, boot_state, case, payload};
+
+payload!(payload_triple_fault: "lidt [0x30000]" "ud2");
+payload!(payload_jump_to_nowhere: "mov eax, 0x70000000" "jmp rax");
+payload!(payload_jump_non_canonical: "mov rax, 0x8000000000000000" "jmp rax");
+payload!(payload_stack_in_device: "mov esp, 0xd0000800" "push rax" "ud2");
+payload!(payload_wild_msr: "mov ecx, 0xdeadbeef" "xor eax, eax" "wrmsr" "ud2");
+payload!(payload_page_tables_in_device: "mov eax, 0xd0000000" "mov cr3, rax" "nop" "ud2");
+payload!(payload_wild_cr0: "xor eax, eax" "mov cr0, rax" "ud2");
+payload!(payload_wild_cr4: "mov rax, -1" "mov cr4, rax" "ud2");
+payload!(payload_far_physical: "mov rax, 0x20000" "mov rbx, [rax]" "ud2");
+
+/// Runs until the guest has given up; reads get ones. It must come to that soon.
+fn gives_up(backend: &Backend, payload: Payload) -> Result<VmExit, HvError> {
+    let guest = Guest::new(backend, payload);
+    let mut runner = guest.start();
+    let mut entry = VmEntry::Resume;
+    for _ in 0..10_000 {
+        match runner.vcpu.run(entry) {
+            Ok(VmExit::MmioRead { .. } | VmExit::PioRead { .. }) => entry = VmEntry::Data(u64::MAX),
+            Ok(VmExit::MmioWrite { .. } | VmExit::PioWrite { .. }) => entry = VmEntry::Resume,
+            end => return end,
+        }
+    }
+    panic!("the guest does not end");
+}
+
+case!(a_triple_fault_is_a_shutdown, |backend| {
+    assert_eq!(gives_up(backend, payload_triple_fault()).unwrap(), VmExit::Shutdown);
+});
+
+case!(wild_jumps_accesses_and_registers_end_the_guest_alone, |backend| {
+    for (what, payload) in [
+        ("a jump to unmapped memory", payload_jump_to_nowhere()),
+        ("a jump out of the address space", payload_jump_non_canonical()),
+        ("a stack in device memory", payload_stack_in_device()),
+        ("a model-specific register that is none", payload_wild_msr()),
+        ("page tables in device memory", payload_page_tables_in_device()),
+        ("no protection in long mode", payload_wild_cr0()),
+        ("all of CR4", payload_wild_cr4()),
+        ("a plain end", payload_far_physical()),
+    ] {
+        match gives_up(backend, payload) {
+            Ok(VmExit::Shutdown) => {}
+            Err(HvError::Guest(why)) => {
+                println!("{what}: {why}");
+                assert!(why.contains("RIP"), "it says where: {why}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+});
+
+payload!(payload_mmio_storm: "mov ebx, 0xd0000000" "2:" "mov [rbx], eax" "jmp 2b");
+payload!(payload_pio_storm: "cld" "2:" "mov dx, 0x300" "mov esi, 0x20000" "mov ecx, -1" "rep outsb" "jmp 2b");
+
+case!(a_storm_of_exits_stays_stoppable, |backend| {
+    for payload in [payload_mmio_storm(), payload_pio_storm()] {
+        let guest = Guest::new(backend, payload);
+        let seat = guest.seat(0);
+        let kicker = seat.kicker();
+        let stopped = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let vcpu = scope.spawn(|| {
+                let mut runner = Runner::bind(seat);
+                runner.vcpu.set_boot_state(&boot_state()).unwrap();
+                let mut exits = 0u64;
+                while runner.run() != VmExit::Kicked {
+                    exits += 1;
+                }
+                stopped.store(true, Ordering::Release);
+                exits
+            });
+            thread::sleep(Duration::from_millis(50));
+            let begin = Instant::now();
+            kicker.kick();
+            while !stopped.load(Ordering::Acquire) && begin.elapsed() < Duration::from_secs(5) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5), "the kick came through");
+            assert!(vcpu.join().unwrap() > 10, "it was a storm");
+        });
+    }
+});
+
+#[test]
+fn every_probe_answers_and_explains() {
+    for backend in backends() {
+        let probe = backend.probe();
+        println!("{}: {probe:?}", backend.name);
+        match &probe.verdict {
+            Verdict::Works => assert!(probe.instructions_per_second > Some(50_000_000)),
+            verdict => assert!(verdict.why().is_some_and(|why| !why.is_empty())),
+        }
+    }
+}
