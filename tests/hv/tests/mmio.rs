@@ -255,11 +255,7 @@ case!(an_access_across_pages_comes_in_sizes_of_the_contract, |backend| {
     let mut runner = guest.start();
     let mut written = [0u8; 4];
     let mut exit = runner.run();
-    loop {
-        let (addr, size) = match exit {
-            VmExit::MmioRead { addr, size } | VmExit::MmioWrite { addr, size, .. } => (addr, size),
-            _ => break,
-        };
+    while let VmExit::MmioRead { addr, size } | VmExit::MmioWrite { addr, size, .. } = exit {
         assert!(matches!(size, 1 | 2 | 4), "{exit:?}");
         let at = (addr - (DEVICE + 0xffd)) as usize;
         exit = if let VmExit::MmioWrite { data, .. } = exit {
