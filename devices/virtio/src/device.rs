@@ -27,8 +27,9 @@ pub trait VirtioDevice: Send {
     fn identity(&self) -> Identity;
 
     /// The whole device configuration (virtio 1.3 §2.5), [`Identity::config_len`] bytes, zeroed
-    /// before. The transport asks at the start and after [`DeviceInterrupt::config_changed`],
-    /// [`VirtioDevice::set_features`], [`VirtioDevice::write_config`] and [`VirtioDevice::reset`].
+    /// before. The transport asks at the start, when the queues have started, and after
+    /// [`DeviceInterrupt::config_changed`], [`VirtioDevice::set_features`],
+    /// [`VirtioDevice::write_config`] and [`VirtioDevice::reset`].
     fn read_config(&self, _config: &mut [u8]) {}
 
     /// The driver writes `data` (1, 2, 4 or 8 bytes) at `offset` of the configuration, within it.

@@ -74,8 +74,8 @@ impl RegisterPage {
     }
 
     /// Replaces the device configuration if it differs, with the generation changed before and
-    /// after (virtio 1.3 §2.5.3), so that a driver that reads in between reads again.
-    pub(crate) fn store_config(&self, config: &[u8]) {
+    /// after (virtio 1.3 §2.5.3), so that a driver that reads in between reads again. True if so.
+    pub(crate) fn store_config(&self, config: &[u8]) -> bool {
         let words: Vec<u32> = config
             .chunks(4)
             .map(|chunk| {
@@ -86,13 +86,14 @@ impl RegisterPage {
             .collect();
         let place = |index: usize| registers::CONFIG + 4 * index as u64;
         if words.iter().enumerate().all(|(index, word)| self.load(place(index)) == *word) {
-            return;
+            return false;
         }
         self.next_generation();
         for (index, word) in words.iter().enumerate() {
             self.store(place(index), *word);
         }
         self.next_generation();
+        true
     }
 
     fn next_generation(&self) {

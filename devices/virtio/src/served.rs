@@ -26,6 +26,17 @@ impl ServedQueue {
         context: QueueContext,
         mut serve: impl FnMut(&Chain) -> u32 + Send + 'static,
     ) -> io::Result<Self> {
+        Self::start_supply(events, context, move |chain| Some(serve(chain)))
+    }
+
+    /// Like [`ServedQueue::start`] for buffers that wait for something from the host: where `serve`
+    /// has nothing for the buffer it says `None` and sees it again after the next signal of the
+    /// context's doorbell, which whoever has something may ring.
+    pub fn start_supply(
+        events: &LoopHandle,
+        context: QueueContext,
+        mut serve: impl FnMut(&Chain) -> Option<u32> + Send + 'static,
+    ) -> io::Result<Self> {
         let QueueContext { queue, doorbell, interrupt } = context;
         let queue = Arc::new(Mutex::new(queue));
         let served = Arc::clone(&queue);
@@ -87,7 +98,7 @@ struct Round {
 fn serve_round(
     queue: &mut Queue,
     stop: &AtomicBool,
-    serve: &mut impl FnMut(&Chain) -> u32,
+    serve: &mut impl FnMut(&Chain) -> Option<u32>,
 ) -> Round {
     let mut served = false;
     let mut round = || -> Result<bool, QueueError> {
@@ -102,7 +113,10 @@ fn serve_round(
                 }
                 return Ok(false);
             };
-            let written = serve(&chain);
+            let Some(written) = serve(&chain) else {
+                queue.unpop();
+                return Ok(false);
+            };
             queue.push(&chain, written)?;
             served = true;
         }

@@ -231,10 +231,11 @@ impl MmioTransport {
         self.page.store_halves(registers::SHM_BASE_LOW, registers::SHM_BASE_HIGH, base);
     }
 
-    fn publish_config(&self, state: &State) {
+    /// True if it differs from what the driver could read before.
+    fn publish_config(&self, state: &State) -> bool {
         let mut config = vec![0; self.identity.config_len as usize];
         state.device.read_config(&mut config);
-        self.page.store_config(&config);
+        self.page.store_config(&config)
     }
 
     fn write_register(&self, register: u64, value: u32) -> Result<(), Violation> {
@@ -300,6 +301,10 @@ impl MmioTransport {
         if added & DRIVER_OK != 0 {
             for index in 0..self.doorbells.len() as u16 {
                 self.start_queue(state, index)?;
+            }
+            // What changed before the device had an interrupt to say so.
+            if self.publish_config(state) {
+                self.interrupt.announce_config();
             }
         }
         Ok(())

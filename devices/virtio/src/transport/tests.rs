@@ -323,6 +323,22 @@ fn a_changed_configuration_is_seen_and_numbered() {
 }
 
 #[test]
+fn a_change_before_the_device_could_say_so_is_announced_at_the_start() {
+    let (mut driver, recorder) = live();
+    driver.write_register(registers::STATUS, 0);
+    let steps = [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK];
+    driver.accept_features(F_VERSION_1);
+    for status in steps {
+        driver.write_register(registers::STATUS, status);
+    }
+    recorder.record().config = [1; 12];
+    driver.write_register(registers::STATUS, STATUS_ALL);
+    assert_eq!((driver.config(0, 12), driver.interrupts()), (vec![1; 12], 1));
+    driver.start();
+    assert_eq!(driver.interrupts(), 1, "nothing has changed");
+}
+
+#[test]
 fn a_change_announced_while_the_device_is_busy_is_not_lost() {
     let (mut driver, recorder) = live();
     recorder.record().config = [7; 12];
