@@ -109,6 +109,14 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Gives a file of [`unnamed`] a name; fails if the name is taken.
+pub fn give_name(file: &File, path: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let handle = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+    Ok(rustix::fs::linkat(rustix::fs::CWD, handle, rustix::fs::CWD, path, flags)?)
+}
+
 /// Copies the data of `from` into `to` and leaves its holes as holes; `to` gets the same length.
 pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     let len = from.metadata()?.len();
@@ -154,7 +162,16 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
 
 /// Takes the file for this process alone; false if another holds it. Freed with the last handle.
 pub fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Takes the file together with others that only read it; false if somebody holds it alone.
+pub fn try_lock_shared(file: &File) -> io::Result<bool> {
+    flock(file, FlockOperation::NonBlockingLockShared)
+}
+
+fn flock(file: &File, operation: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
@@ -213,7 +230,10 @@ mod tests {
         let second = File::open(&path).unwrap();
         assert!(!try_lock(&second).unwrap());
         drop(first);
-        assert!(try_lock(&second).unwrap());
+        assert!(try_lock_shared(&second).unwrap());
+        let third = File::open(&path).unwrap();
+        assert!(try_lock_shared(&third).unwrap());
+        assert!(!try_lock(&third).unwrap());
     }
 
     #[test]
@@ -222,5 +242,8 @@ mod tests {
         let file = unnamed(dir.path()).unwrap();
         file.write_all_at(b"x", 0).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        give_name(&file, &dir.path().join("disk")).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("disk")).unwrap(), b"x");
+        assert!(give_name(&file, &dir.path().join("disk")).is_err());
     }
 }
