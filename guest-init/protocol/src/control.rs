@@ -14,11 +14,12 @@ pub enum GuestMessage {
     Hello(Hello),
     /// The machine is set up and exec connections are accepted.
     Ready(Ready),
-    /// The machine could not be set up; the agent ends it after this message.
+    /// The machine could not be set up. It ends as after [`Stopped`](Self::Stopped).
     SetupFailed(SetupFailed),
     /// The answer to [`HostMessage::Ping`], with its number.
     Pong(u64),
-    /// All processes have ended and all disks are flushed; the agent ends the machine now.
+    /// All processes have ended and all disks are flushed. The agent ends the machine when the host
+    /// closes the connection, which it should do at once, or 100 ms later.
     Stopped,
 }
 

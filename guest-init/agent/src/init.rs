@@ -1,0 +1,164 @@
+//! The life of PID 1: from the first instruction to the end of the machine.
+//!
+//! The order makes the machine ready early: the host is greeted before anything else is done, and what
+//! does not depend on its answer is done while that is on its way.
+
+mod arch;
+mod control;
+mod mounts;
+mod processes;
+mod settings;
+mod shares;
+mod transport;
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+use std::{io, panic, process};
+
+use cabana_protocol::{
+    GuestMessage, Hello, HostMessage, PROTOCOL_VERSION, ProtocolError, Ready, Setup, SetupFailed,
+    exit_port,
+};
+
+use self::control::Control;
+use self::mounts::Root;
+use self::transport::Transport;
+
+/// Where the root image is mounted in the initramfs.
+pub(crate) const IMAGE: &str = "/image";
+
+/// Where the writable file system is mounted in the initramfs.
+pub(crate) const SCRATCH: &str = "/scratch";
+
+/// Where the root file system is put together in the initramfs.
+pub(crate) const NEW_ROOT: &str = "/root";
+
+/// How long the host has to close the control connection after the agent's last message.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
+/// Why the agent cannot go on and cannot tell the host.
+#[derive(Debug, thiserror::Error)]
+enum Fatal {
+    #[error("{what}: {source}")]
+    System { what: &'static str, source: io::Error },
+    #[error("the control connection: {0}")]
+    Protocol(#[from] ProtocolError),
+}
+
+impl Fatal {
+    fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::System { what, source: error.into() }
+    }
+}
+
+/// Runs the machine and ends it: returns only, with a message, to a process that is not PID 1.
+pub fn run() {
+    let tsc_main = arch::tsc();
+    if process::id() != 1 {
+        eprintln!("cabana-agent: it is the first process of a Cabana guest and does nothing else");
+        process::exit(2);
+    }
+    panic::set_hook(Box::new(|panic| {
+        eprintln!("cabana-agent: a defect: {panic}");
+        arch::end_machine(exit_port::AGENT_FAILED);
+    }));
+    match live(tsc_main) {
+        Ok(status) => arch::end_machine(status),
+        Err(fatal) => {
+            eprintln!("cabana-agent: {fatal}");
+            arch::end_machine(exit_port::AGENT_FAILED);
+        }
+    }
+}
+
+/// Everything between the first instruction and the end; returns the machine's exit status.
+fn live(tsc_main: u64) -> Result<u8, Fatal> {
+    mounts::mount_dev().map_err(Fatal::system("mounting /dev (devtmpfs)"))?;
+    let transport = Transport::open()?;
+    let mut control = transport.connect()?;
+    control.send(&GuestMessage::Hello(Hello {
+        protocol: PROTOCOL_VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        tsc_main,
+        monotonic_ns: settings::monotonic_ns(),
+    }))?;
+
+    let orphans = processes::Orphans::watch().map_err(Fatal::system("watching processes"))?;
+    let mut warnings = mounts::mount_kernel_file_systems();
+    settings::exempt_from_oom_killer(&mut warnings);
+    settings::loopback_up(&mut warnings);
+
+    let setup = loop {
+        match control.receive()? {
+            Some(HostMessage::Setup(setup)) => break setup,
+            Some(HostMessage::Ping(number)) => control.send(&GuestMessage::Pong(number))?,
+            Some(HostMessage::Shutdown) | None => return Ok(exit_port::POWER_OFF),
+        }
+    };
+    let root = match apply(&setup, &mut warnings) {
+        Ok(root) => root,
+        Err(failed) => {
+            control.send(&GuestMessage::SetupFailed(failed))?;
+            control.wait_closed(Instant::now() + LAST_WORD);
+            return Ok(exit_port::SETUP_FAILED);
+        }
+    };
+    transport.accept_execs().map_err(Fatal::system("starting the exec server"))?;
+    control.send(&GuestMessage::Ready(Ready {
+        tsc: arch::tsc(),
+        monotonic_ns: settings::monotonic_ns(),
+        warnings,
+    }))?;
+
+    let asked = supervise(&mut control, &orphans)?;
+    processes::end_all(&orphans);
+    shares::unmount_all(&setup.shares);
+    mounts::flush(&root);
+    // A host that is gone hears nothing, and a write to it might wait for it.
+    if asked && control.send(&GuestMessage::Stopped).is_ok() {
+        control.wait_closed(Instant::now() + LAST_WORD);
+    }
+    Ok(exit_port::POWER_OFF)
+}
+
+/// Makes the machine what the host asks for.
+fn apply(setup: &Setup, warnings: &mut Vec<String>) -> Result<Root, SetupFailed> {
+    settings::set_clock(setup.realtime_ns, warnings);
+    settings::add_entropy(&setup.entropy, warnings);
+    settings::set_hostname(&setup.hostname, warnings);
+    let root = mounts::mount_root(&setup.root)?;
+    shares::mount_all(&setup.shares)?;
+    Ok(root)
+}
+
+/// Answers the host and reaps orphans until the machine is to end; says whether the host asked for that
+/// and awaits it, or is gone.
+fn supervise(control: &mut Control, orphans: &processes::Orphans) -> Result<bool, Fatal> {
+    loop {
+        orphans.wait(Some(control.as_fd()), None).map_err(Fatal::system("poll"))?;
+        while let Some(message) = control.poll_message() {
+            match message {
+                Ok(HostMessage::Ping(number)) => {
+                    if control.send(&GuestMessage::Pong(number)).is_err() {
+                        return Ok(false);
+                    }
+                }
+                Ok(HostMessage::Shutdown) => return Ok(true),
+                Ok(HostMessage::Setup(_)) => {
+                    eprintln!("cabana-agent: the host sent a second setup");
+                    return Ok(false);
+                }
+                Err(ProtocolError::Closed) => return Ok(false),
+                Err(error) => {
+                    eprintln!("cabana-agent: the control connection: {error}");
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
+/// A step of the setup that failed, in words.
+fn failed(what: impl Into<String>, why: impl Display) -> SetupFailed {
+    SetupFailed { what: what.into(), why: why.to_string() }
+}
