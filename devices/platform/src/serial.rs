@@ -1,13 +1,13 @@
 //! A 16550 serial port, for kernels that know no virtio console. The UART itself is `vm-superio`'s.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cabana_bus::{BusDevice, Interrupt};
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial as Uart};
+use vm_superio::serial::{Serial as Uart, SerialEvents};
 
-type Port = Uart<Line, NoEvents, Box<dyn Write + Send>>;
+type Port = Uart<Line, Drained, Box<dyn Write + Send>>;
 
 /// The port as the guest sees it.
 pub struct Serial {
@@ -18,6 +18,22 @@ pub struct Serial {
 #[derive(Clone)]
 pub struct SerialInput {
     port: Arc<Mutex<Port>>,
+    drained: Arc<Condvar>,
+}
+
+/// Wakes who waits for room in the receive FIFO. Called with the port locked.
+struct Drained(Arc<Condvar>);
+
+impl SerialEvents for Drained {
+    fn buffer_read(&self) {}
+
+    fn out_byte(&self) {}
+
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {
+        self.0.notify_all();
+    }
 }
 
 /// An interrupt line in `vm-superio`'s words.
@@ -35,20 +51,26 @@ impl Trigger for Line {
 impl Serial {
     /// A port that writes to `output` and interrupts over `line`.
     pub fn new(line: Arc<dyn Interrupt>, output: Box<dyn Write + Send>) -> (Self, SerialInput) {
-        let port = Arc::new(Mutex::new(Uart::new(Line(line), output)));
-        (Self { port: Arc::clone(&port) }, SerialInput { port })
+        let drained = Arc::new(Condvar::new());
+        let uart = Uart::with_events(Line(line), Drained(Arc::clone(&drained)), output);
+        let port = Arc::new(Mutex::new(uart));
+        (Self { port: Arc::clone(&port) }, SerialInput { port, drained })
     }
 }
 
 impl SerialInput {
-    /// Puts bytes into the guest's receive FIFO; returns how many fitted.
-    pub fn push(&self, bytes: &[u8]) -> usize {
+    /// Types `bytes`; waits for the guest to read what does not fit into its receive FIFO.
+    pub fn type_in(&self, mut bytes: &[u8]) {
         let mut port = lock(&self.port);
-        if port.fifo_capacity() == 0 {
-            return 0;
+        while !bytes.is_empty() {
+            if port.fifo_capacity() == 0 {
+                port = self.drained.wait(port).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            // Fails only in loop-back mode, where the outside world is cut off.
+            let taken = port.enqueue_raw_bytes(bytes).unwrap_or(bytes.len());
+            bytes = &bytes[taken..];
         }
-        // Fails only in loop-back mode, where the outside world is cut off.
-        port.enqueue_raw_bytes(bytes).unwrap_or(bytes.len())
     }
 }
 
@@ -119,7 +141,7 @@ mod tests {
         assert_eq!(*output.0.lock().unwrap(), b"x");
         // Interrupt when data is available.
         serial.write(1, &[1]);
-        assert_eq!(input.push(b"hi"), 2);
+        input.type_in(b"hi");
         assert_eq!(pulses.0.load(Ordering::Relaxed), 1);
         let mut byte = [0];
         serial.read(0, &mut byte);
@@ -130,11 +152,21 @@ mod tests {
     }
 
     #[test]
-    fn a_full_fifo_takes_no_more() {
+    fn typing_waits_for_the_guest_to_read() {
         let (serial, input) = Serial::new(Arc::new(Pulses::default()), Box::new(io::sink()));
-        assert_eq!(input.push(&[b'a'; 100]), 64);
-        assert_eq!(input.push(b"b"), 0);
-        serial.read(0, &mut [0]);
-        assert_eq!(input.push(b"bc"), 1);
+        let typed: Vec<u8> = (0..200).collect();
+        let expected = typed.clone();
+        let typist = std::thread::spawn(move || input.type_in(&typed));
+        let mut got = Vec::new();
+        while got.len() < expected.len() {
+            let (mut status, mut byte) = ([0], [0]);
+            serial.read(5, &mut status);
+            if status[0] & 1 != 0 {
+                serial.read(0, &mut byte);
+                got.push(byte[0]);
+            }
+        }
+        typist.join().unwrap();
+        assert_eq!(got, expected);
     }
 }
