@@ -104,6 +104,8 @@ pub fn build_image(
     at(Step::Image);
     let epoch = tree::newest(&root, started)?;
     erofs::write(&root, &files.join(ROOT), epoch, &inputs, cancel)?;
+    // Else the tree, too, would be written out when the image is made to reach the disk.
+    fs::remove_dir_all(&root).context("remove", &root)?;
     at(Step::Scratch);
     scratch::write(&files.join(SCRATCH), &work, cancel)?;
     at(Step::Store);

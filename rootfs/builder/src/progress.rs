@@ -65,9 +65,9 @@ pub(crate) struct Reader {
     step: Option<Step>,
     /// Packages that apt announced last.
     packages: u32,
-    /// Of the step: packages downloaded and packages configured.
+    /// Of the step: packages downloaded, and packages unpacked plus packages configured.
     downloaded: u32,
-    configured: u32,
+    installed: u32,
 }
 
 impl Reader {
@@ -89,16 +89,16 @@ impl Reader {
             self.packages = packages;
         } else if line.starts_with("Get:") {
             self.downloaded += 1;
-        } else if line.starts_with("Setting up ") {
-            self.configured += 1;
+        } else if ["Unpacking ", "Setting up "].iter().any(|word| line.starts_with(word)) {
+            self.installed += 1;
         } else {
             return None;
         }
         let step = self.step?;
         let (done, all) = match step {
             Step::Download => (self.downloaded, self.packages),
-            Step::Base => (self.configured, self.packages),
-            Step::Install => (self.downloaded + self.configured, 2 * self.packages),
+            Step::Base => (self.installed, 2 * self.packages),
+            Step::Install => (self.downloaded + self.installed, 3 * self.packages),
             _ => (0, 0),
         };
         let fraction = (all > 0).then(|| (done as f32 / all as f32).min(1.0));
@@ -130,12 +130,16 @@ mod tests {
             "Get:2 http://mirror.test/debian bookworm/main amd64 bash amd64 5.2 [1 kB]",
             "I: extracting archives...",
             "I: installing essential packages...",
+            "Unpacking dash (0.5) ...",
             "Setting up dash (0.5) ...",
+            "Unpacking bash (5.2) ...",
             "Setting up bash (5.2) ...",
             "I: installing remaining packages inside the chroot...",
             "0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded.",
             "Get:1 http://mirror.test/debian bookworm/main amd64 jq amd64 1.6 [1 kB]",
             "Get:2 http://mirror.test/debian bookworm/main amd64 libjq1 amd64 1.6 [1 kB]",
+            "Unpacking libjq1:amd64 (1.6) ...",
+            "Unpacking jq (1.6) ...",
             "Setting up libjq1:amd64 (1.6) ...",
             "Setting up jq (1.6) ...",
             "I: cleaning package lists and apt cache...",
@@ -152,13 +156,17 @@ mod tests {
                 "downloading packages (50 %)",
                 "downloading packages (100 %)",
                 "installing the base system (0 %)",
+                "installing the base system (25 %)",
                 "installing the base system (50 %)",
+                "installing the base system (75 %)",
                 "installing the base system (100 %)",
                 "installing packages",
                 "installing packages (0 %)",
-                "installing packages (25 %)",
+                "installing packages (17 %)",
+                "installing packages (33 %)",
                 "installing packages (50 %)",
-                "installing packages (75 %)",
+                "installing packages (67 %)",
+                "installing packages (83 %)",
                 "installing packages (100 %)",
                 "stripping the tree",
             ]

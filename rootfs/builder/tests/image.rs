@@ -81,7 +81,7 @@ fn mistakes_and_a_stop_leave_nothing() {
         assert!(store.find(Kind::Image, &flavour.name).is_err());
         error
     };
-    let text = "suite: bookworm\nbase: debian\ncabana-no-such-package\n";
+    let text = "suite: bookworm\nbase: busybox\ncabana-no-such-package\n";
     let flavour = Flavour::parse("broken", text).unwrap();
     let error = fails(&flavour, &Options::default());
     assert!(

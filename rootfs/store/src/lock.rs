@@ -26,6 +26,7 @@ impl Lock {
             // what we hold guards nothing.
             match fs::symlink_metadata(path) {
                 Ok(there) if sys::identity(&there) == sys::identity(&file.metadata()?) => {
+                    sys::adopt(path);
                     return Ok(Some(Self { path: path.to_path_buf(), _file: file }));
                 }
                 Ok(_) => {}

@@ -40,7 +40,7 @@ impl Staging {
     ) -> Result<Option<Self>, StoreError> {
         collect(store);
         let parent = store.path().join(STAGING);
-        fs::create_dir_all(&parent).context("make the folder", &parent)?;
+        sys::make_folder(&parent).context("make the folder", &parent)?;
         let path = parent.join(format!("{kind}-{name}"));
         let lock_path = lock_path(&path);
         let Some(lock) = Lock::take(&lock_path, wait).context("lock", &lock_path)? else {
@@ -49,7 +49,7 @@ impl Staging {
         clear(&path)?;
         let folder = Folder(path);
         for folder in [folder.files(), folder.work()] {
-            fs::create_dir_all(&folder).context("make the folder", &folder)?;
+            sys::make_folder(&folder).context("make the folder", &folder)?;
         }
         let (store, name) = (store.clone(), name.to_owned());
         Ok(Some(Self { store, kind, name, folder, _lock: lock }))
@@ -88,6 +88,7 @@ impl Staging {
             }
             let file = File::open(&path).context("open", &path)?;
             sys::make_read_only(&file).context("make read-only", &path)?;
+            sys::adopt(&path);
             file.sync_all().context("write", &path)?;
             let metadata = file.metadata().context("look at", &path)?;
             let hashed = FileEntry::of(&file).context("read", &path)?;
@@ -109,6 +110,7 @@ impl Staging {
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
         let text = text.context("write", &path)?;
         fs::write(&path, text).and_then(|()| sync(&path)).context("write", &path)?;
+        sys::adopt(&path);
         write_stamp(&source, &Stamp(stamp)).context("write the stamp of", &source)?;
         sync(&source).context("write", &source)?;
 
@@ -125,7 +127,7 @@ impl Staging {
     fn put_in_place(&self, dir: &Path) -> Result<(), StoreError> {
         let source = self.path();
         let parent = self.store.path().join(self.kind.as_str());
-        fs::create_dir_all(&parent).context("make the folder", &parent)?;
+        sys::make_folder(&parent).context("make the folder", &parent)?;
         let replaces = dir.symlink_metadata().is_ok();
         if !(replaces && sys::exchange(&source, dir).context("replace", dir)?) {
             if replaces {

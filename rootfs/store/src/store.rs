@@ -346,8 +346,9 @@ pub(crate) fn write_stamp(dir: &Path, stamp: &Stamp) -> io::Result<()> {
     let temporary = dir.join(format!("{STAMP}.{}", std::process::id()));
     let written =
         fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, dir.join(STAMP)));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
+    match &written {
+        Ok(()) => sys::adopt(&dir.join(STAMP)),
+        Err(_) => drop(fs::remove_file(&temporary)),
     }
     written
 }

@@ -1,6 +1,6 @@
 //! The few things that std cannot ask of a Unix file system.
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -30,6 +30,38 @@ pub(crate) fn identity(metadata: &Metadata) -> (u64, u64) {
 pub(crate) fn open_folder(path: &Path) -> io::Result<File> {
     let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32;
     File::options().read(true).custom_flags(flags).open(path)
+}
+
+/// Makes a folder and those above it.
+pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    path.parent().map_or(Ok(()), make_folder)?;
+    match fs::create_dir(path) {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            adopt(path);
+            Ok(())
+        }
+    }
+}
+
+/// Gives a new file or folder to the owner of the folder that it is in.
+///
+/// Images are built by root, often in the store of the user who called sudo: without this the user
+/// could neither remove what was built nor build anything else. Where it is not allowed, nothing
+/// needs it.
+pub(crate) fn adopt(path: &Path) {
+    let owner = |path: &Path| {
+        fs::symlink_metadata(path).ok().map(|metadata| (metadata.uid(), metadata.gid()))
+    };
+    let Some((theirs, ours)) = path.parent().and_then(owner).zip(owner(path)) else { return };
+    if theirs.0 != ours.0 {
+        let _ = std::os::unix::fs::lchown(path, Some(theirs.0), Some(theirs.1));
+    }
 }
 
 /// Bytes that a file takes on disk.

@@ -197,6 +197,20 @@ fn sparse_files_stay_sparse_and_are_verified_by_their_data() {
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
 }
 
+/// Not a measurement, but far from the milliseconds that a hash or a slow parser would take.
+#[test]
+fn finding_costs_next_to_nothing() {
+    let (_folder, store) = new_store();
+    put(&store, "default", &vec![7; 50 << 20]);
+    let start = Instant::now();
+    for _ in 0..100 {
+        store.find(Kind::Image, "default").unwrap();
+    }
+    let each = start.elapsed() / 100;
+    eprintln!("{each:?} per find");
+    assert!(each < Duration::from_millis(5), "{each:?}");
+}
+
 #[test]
 fn an_abandoned_staging_leaves_nothing() {
     let (_folder, store) = new_store();
@@ -351,6 +365,23 @@ fn an_artifact_is_not_removed_under_its_builder() {
     put(&store, "default", b"new");
     let root = store.find(Kind::Image, "default").unwrap().file("root.erofs").unwrap();
     assert_eq!(fs::read(root).unwrap(), b"new");
+}
+
+#[test]
+fn what_root_builds_for_a_user_belongs_to_the_user() {
+    let folder = TempDir::new().unwrap();
+    if std::os::unix::fs::chown(folder.path(), Some(4321), Some(4321)).is_err() {
+        eprintln!("skipped: giving files away needs root");
+        return;
+    }
+    let store = Store::open_at(folder.path().join("cache/cabana")).unwrap();
+    put(&store, "default", b"content");
+    let staging = store.stage(Kind::Image, "other").unwrap();
+    for path in tree(folder.path()) {
+        let metadata = fs::symlink_metadata(folder.path().join(&path)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (4321, 4321), "{}", path.display());
+    }
+    drop(staging);
 }
 
 /// A small tmpfs that is unmounted on drop.
