@@ -2,6 +2,7 @@
 //! bytes of the host's operating system.
 
 use cabana_os::LoopHandle;
+use cabana_os::process::random_bytes;
 use cabana_virtio::{
     Chain, Identity, QueueContext, QueueState, ServedQueue, StartError, VirtioDevice,
 };
@@ -47,13 +48,13 @@ impl VirtioDevice for Rng {
 fn fill(chain: &Chain) -> u32 {
     let mut writer = chain.writer();
     let mut left = writer.left().min(MAX_BYTES);
-    let mut bytes = [0; STEP];
     while left > 0 {
-        let step = &mut bytes[..left.min(STEP)];
-        if getrandom::fill(step).is_err() || writer.write_all(step).is_err() {
+        let Ok(bytes) = random_bytes::<STEP>() else { break };
+        let count = left.min(STEP);
+        if writer.write_all(&bytes[..count]).is_err() {
             break;
         }
-        left -= step.len();
+        left -= count;
     }
     writer.written()
 }
