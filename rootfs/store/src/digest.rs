@@ -7,21 +7,24 @@ use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
+use crate::manifest::Run;
 use crate::sys;
 
-/// Unit of reading; the sparse hash skips units of zeros.
-const BLOCK: usize = 64 << 10;
+/// Unit of reading.
+const CHUNK: usize = 256 << 10;
+/// Unit of the sparse hash, which leaves out units of zeros.
+const BLOCK: usize = 4 << 10;
 
 /// Whether a file is to be hashed by its data alone: more than half of it is hole.
 pub(crate) fn is_sparse(file: &File) -> io::Result<bool> {
     let metadata = file.metadata()?;
-    Ok(metadata.len() > BLOCK as u64 && sys::allocated(&metadata) < metadata.len() / 2)
+    Ok(metadata.len() > CHUNK as u64 && sys::allocated(&metadata) < metadata.len() / 2)
 }
 
 /// SHA-256 of a file's content, in hexadecimal.
 pub(crate) fn dense(file: &File) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 4 * BLOCK];
+    let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
     loop {
         match file.read_at(&mut buffer, offset)? {
@@ -34,29 +37,53 @@ pub(crate) fn dense(file: &File) -> io::Result<String> {
     }
 }
 
-/// SHA-256 over the file's size and, for each aligned block of 64 KiB that has a byte other than
-/// zero, its offset and content. The same for every copy of a file, whether its holes are kept or
-/// written out; the time is that of reading the data.
-pub(crate) fn sparse(file: &File) -> io::Result<String> {
+/// Hashes a file that is mostly hole; `runs` is where it may have data, in order.
+///
+/// The SHA-256 covers the file's size and, for each aligned block of 4 KiB that has a byte other
+/// than zero, its offset and content: the same for every copy of a file, whether its holes are kept
+/// or written out. Returns with it the runs of those blocks.
+pub(crate) fn sparse(file: &File, runs: &[Run]) -> io::Result<(String, Vec<Run>)> {
     let size = file.metadata()?.len();
     let mut hasher = Sha256::new();
     hasher.update(size.to_le_bytes());
-    let mut buffer = vec![0; BLOCK];
-    let mut offset = 0;
-    while let Some((start, end)) = sys::next_data(file, offset)? {
-        let mut block = offset.max(start / BLOCK as u64 * BLOCK as u64);
-        while block < end {
-            let count = (size - block).min(BLOCK as u64) as usize;
-            file.read_exact_at(&mut buffer[..count], block)?;
-            if buffer[..count].iter().any(|byte| *byte != 0) {
-                hasher.update(block.to_le_bytes());
-                hasher.update(&buffer[..count]);
+    let mut data: Vec<Run> = Vec::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut position = 0;
+    for Run(start, length) in runs {
+        let end = start.saturating_add(*length).next_multiple_of(BLOCK as u64).min(size);
+        position = position.max(start / BLOCK as u64 * BLOCK as u64);
+        while position < end {
+            let count = (end - position).min(CHUNK as u64) as usize;
+            file.read_exact_at(&mut buffer[..count], position)?;
+            for block in buffer[..count].chunks(BLOCK) {
+                if block.iter().any(|byte| *byte != 0) {
+                    hasher.update(position.to_le_bytes());
+                    hasher.update(block);
+                    match data.last_mut() {
+                        Some(last) if last.0 + last.1 == position => last.1 += block.len() as u64,
+                        _ => data.push(Run(position, block.len() as u64)),
+                    }
+                }
+                position += block.len() as u64;
             }
-            block += BLOCK as u64;
         }
-        offset = block;
     }
-    Ok(hex(&hasher.finalize()))
+    Ok((hex(&hasher.finalize()), data))
+}
+
+/// Copies runs of one file to the same places of another.
+pub(crate) fn copy(from: &File, to: &File, runs: &[Run]) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    for Run(start, length) in runs {
+        let mut done = 0;
+        while done < *length {
+            let count = (length - done).min(CHUNK as u64) as usize;
+            from.read_exact_at(&mut buffer[..count], start + done)?;
+            to.write_all_at(&buffer[..count], start + done)?;
+            done += count as u64;
+        }
+    }
+    Ok(())
 }
 
 /// Lower-case hexadecimal.
@@ -97,22 +124,32 @@ mod tests {
         };
         let (holes, full) = (write(false), write(true));
         assert!(is_sparse(&holes).unwrap());
-        let hash = sparse(&holes).unwrap();
-        assert_eq!(hash, sparse(&full).unwrap());
+        let hash = |file| sparse(file, &sys::data_runs(file).unwrap()).unwrap();
+        let first = hash(&holes);
+        assert_eq!(first, hash(&full));
+        assert_eq!(first.1, [Run(0, 4096), Run(774_144, 4096), Run(2_998_272, 1729)]);
+        assert_eq!(first, sparse(&full, &first.1).unwrap());
+
+        let copied = tempfile::tempfile().unwrap();
+        copied.set_len(3_000_001).unwrap();
+        copy(&full, &copied, &first.1).unwrap();
+        assert_eq!(first, hash(&copied));
+        assert!(is_sparse(&copied).unwrap());
 
         holes.write_all_at(&[8], 777_777).unwrap();
-        assert_ne!(hash, sparse(&holes).unwrap());
+        assert_ne!(first.0, hash(&holes).0);
         full.set_len(3_000_002).unwrap();
-        assert_ne!(hash, sparse(&full).unwrap());
+        assert_ne!(first.0, hash(&full).0);
     }
 
     #[test]
     fn a_huge_hole_costs_nothing() {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 40).unwrap();
+        file.set_len(1 << 39).unwrap();
         file.write_all_at(b"x", 1 << 39).unwrap();
         let start = std::time::Instant::now();
-        sparse(&file).unwrap();
+        let runs = sys::data_runs(&file).unwrap();
+        assert_eq!(sparse(&file, &runs).unwrap().1, [Run(1 << 39, 1)]);
         assert!(start.elapsed().as_secs() < 2);
     }
 }

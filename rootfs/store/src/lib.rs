@@ -25,7 +25,7 @@ mod store;
 mod sys;
 
 pub use error::StoreError;
-pub use manifest::{FileEntry, Manifest};
+pub use manifest::{FileEntry, Manifest, Run};
 pub use size::Bytes;
 pub use staging::Staging;
 pub use store::{Artifact, Kind, Listing, Store};

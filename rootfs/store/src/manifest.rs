@@ -35,31 +35,50 @@ pub struct Manifest {
 /// One file of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// SHA-256, in hexadecimal: of the content, or of the data alone if `sparse`.
+    /// SHA-256, in hexadecimal: of the content, or of the data alone if `data` is set.
     pub sha256: String,
     /// Size in bytes, holes included.
     pub size: u64,
-    /// The file is nearly all hole, and its hash covers its size and, of each aligned block of
-    /// 64 KiB with anything but zeros, the offset (64-bit little-endian) and the content.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub sparse: bool,
+    /// Set if the file is mostly hole: the runs of aligned blocks of 4 KiB that have anything but
+    /// zeros. The hash then covers the size and, of each such block, the offset (both 64-bit
+    /// little-endian) and the content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Vec<Run>>,
 }
+
+/// A run of data in a sparse file: its offset and its length in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run(pub u64, pub u64);
 
 impl FileEntry {
     /// Reads and hashes a file.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
-        let sparse = digest::is_sparse(file)?;
-        let sha256 = if sparse { digest::sparse(file)? } else { digest::dense(file)? };
-        Ok(Self { sha256, size: file.metadata()?.len(), sparse })
+        let size = file.metadata()?.len();
+        if digest::is_sparse(file)? {
+            let (sha256, data) = digest::sparse(file, &sys::data_runs(file)?)?;
+            return Ok(Self { sha256, size, data: Some(data) });
+        }
+        Ok(Self { sha256: digest::dense(file)?, size, data: None })
     }
 
-    /// Whether a file has this content; reads all of it.
+    /// Whether a file has this content; reads all of its data.
     pub(crate) fn holds(&self, file: &File) -> io::Result<bool> {
         if file.metadata()?.len() != self.size {
             return Ok(false);
         }
-        let sha256 = if self.sparse { digest::sparse(file)? } else { digest::dense(file)? };
-        Ok(sha256 == self.sha256)
+        let Some(data) = &self.data else { return Ok(digest::dense(file)? == self.sha256) };
+        let mut runs = sys::data_runs(file)?;
+        if runs == [Run(0, self.size)] && digest::is_sparse(file)? {
+            // It has holes, but the file system (9p, some network disks) does not say where:
+            // reading gigabytes of zeros would take minutes, so look where data should be.
+            runs.clone_from(data);
+        }
+        Ok(digest::sparse(file, &runs)?.0 == self.sha256)
+    }
+
+    /// Where the file has data; for a file that is not sparse, everywhere.
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        self.data.clone().unwrap_or_else(|| vec![Run(0, self.size)])
     }
 }
 

@@ -8,6 +8,8 @@ use std::path::Path;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use crate::manifest::Run;
+
 /// What changes when a file's content changes: size, and modification and status-change times in ns.
 ///
 /// Device and inode are left out on purpose: they differ between mounts of the same disk (9p,
@@ -101,15 +103,18 @@ pub(crate) fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
     }
 }
 
-/// The start of the next run of data at or after `offset`, and its end; `None` behind the last one.
-///
-/// A file system that knows no holes reports one run up to the end.
-pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
+/// Where a file has data, in order. A file system that knows no holes reports one run of all.
+pub(crate) fn data_runs(file: &File) -> io::Result<Vec<Run>> {
     use rustix::fs::{SeekFrom, seek};
-    let start = match seek(file, SeekFrom::Data(offset)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some((start, seek(file, SeekFrom::Hole(start))?)))
+    let mut runs = Vec::new();
+    let mut offset = 0;
+    loop {
+        let start = match seek(file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(runs),
+            Err(error) => return Err(error.into()),
+        };
+        offset = seek(file, SeekFrom::Hole(start))?;
+        runs.push(Run(start, offset - start));
+    }
 }

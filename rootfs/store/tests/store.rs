@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use cabana_store::{Artifact, Kind, Store, StoreError};
+use cabana_store::{Artifact, Kind, Run, Store, StoreError};
 use tempfile::TempDir;
 
 fn new_store() -> (TempDir, Store) {
@@ -188,8 +188,19 @@ fn sparse_files_stay_sparse_and_are_verified_by_their_data() {
     let artifact = staging.commit("", BTreeMap::new()).unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "the hole was read");
     let path = artifact.file("scratch.ext4").unwrap();
-    assert!(artifact.manifest.files["scratch.ext4"].sparse);
+    assert_eq!(artifact.manifest.files["scratch.ext4"].data, Some(vec![Run(0, 4096)]));
     assert!(fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20);
+
+    let start = Instant::now();
+    let copy = tempfile::tempfile().unwrap();
+    artifact.copy_to("scratch.ext4", &copy).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "the hole was copied");
+    let metadata = copy.metadata().unwrap();
+    assert_eq!(metadata.len(), 16 << 30);
+    assert!(metadata.blocks() * 512 < 1 << 20);
+    let mut content = [0; 10];
+    copy.read_exact_at(&mut content, 1024).unwrap();
+    assert_eq!(&content, b"superblock");
 
     make_writable(&path);
     File::options().write(true).open(&path).unwrap().write_all_at(b"!", 8 << 30).unwrap();
