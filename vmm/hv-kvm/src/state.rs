@@ -25,6 +25,8 @@ pub(crate) fn is_saved(msr: u32) -> bool {
         | 0x10a | 0x345
         // VMX's capabilities: nested virtualization is not offered.
         | 0x480..=0x491
+        // Hyper-V's and Xen's interfaces, which are not offered; some of them are clocks.
+        | 0x4000_0000..=0x4000_ffff
         // AMD's microarchitectural description.
         | 0xc001_0140..=0xc001_0141
     )

@@ -33,7 +33,8 @@ pub trait Hypervisor: Send + Sync {
 
 /// Guest-physical memory, doorbells and vCPUs: what every architecture has.
 pub trait Vm: Send + Sync {
-    /// Makes host memory appear in the guest.
+    /// Makes host memory appear in the guest. Costly (KVM waits for its readers, for milliseconds on
+    /// a busy host): make few slots, and do something else meanwhile.
     ///
     /// # Safety
     /// The host range must stay mapped until [`Vm::unmap`] or until the VM and all its vCPUs are

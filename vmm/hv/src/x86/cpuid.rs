@@ -17,7 +17,7 @@ pub struct Options {
 }
 
 /// `GenuineIntel` in EBX, EDX, ECX of leaf 0.
-const VENDOR_INTEL: [u32; 3] = [0x756e_6547, 0x6c65_746e, 0x4965_6e69];
+const VENDOR_INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 /// `KVMKVMKVM` in EBX, ECX, EDX of leaf [`PV_SIGNATURE`].
 const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
 
@@ -255,8 +255,9 @@ mod tests {
         CpuidLeaf { function, index: None, eax, ebx, ecx, edx }
     }
 
-    fn host(vendor: [u32; 3]) -> Vec<CpuidLeaf> {
-        let [ebx, edx, ecx] = vendor;
+    fn host(vendor: &[u8; 12]) -> Vec<CpuidLeaf> {
+        let register = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
+        let (ebx, edx, ecx) = (register(0), register(4), register(8));
         vec![
             leaf(0, 0xd, ebx, ecx, edx),
             leaf(1, 0x806f8, 0x7fff_0800, VMX | 1 << 26, HTT),
@@ -275,7 +276,8 @@ mod tests {
         ]
     }
 
-    const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
+    const INTEL: &[u8; 12] = b"GenuineIntel";
+    const AMD: &[u8; 12] = b"AuthenticAMD";
     const FOUR: Options = Options { index: 2, count: 4, tsc_khz: 2_600_000, apic_khz: 1_000_000 };
 
     fn get(leaves: &[CpuidLeaf], function: u32, index: Option<u32>) -> CpuidLeaf {
@@ -288,7 +290,7 @@ mod tests {
 
     #[test]
     fn every_view_of_the_topology_agrees() {
-        let leaves = for_guest(&host(VENDOR_INTEL), FOUR);
+        let leaves = for_guest(&host(INTEL), FOUR);
         let one = get(&leaves, 1, None);
         assert_eq!(one.ebx, 2 << 24 | 4 << 16 | 0x0800);
         assert_ne!(one.edx & HTT, 0);
@@ -314,7 +316,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_to_calibrate() {
-        let leaves = for_guest(&host(VENDOR_INTEL), FOUR);
+        let leaves = for_guest(&host(INTEL), FOUR);
         let one = get(&leaves, 1, None);
         assert_eq!(one.ecx, X2APIC | TSC_DEADLINE | HYPERVISOR | 1 << 26);
         assert_eq!(get(&leaves, 6, None).eax & ARAT, ARAT);
@@ -346,7 +348,7 @@ mod tests {
 
     #[test]
     fn hiding_xsave_hides_all_that_stands_on_it() {
-        let mut leaves = host(VENDOR_INTEL);
+        let mut leaves = host(INTEL);
         hide_xsave(&mut leaves);
         assert_eq!(get(&leaves, 1, None).ecx, VMX);
         assert!(find(&leaves, 0xd).is_none());
