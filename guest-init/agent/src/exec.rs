@@ -108,6 +108,9 @@ enum Source {
 impl Session<'_> {
     /// Moves bytes until the command has ended and its output is sent.
     fn run(&mut self) -> Result<ExitStatus, ExecError> {
+        // Frames that came together with the request are here already; no poll tells of them.
+        self.take_frames()?;
+        self.input.write(&mut self.link)?;
         loop {
             if let Some(status) = self.finished() {
                 return Ok(status);

@@ -178,6 +178,27 @@ fn stdin_reaches_the_command_until_its_end() {
 }
 
 #[test]
+fn stdin_that_comes_together_with_the_request_is_not_left_lying() {
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let exec = Exec { stdin: true, ..Exec::new(["cat"]) };
+    let mut frames = Vec::new();
+    write_message(&mut frames, &ExecRequest::Exec(exec)).unwrap();
+    write_frame(&mut frames, Kind::Stdin, b"at once").unwrap();
+    write_frame(&mut frames, Kind::Stdin, b"").unwrap();
+    near.write_all(&frames).unwrap();
+    near.set_read_timeout(Some(PATIENCE)).unwrap();
+    let server = thread::spawn(move || serve(far));
+    let (mut buffer, mut output) = (Vec::new(), Vec::new());
+    while let Some(frame) = read_frame(&mut near, &mut buffer).unwrap() {
+        if frame.kind == Kind::Stdout {
+            output.extend_from_slice(frame.payload);
+        }
+    }
+    server.join().unwrap().unwrap();
+    assert_eq!(output, b"at once");
+}
+
+#[test]
 fn a_command_that_closes_its_stdin_is_reported_and_runs_on() {
     let script = "exec <&-; echo closed; sleep 0.2; echo done";
     let mut host = Host::start(Exec { stdin: true, ..shell(script) });
