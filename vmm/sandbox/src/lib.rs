@@ -1,1 +1,44 @@
-//! To be written.
+//! The engine: boots a Linux machine and runs commands in it.
+//!
+//! ```no_run
+//! use cabana_sandbox::{Command, Machine, MachineConfig, ProcessEvent, Scratch};
+//!
+//! # fn main() -> Result<(), cabana_sandbox::Error> {
+//! let machine = Machine::start(&MachineConfig {
+//!     kernel: "vmlinux".into(),
+//!     agent: "agent.cpio".into(),
+//!     image: "root.erofs".into(),
+//!     ..MachineConfig::default()
+//! })?;
+//! let mut process = machine.exec(&Command::new(["uname", "-a"]))?;
+//! loop {
+//!     match process.next_event()? {
+//!         ProcessEvent::Stdout(bytes) => print!("{}", String::from_utf8_lossy(bytes)),
+//!         ProcessEvent::Exited(status) => break println!("exited: {}", status.shell_code()),
+//!         _ => {}
+//!     }
+//! }
+//! machine.shutdown()
+//! # }
+//! ```
+
+mod backend;
+mod bare;
+mod config;
+mod console;
+mod error;
+mod fate;
+mod machine;
+mod process;
+
+pub use backend::{hypervisor, probe};
+pub use bare::{BareConfig, BareDisk, BareMachine};
+pub use cabana_hv::{Probe, Verdict};
+pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
+pub use cabana_platform::SerialInput;
+pub use cabana_protocol::{Exec as Command, ExitStatus, TtySize};
+pub use config::{MachineConfig, Scratch, Share};
+pub use console::ConsoleTail;
+pub use error::Error;
+pub use machine::{Machine, Stamps};
+pub use process::{Process, ProcessEvent, ProcessInput};

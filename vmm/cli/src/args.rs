@@ -1,0 +1,173 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::units::{self, DiskArg, ShareArg};
+
+/// Hard-isolated Linux sandboxes that start in milliseconds.
+#[derive(Debug, Parser)]
+#[command(name = "cabana", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a command in a fresh Linux machine.
+    Run(RunArgs),
+    /// Boot any kernel, with its serial console on this terminal.
+    Boot(BootArgs),
+    /// Say what this host can do, and what to do about what it cannot.
+    Doctor(DoctorArgs),
+    /// Build, list and remove root images.
+    Image(ImageArgs),
+}
+
+/// The exit status is the command's: 128+N if signal N ended it, 126 or 127 if it could not be
+/// started, 124 if --timeout passed, 125 if Cabana itself failed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana run -- uname -a
+  cabana run --share .:/src -- sh -c 'ls /src && git -C /src status'
+  cabana run -it -- bash
+  cabana run --disk work.disk --memory 2G --cpus 4 -- make -C /root/project")]
+pub(crate) struct RunArgs {
+    /// Show a folder of the host in the guest, by default under the same path.
+    #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    pub(crate) shares: Vec<ShareArg>,
+
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+
+    /// RAM; the host gives it as it is used.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = units::size)]
+    pub(crate) memory: u64,
+
+    /// Set a variable in the command's environment; without a value, pass this one's on.
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+
+    /// The command's working directory in the guest.
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<OsString>,
+
+    /// End the command, or the start, after this time (30s, 5m, 1h).
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Keep standard input open (it is when it is a pipe or a file; this is for -it).
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// The root image; see `cabana image list`.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) image: String,
+
+    /// Keep the guest's changes of its root file system in this file, made when missing.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk: Option<PathBuf>,
+
+    /// Write a timeline of the start to FILE (JSON) and to FILE with the ending .svg.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace_boot: Option<PathBuf>,
+
+    /// Another guest kernel than the store's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// More words for the kernel's command line.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) cmdline: String,
+
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// The exit status is what the guest writes to I/O port 0xf4; 0 if it resets itself; 124 if
+/// --timeout passed; 125 if Cabana or the guest's processor failed. On a terminal Ctrl-] ends it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana boot --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
+  cabana boot --kernel vmlinux --disk root.img --cmdline 'console=ttyS0 root=/dev/vda'")]
+pub(crate) struct BootArgs {
+    /// An uncompressed ELF kernel (vmlinux) or a bzImage.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+
+    /// Its initramfs.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// A raw disk image, /dev/vda and so on.
+    #[arg(long = "disk", value_name = "FILE[:ro]", value_parser = units::disk)]
+    pub(crate) disks: Vec<DiskArg>,
+
+    /// The kernel's command line.
+    #[arg(long, value_name = "WORDS", default_value = "console=ttyS0")]
+    pub(crate) cmdline: String,
+
+    /// Write the serial console to FILE in place of the terminal.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) serial: Option<PathBuf>,
+
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+
+    /// RAM.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
+    pub(crate) memory: u64,
+
+    /// End the machine after this time.
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// The exit status is 0 if machines can run here, else 1.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    #[command(subcommand)]
+    pub(crate) verb: ImageVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Build an image from Debian packages.
+    Build {
+        /// A flavour (default, dev, tiny) or the path of a .list file that defines one.
+        #[arg(default_value = "default")]
+        flavour: String,
+        /// Build it anew, with the newest packages, even if it is there.
+        #[arg(long)]
+        rebuild: bool,
+    },
+    /// List images, kernels and agents in the store.
+    List {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image; machines that run from it go on.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}

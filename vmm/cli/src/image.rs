@@ -1,0 +1,94 @@
+//! `cabana image`: the store's root images.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal};
+use std::sync::atomic::Ordering;
+
+use cabana_builder::{Flavour, Options, build_image};
+use cabana_store::{Kind, Listing, Store};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::Failure;
+use crate::args::{ImageArgs, ImageVerb};
+
+pub(crate) fn image(args: ImageArgs) -> Result<u8, Failure> {
+    let store = Store::open()?;
+    match args.verb {
+        ImageVerb::Build { flavour, rebuild } => build(&store, &flavour, rebuild)?,
+        ImageVerb::List { json } => list(&store, json)?,
+        ImageVerb::Remove { name } => {
+            let freed = store.remove(Kind::Image, &name)?;
+            println!("removed image {name}: {freed} freed");
+        }
+    }
+    Ok(0)
+}
+
+fn build(store: &Store, flavour: &str, rebuild: bool) -> Result<(), Failure> {
+    let flavour = Flavour::find(flavour)?;
+    let options = Options { rebuild, ..Options::default() };
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, options.cancel.clone())?;
+    }
+    let bar = ProgressBar::no_length();
+    bar.set_style(ProgressStyle::with_template("{spinner} image {prefix}: {msg} ({elapsed})")?);
+    bar.set_prefix(flavour.name.clone());
+    let plain = !io::stderr().is_terminal();
+    let mut step = None;
+    let built = build_image(store, &flavour, &options, &mut |progress| {
+        if plain && step.replace(progress.step) != Some(progress.step) {
+            eprintln!("image {}: {}", flavour.name, progress.step);
+        }
+        bar.set_message(progress.to_string());
+        bar.tick();
+    });
+    bar.finish_and_clear();
+    if options.cancel.load(Ordering::SeqCst) {
+        return Err(Failure { status: 130, sentence: "the build was stopped".to_owned() });
+    }
+    let built = built?;
+    println!("image {}: {}", flavour.name, built.size());
+    Ok(())
+}
+
+fn list(store: &Store, json: bool) -> Result<(), Failure> {
+    let listings = store.list()?;
+    if json {
+        let entries: Vec<_> = listings.iter().map(Entry::of).collect();
+        println!("{}", serde_json::to_string_pretty(&entries)?);
+        return Ok(());
+    }
+    if listings.is_empty() {
+        println!("the store is empty; `cargo xtask setup` fills it");
+    }
+    for listing in listings {
+        println!("{listing}");
+    }
+    Ok(())
+}
+
+/// One artifact for programs.
+#[derive(Serialize)]
+struct Entry<'a> {
+    kind: &'static str,
+    name: &'a str,
+    allocated_bytes: u64,
+    /// What the builder remembered of it.
+    facts: Option<&'a BTreeMap<String, String>>,
+    /// Why it cannot be used.
+    problem: Option<String>,
+}
+
+impl<'a> Entry<'a> {
+    fn of(listing: &'a Listing) -> Self {
+        Self {
+            kind: listing.kind.as_str(),
+            name: &listing.name,
+            allocated_bytes: listing.allocated.0,
+            facts: listing.artifact.as_ref().ok().map(|artifact| &artifact.manifest.facts),
+            problem: listing.artifact.as_ref().err().map(ToString::to_string),
+        }
+    }
+}

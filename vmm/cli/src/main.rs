@@ -1,0 +1,64 @@
+//! The `cabana` command.
+
+mod args;
+mod boot;
+mod doctor;
+mod image;
+mod run;
+mod signals;
+mod terminal;
+mod trace;
+mod units;
+
+use std::process::ExitCode;
+
+use args::{Cli, Verb};
+use clap::Parser;
+
+/// Cabana itself failed, or was called wrongly.
+const FAILED: u8 = 125;
+/// `--timeout` passed.
+const TIMED_OUT: u8 = 124;
+
+/// Why a command of `cabana` ended early, in one sentence for stderr.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    sentence: String,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { status: FAILED, sentence: error.to_string() }
+    }
+}
+
+impl Failure {
+    fn new(sentence: impl Into<String>) -> Self {
+        Self { status: FAILED, sentence: sentence.into() }
+    }
+}
+
+fn main() -> ExitCode {
+    let started = trace::Start::now();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { FAILED } else { 0 });
+        }
+    };
+    let ended = match cli.verb {
+        Verb::Run(args) => run::run(args, started),
+        Verb::Boot(args) => boot::boot(args),
+        Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::Image(args) => image::image(args),
+    };
+    match ended {
+        Ok(status) => ExitCode::from(status),
+        Err(Failure { status, sentence }) => {
+            eprintln!("cabana: {sentence}");
+            ExitCode::from(status)
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! `cabana run`: a machine, a command in it, its streams and its end.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use cabana_sandbox::{
+    Command, Error, Machine, MachineConfig, Process, ProcessEvent, ProcessInput, Scratch, Share,
+    Timeline,
+};
+use cabana_store::{Kind, Store};
+
+use crate::args::RunArgs;
+use crate::signals::Forwarder;
+use crate::terminal::{self, RawMode};
+use crate::trace::{self, Start};
+use crate::units::ShareArg;
+use crate::{Failure, TIMED_OUT};
+
+const SIGPIPE: i32 = 13;
+const SIGTERM: i32 = 15;
+const SIGKILL: i32 = 9;
+/// What a command gets between SIGTERM and SIGKILL, and a machine between that and its end.
+const GRACE: Duration = Duration::from_secs(2);
+/// Names of the store's kernel and agent.
+const DEFAULT: &str = "default";
+
+pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
+    let tty = args.tty;
+    if tty && !terminal::is_terminal(io::stdin()) {
+        return Err(Failure::new("standard input is no terminal; leave -t out"));
+    }
+    let signals = Forwarder::start()?;
+    let expiry = args.timeout.map(Expiry::start).transpose()?;
+    let command = command(&args)?;
+    let trace_file = args.trace_boot.clone();
+    let config = config(args, started)?;
+    let timeline = Arc::clone(&config.timeline);
+    // What outlives the machine has to be flushed; everything else goes with it.
+    let orderly = !config.shares.is_empty() || matches!(config.scratch, Scratch::Persistent { .. });
+
+    let machine = Machine::start(&config)?;
+    for warning in machine.warnings() {
+        eprintln!("cabana: {warning}");
+    }
+    let mut trace = trace_file.map(|path| trace::Recorder::new(path, &machine, started));
+    let mut process = machine.exec(&command)?;
+    signals.attach(process.input(), tty);
+    if let Some(expiry) = &expiry {
+        expiry.attach(process.input());
+    }
+    if command.stdin || tty {
+        forward_stdin(process.input())?;
+    }
+    let raw = if tty { RawMode::enter() } else { None };
+    let ended = pump(&mut process, &timeline);
+    drop(raw);
+    if let Some(trace) = &mut trace {
+        trace.write(&timeline)?;
+    }
+    let timed_out = expiry.is_some_and(|expiry| expiry.passed());
+    let status = match ended {
+        _ if timed_out => TIMED_OUT,
+        Ok(status) => status,
+        Err(Error::Exec { shell_code, message }) => {
+            return Err(Failure { status: shell_code, sentence: message });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if timed_out {
+        eprintln!("cabana: the time given by --timeout has passed");
+    }
+    let disk_failure = machine.disk_failure();
+    if orderly {
+        machine.shutdown()?;
+    }
+    disk_failure.map_or(Ok(status), |error| Err(error.into()))
+}
+
+/// Passes output on until the command has ended; its exit status.
+fn pump(process: &mut Process, timeline: &Timeline) -> Result<u8, Error> {
+    let input = process.input();
+    let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
+    let mut first = true;
+    loop {
+        let written = match process.next_event()? {
+            ProcessEvent::Started(_) => continue,
+            ProcessEvent::Exited(status) => {
+                if first {
+                    timeline.mark(trace::FIRST_OUTPUT);
+                }
+                return Ok(status.shell_code());
+            }
+            ProcessEvent::Stdout(bytes) => stdout.write_all(bytes).and_then(|()| stdout.flush()),
+            ProcessEvent::Stderr(bytes) => stderr.write_all(bytes),
+        };
+        if std::mem::take(&mut first) {
+            timeline.mark(trace::FIRST_OUTPUT);
+        }
+        if written.is_err() {
+            // Nobody reads any more; the command learns of it as it would here.
+            input.signal(SIGPIPE);
+        }
+    }
+}
+
+fn forward_stdin(input: ProcessInput) -> Result<(), Failure> {
+    let forward = move || {
+        let mut buffer = vec![0; 64 << 10];
+        let mut stdin = io::stdin();
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) => return input.close_stdin(),
+                Ok(count) if input.write_stdin(&buffer[..count]) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    };
+    thread::Builder::new().name("stdin".to_owned()).stack_size(128 << 10).spawn(forward)?;
+    Ok(())
+}
+
+fn command(args: &RunArgs) -> Result<Command, Failure> {
+    let argv = args.command.iter().map(|word| word.clone().into_vec());
+    let mut command = Command::new(argv);
+    for variable in &args.env {
+        let bytes = variable.clone().into_vec();
+        let split = bytes.iter().position(|byte| *byte == b'=');
+        match split {
+            Some(0) => {
+                return Err(Failure::new("--env wants a name before the equals sign"));
+            }
+            Some(at) => command.env.push((bytes[..at].to_vec(), bytes[at + 1..].to_vec())),
+            None => {
+                if let Some(value) = std::env::var_os(variable) {
+                    command.env.push((bytes, value.into_vec()));
+                }
+            }
+        }
+    }
+    command.cwd = args.workdir.clone().map(OsString::into_vec);
+    if args.tty {
+        command.tty = Some(terminal::size());
+        command.term = std::env::var("TERM").ok();
+    }
+    command.stdin = args.interactive || !terminal::is_terminal(io::stdin());
+    Ok(command)
+}
+
+fn config(args: RunArgs, started: Start) -> Result<MachineConfig, Failure> {
+    let store = Store::open()?;
+    let image = store.find(Kind::Image, &args.image)?;
+    let agent = store.find(Kind::Agent, DEFAULT)?.file("agent.cpio")?;
+    let kernel = match args.kernel {
+        Some(kernel) => kernel,
+        None => store.find(Kind::Kernel, DEFAULT)?.file("vmlinux")?,
+    };
+    let template = image.file(cabana_builder::SCRATCH)?;
+    let scratch = match args.disk {
+        Some(path) => Scratch::Persistent { path, template },
+        None => Scratch::Temporary { template, folder: std::env::temp_dir() },
+    };
+    let timeline = Arc::new(Timeline::new());
+    started.mark(&timeline);
+    timeline.mark("artifacts found");
+    Ok(MachineConfig {
+        cpus: args.cpus,
+        memory: args.memory,
+        kernel,
+        agent,
+        image: image.file(cabana_builder::ROOT)?,
+        scratch,
+        shares: args.shares.into_iter().map(share).collect::<Result<_, _>>()?,
+        extra_command_line: args.cmdline,
+        timeline,
+        ..MachineConfig::default()
+    })
+}
+
+/// Makes the share's paths absolute: a relative one of the host's counts from here.
+fn share(arg: ShareArg) -> Result<Share, Failure> {
+    let host = std::path::absolute(&arg.host).unwrap_or_else(|_| arg.host.clone());
+    let guest = match arg.guest {
+        Some(guest) => guest,
+        None => same_path(&host).ok_or_else(|| {
+            let host = host.display();
+            Failure::new(format!("{host} has no plain name; say --share {host}:/GUEST/PATH"))
+        })?,
+    };
+    Ok(Share { host, guest, read_only: arg.read_only })
+}
+
+/// The host's path as one for the guest, without `.` and `..`.
+fn same_path(host: &std::path::Path) -> Option<String> {
+    let mut clean = PathBuf::new();
+    for part in host.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                clean.pop();
+            }
+            part => clean.push(part),
+        }
+    }
+    clean.into_os_string().into_string().ok()
+}
+
+/// Ends what runs when its time is over.
+struct Expiry {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    passed: AtomicBool,
+    input: std::sync::Mutex<Option<ProcessInput>>,
+}
+
+impl Expiry {
+    fn start(limit: Duration) -> Result<Self, Failure> {
+        let shared = Arc::new(Shared::default());
+        let watched = Arc::clone(&shared);
+        let watch = move || {
+            thread::sleep(limit);
+            watched.passed.store(true, Ordering::SeqCst);
+            for signal in [SIGTERM, SIGKILL] {
+                match &*watched.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+                    Some(input) => input.signal(signal),
+                    None => break,
+                }
+                thread::sleep(GRACE);
+            }
+            // No command yet, or one that even SIGKILL did not end.
+            eprintln!("cabana: the time given by --timeout has passed");
+            std::process::exit(TIMED_OUT.into());
+        };
+        thread::Builder::new().name("timeout".to_owned()).stack_size(128 << 10).spawn(watch)?;
+        Ok(Self { shared })
+    }
+
+    fn attach(&self, input: ProcessInput) {
+        *self.shared.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(input);
+    }
+
+    fn passed(&self) -> bool {
+        self.shared.passed.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,56 @@
+//! Signals to `cabana` that are meant for the command in the guest.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use cabana_sandbox::ProcessInput;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::Signals;
+
+use crate::Failure;
+use crate::terminal;
+
+const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
+
+/// Takes signals from its creation on. Until the command runs, the first one ends `cabana`.
+pub(crate) struct Forwarder {
+    target: Arc<Mutex<Target>>,
+}
+
+#[derive(Default)]
+struct Target {
+    input: Option<ProcessInput>,
+    tty: bool,
+}
+
+impl Forwarder {
+    pub(crate) fn start() -> Result<Self, Failure> {
+        let target = Arc::new(Mutex::new(Target::default()));
+        let mut signals = Signals::new(FORWARDED)?;
+        let shared = Arc::clone(&target);
+        thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(
+            move || {
+                for signal in signals.forever() {
+                    forward(signal, &shared.lock().unwrap_or_else(PoisonError::into_inner));
+                }
+            },
+        )?;
+        Ok(Self { target })
+    }
+
+    /// The command runs: signals go to it from now on.
+    pub(crate) fn attach(&self, input: ProcessInput, tty: bool) {
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        *target = Target { input: Some(input), tty };
+    }
+}
+
+fn forward(signal: i32, target: &Target) {
+    match (&target.input, signal) {
+        (Some(input), SIGWINCH) if target.tty => input.resize(terminal::size()),
+        (_, SIGWINCH) => {}
+        (Some(input), signal) => input.signal(signal),
+        // Nothing runs yet, and nothing of the machine outlives this process.
+        (None, signal) => std::process::exit(128 + signal),
+    }
+}

@@ -1,0 +1,119 @@
+//! Sizes, times, shares and disks as people write them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A folder for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShareArg {
+    pub(crate) host: PathBuf,
+    /// `None`: the same path as on the host.
+    pub(crate) guest: Option<String>,
+    pub(crate) read_only: bool,
+}
+
+/// A disk image for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DiskArg {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+/// Bytes: a number, with K, M, G or T for binary multiples.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|unit: char| !unit.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        unit => return Err(format!("{unit} is no unit; use K, M, G or T, as in 512M")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a number, as in 512M".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is too much".to_owned())
+}
+
+/// A time: a number with ms, s, m or h; seconds if without.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|unit: char| !unit.is_ascii_digit());
+    let milliseconds = match &text[digits.len()..] {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        unit => return Err(format!("{unit} is no unit; use ms, s, m or h, as in 30s")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a number, as in 30s".to_owned())?;
+    let total = number.checked_mul(milliseconds).ok_or_else(|| "that is too long".to_owned())?;
+    Ok(Duration::from_millis(total))
+}
+
+/// `HOST[:GUEST][:ro]`.
+pub(crate) fn share(text: &str) -> Result<ShareArg, String> {
+    let (rest, read_only) = read_only(text);
+    let (host, guest) = match rest.split_once(':') {
+        Some((host, guest)) => (host, Some(guest)),
+        None => (rest, None),
+    };
+    if host.is_empty() {
+        return Err("name a folder of the host".to_owned());
+    }
+    if let Some(guest) = guest
+        && (!guest.starts_with('/') || guest.contains(':'))
+    {
+        return Err(format!("{guest} is not an absolute path in the guest"));
+    }
+    Ok(ShareArg { host: host.into(), guest: guest.map(str::to_owned), read_only })
+}
+
+/// `FILE[:ro]`.
+#[allow(clippy::unnecessary_wraps, reason = "the shape of a parser")]
+pub(crate) fn disk(text: &str) -> Result<DiskArg, String> {
+    let (path, read_only) = read_only(text);
+    Ok(DiskArg { path: path.into(), read_only })
+}
+
+fn read_only(text: &str) -> (&str, bool) {
+    match text.strip_suffix(":ro") {
+        Some(rest) => (rest, true),
+        None => (text, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2gib"), Ok(2 << 30));
+        for bad in ["", "M", "1X", "-1", "99999999999T", "1.5G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "s", "5d", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        let parsed = |text| share(text).map(|share| (share.host, share.guest, share.read_only));
+        assert_eq!(parsed("."), Ok((".".into(), None, false)));
+        assert_eq!(parsed("a:/b"), Ok(("a".into(), Some("/b".into()), false)));
+        assert_eq!(parsed("a:/b:ro"), Ok(("a".into(), Some("/b".into()), true)));
+        assert_eq!(parsed("a:ro"), Ok(("a".into(), None, true)));
+        for bad in ["", ":/b", "a:b", "a:/b:c"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What a machine is made of.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cabana_machine::Timeline;
+
+/// Bytes of RAM unless asked otherwise: enough for package managers and compilers. The host commits
+/// it as it is touched.
+const DEFAULT_MEMORY: u64 = 1 << 30;
+
+/// A machine with an agent in it.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Bytes of RAM, whole pages.
+    pub memory: u64,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The agent's initramfs.
+    pub agent: PathBuf,
+    /// The root file system: an EROFS image without compression and inline data.
+    pub image: PathBuf,
+    /// Where the guest's changes of its root file system go.
+    pub scratch: Scratch,
+    /// Folders of the host that the guest sees.
+    pub shares: Vec<Share>,
+    /// The guest's name for itself.
+    pub hostname: String,
+    /// Added to the kernel's command line.
+    pub extra_command_line: String,
+    /// Where moments of the start are noted.
+    pub timeline: Arc<Timeline>,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: DEFAULT_MEMORY,
+            kernel: PathBuf::new(),
+            agent: PathBuf::new(),
+            image: PathBuf::new(),
+            scratch: Scratch::Memory,
+            shares: Vec::new(),
+            hostname: "cabana".to_owned(),
+            extra_command_line: String::new(),
+            timeline: Arc::new(Timeline::new()),
+        }
+    }
+}
+
+/// Where the guest's changes of its root file system go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scratch {
+    /// Guest RAM; they vanish with the machine.
+    Memory,
+    /// A disk without a name; it vanishes with the machine, even when that is killed.
+    Temporary {
+        /// A formatted, sparse disk to begin with.
+        template: PathBuf,
+        /// Where the disk lives.
+        folder: PathBuf,
+    },
+    /// A disk that stays. One machine at a time may use it.
+    Persistent {
+        /// The disk; it is made from the template when missing.
+        path: PathBuf,
+        /// A formatted, sparse disk to begin with.
+        template: PathBuf,
+    },
+}
+
+/// A folder of the host's that appears in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The folder.
+    pub host: PathBuf,
+    /// Where it appears: an absolute path in the guest.
+    pub guest: String,
+    /// The guest may only read.
+    pub read_only: bool,
+}

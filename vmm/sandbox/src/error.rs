@@ -1,0 +1,137 @@
+//! What can go wrong, each with a code that stays and a sentence for people.
+
+use std::io;
+use std::path::PathBuf;
+
+use cabana_block::OpenError;
+use cabana_boot::BootError;
+use cabana_fs::ShareError;
+use cabana_machine::MachineError;
+use cabana_pmem::ImageError;
+use cabana_protocol::ProtocolError;
+use cabana_vsock::VsockError;
+
+/// Everything that a caller of the engine may have to handle.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host cannot run guests.
+    #[error("this host cannot run virtual machines: {0}")]
+    NoHypervisor(String),
+    /// The kernel or its initramfs.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The machine could not be made.
+    #[error("cannot start the machine: {0}")]
+    Machine(#[source] MachineError),
+    /// The root image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A disk that cannot be used.
+    #[error(transparent)]
+    Disk(#[from] OpenError),
+    /// A persistent disk that could not be made.
+    #[error("cannot make the disk {}: {source}", path.display())]
+    MakeDisk {
+        /// The disk.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The host failed a disk of the machine's while it ran.
+    #[error("the machine's disk failed: {0}")]
+    DiskFailed(String),
+    /// A folder that cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The host refused a thread or a descriptor.
+    #[error("the host refused {what}: {source}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The guest's kernel gave up.
+    #[error("the guest's kernel gave up: {0}")]
+    GuestPanicked(String),
+    /// The agent ended, or said that it cannot go on.
+    #[error("the guest's agent failed: {0}")]
+    Agent(String),
+    /// The agent could not set the machine up as asked.
+    #[error("setting up the machine failed while {what}: {why}")]
+    Setup {
+        /// What failed and on what.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// The hypervisor could not go on with the guest.
+    #[error("the hypervisor stopped the machine: {0}")]
+    Hypervisor(String),
+    /// The agent is of another generation.
+    #[error(
+        "the agent in this machine speaks protocol {agent} and this engine {engine}; \
+         run `cargo xtask setup` to build a matching pair"
+    )]
+    ProtocolVersion {
+        /// The agent's generation.
+        agent: u32,
+        /// Ours.
+        engine: u32,
+    },
+    /// The guest broke the protocol.
+    #[error("the guest broke the protocol: {0}")]
+    Protocol(#[source] ProtocolError),
+    /// A command could not be started in the guest.
+    #[error("{message}")]
+    Exec {
+        /// The exit status by which shells report this cause: 126 or 127.
+        shell_code: u8,
+        /// What failed and why.
+        message: String,
+    },
+    /// The machine was stopped.
+    #[error("the machine was stopped")]
+    Stopped,
+    /// The connection to the guest.
+    #[error("no connection to the guest: {0}")]
+    Connection(#[from] VsockError),
+}
+
+impl Error {
+    /// A name for programs that never changes its meaning.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoHypervisor(_) => "no-hypervisor",
+            Self::Boot(_) => "boot",
+            Self::Machine(_) => "machine",
+            Self::Image(_) => "image",
+            Self::Disk(_) | Self::MakeDisk { .. } => "disk",
+            Self::DiskFailed(_) => "disk-failed",
+            Self::Share(_) => "share",
+            Self::Host { .. } => "host",
+            Self::GuestPanicked(_) => "guest-panicked",
+            Self::Agent(_) => "agent",
+            Self::Setup { .. } => "setup",
+            Self::Hypervisor(_) => "hypervisor",
+            Self::ProtocolVersion { .. } => "protocol-version",
+            Self::Protocol(_) => "protocol",
+            Self::Exec { .. } => "exec",
+            Self::Stopped => "stopped",
+            Self::Connection(_) => "connection",
+        }
+    }
+
+    pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+}
+
+impl From<MachineError> for Error {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Boot(error) => Self::Boot(error),
+            error => Self::Machine(error),
+        }
+    }
+}

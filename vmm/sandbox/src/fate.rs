@@ -1,0 +1,84 @@
+//! How a machine ended, for everyone who was talking to it.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use cabana_block::DiskError;
+use cabana_machine::Outcome;
+use cabana_protocol::{ProtocolError, exit_port};
+
+use crate::{ConsoleTail, Error};
+
+/// A connection that breaks is nearly always a machine that ended: its end is known this much later
+/// at the most.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Shared by the machine and its processes.
+#[derive(Debug, Default)]
+pub(crate) struct Fate {
+    pub(crate) console: ConsoleTail,
+    outcome: Mutex<Option<Outcome>>,
+    ended: Condvar,
+    disk_failure: Mutex<Option<String>>,
+}
+
+impl Fate {
+    /// The machine has ended.
+    pub(crate) fn seal(&self, outcome: Outcome) {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
+        self.ended.notify_all();
+    }
+
+    /// The host could not do what the guest asked of its disk.
+    pub(crate) fn disk_failed(&self, error: &DiskError) {
+        let sentence = if error.host_is_full() {
+            format!("the host's disk is full: {error}")
+        } else {
+            error.to_string()
+        };
+        let mut failure = self.disk_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(sentence);
+    }
+
+    /// The first failure of the disk.
+    pub(crate) fn disk_failure(&self) -> Option<String> {
+        self.disk_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the end, at most for `limit`.
+    pub(crate) fn wait(&self, limit: Duration) -> Option<Outcome> {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let (outcome, _) = self
+            .ended
+            .wait_timeout_while(outcome, limit, |outcome| outcome.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        outcome.clone()
+    }
+
+    /// Says why a conversation with the guest ended: by the machine's end if there is one.
+    pub(crate) fn explain(&self, error: ProtocolError) -> Error {
+        let broken = matches!(error, ProtocolError::Io(_) | ProtocolError::Closed);
+        match self.wait(if broken { PATIENCE } else { Duration::ZERO }) {
+            Some(outcome) => self.error(&outcome),
+            None if broken => Error::Agent("it closed the connection".to_owned()),
+            None => Error::Protocol(error),
+        }
+    }
+
+    /// An end that nobody asked for.
+    pub(crate) fn error(&self, outcome: &Outcome) -> Error {
+        match outcome {
+            Outcome::Exit(exit_port::AGENT_FAILED | exit_port::SETUP_FAILED) => {
+                Error::Agent(self.console.last_words())
+            }
+            Outcome::Exit(status) => {
+                Error::Agent(format!("the guest ended the machine with status {status}"))
+            }
+            Outcome::Reset | Outcome::TripleFault => {
+                Error::GuestPanicked(self.console.last_words())
+            }
+            Outcome::Stopped => Error::Stopped,
+            Outcome::Failed(why) => Error::Hypervisor(why.clone()),
+        }
+    }
+}

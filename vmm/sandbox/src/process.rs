@@ -1,0 +1,198 @@
+//! One command in the guest, over its own connection.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use std::io::Write;
+
+use cabana_protocol::exec::StdinWindow;
+use cabana_protocol::frame::{self, Kind};
+use cabana_protocol::{ExecReply, ExecRequest, ExitStatus, Message, ProtocolError, TtySize};
+use cabana_vsock::VsockStream;
+
+use crate::fate::Fate;
+use crate::{Command, Error};
+
+/// A command that runs in the guest. Dropping it without having seen its end hangs it up.
+#[derive(Debug)]
+pub struct Process {
+    stream: VsockStream,
+    /// The payload of the frame received last.
+    buffer: Vec<u8>,
+    input: ProcessInput,
+    fate: Arc<Fate>,
+}
+
+/// What happens to a [`Process`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum ProcessEvent<'a> {
+    /// It runs, under this process id of the guest.
+    Started(u32),
+    /// It wrote to standard output (with a terminal: everything it wrote).
+    Stdout(&'a [u8]),
+    /// It wrote to standard error.
+    Stderr(&'a [u8]),
+    /// It ended; nothing comes after.
+    Exited(ExitStatus),
+}
+
+/// The way into a [`Process`]: standard input, signals, the terminal's size. Cheap to clone, for
+/// any thread.
+#[derive(Clone, Debug)]
+pub struct ProcessInput {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Whole frames only, one writer at a time.
+    stream: Mutex<VsockStream>,
+    window: Mutex<Window>,
+    window_changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Window {
+    account: StdinWindow,
+    /// The command takes no more input.
+    closed: bool,
+}
+
+impl Process {
+    pub(crate) fn start(
+        stream: VsockStream,
+        command: &Command,
+        fate: Arc<Fate>,
+    ) -> Result<Self, Error> {
+        let shared = Shared {
+            stream: Mutex::new(stream.clone()),
+            window: Mutex::new(Window { account: StdinWindow::new(), closed: false }),
+            window_changed: Condvar::new(),
+        };
+        let input = ProcessInput { shared: Arc::new(shared) };
+        input.send(&ExecRequest::Exec(command.clone())).map_err(|error| fate.explain(error))?;
+        Ok(Self { stream, buffer: Vec::new(), input, fate })
+    }
+
+    /// The way in.
+    pub fn input(&self) -> ProcessInput {
+        self.input.clone()
+    }
+
+    /// Waits for what happens next. After [`ProcessEvent::Exited`] or an error nothing comes.
+    pub fn next_event(&mut self) -> Result<ProcessEvent<'_>, Error> {
+        let output = loop {
+            match self.receive().map_err(|error| self.fate.explain(error))? {
+                Received::Output(kind) => break kind,
+                Received::Reply(ExecReply::Started { pid }) => {
+                    return Ok(ProcessEvent::Started(pid));
+                }
+                Received::Reply(ExecReply::Exited(status)) => {
+                    self.input.close_window();
+                    return Ok(ProcessEvent::Exited(status));
+                }
+                Received::Reply(ExecReply::Failed(failed)) => {
+                    self.input.close_window();
+                    let shell_code = failed.kind.shell_code();
+                    return Err(Error::Exec { shell_code, message: failed.message });
+                }
+                Received::Reply(ExecReply::StdinTaken(taken)) => {
+                    self.input.open_window(taken).map_err(|error| self.fate.explain(error))?;
+                }
+                Received::Reply(ExecReply::StdinClosed) => self.input.close_window(),
+            }
+        };
+        Ok(match output {
+            Kind::Stderr => ProcessEvent::Stderr(&self.buffer),
+            _ => ProcessEvent::Stdout(&self.buffer),
+        })
+    }
+
+    fn receive(&mut self) -> Result<Received, ProtocolError> {
+        let received = frame::read_frame(&mut self.stream, &mut self.buffer);
+        let frame = received.and_then(|frame| frame.ok_or(ProtocolError::Closed));
+        let frame = frame.inspect_err(|_| self.input.close_window())?;
+        match frame.kind {
+            kind @ (Kind::Stdout | Kind::Stderr) => Ok(Received::Output(kind)),
+            _ => frame.message().map(Received::Reply),
+        }
+    }
+}
+
+enum Received {
+    Output(Kind),
+    Reply(ExecReply),
+}
+
+impl ProcessInput {
+    /// Gives the command bytes on its standard input; waits while it takes none. False once it takes
+    /// no more: it has closed its input or has ended.
+    pub fn write_stdin(&self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let Some(room) = self.wait_window(bytes.len().min(frame::MAX_PAYLOAD)) else {
+                return false;
+            };
+            let (now, later) = bytes.split_at(room);
+            if self.write(Kind::Stdin, now).is_err() {
+                return false;
+            }
+            bytes = later;
+        }
+        true
+    }
+
+    /// Ends the command's standard input. A command that has ended does not mind.
+    pub fn close_stdin(&self) {
+        let _ = self.write(Kind::Stdin, &[]);
+    }
+
+    /// Sends a Linux signal to the command's process group. A command that has ended does not mind.
+    pub fn signal(&self, signal: i32) {
+        let _ = self.send(&ExecRequest::Signal(signal));
+    }
+
+    /// Says that the terminal has a new size.
+    pub fn resize(&self, size: TtySize) {
+        let _ = self.send(&ExecRequest::Resize(size));
+    }
+
+    fn send(&self, request: &ExecRequest) -> Result<(), ProtocolError> {
+        let frame = request.to_frame()?;
+        Ok(lock(&self.shared.stream).write_all(&frame)?)
+    }
+
+    fn write(&self, kind: Kind, bytes: &[u8]) -> Result<(), ProtocolError> {
+        frame::write_frame(&mut *lock(&self.shared.stream), kind, bytes)
+    }
+
+    /// Waits until some of `wanted` bytes may be sent and counts them as sent.
+    fn wait_window(&self, wanted: usize) -> Option<usize> {
+        let mut window = lock(&self.shared.window);
+        loop {
+            if window.closed {
+                return None;
+            }
+            let room = window.account.open().min(wanted);
+            if room > 0 {
+                window.account.send(room).ok()?;
+                return Some(room);
+            }
+            window =
+                self.shared.window_changed.wait(window).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn open_window(&self, taken: u32) -> Result<(), ProtocolError> {
+        lock(&self.shared.window).account.taken(taken)?;
+        self.shared.window_changed.notify_all();
+        Ok(())
+    }
+
+    fn close_window(&self) {
+        lock(&self.shared.window).closed = true;
+        self.shared.window_changed.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
