@@ -169,9 +169,14 @@ case!(a_masked_interrupt_waits, |backend| {
 
 case!(messages_to_nobody_are_harmless, |backend| {
     let (guest, mut runner) = waiting(backend);
-    guest.vm.signal_msi(Msi { address: 0xfee0_0000 | 99 << 12, data: 0x41 }).unwrap();
-    // Vector 0 is not one; an APIC refuses it, a host must survive it.
-    let _ = guest.vm.signal_msi(msi(0));
+    let nobody = 99 << 12;
+    // Fixed, lowest priority, logical; vectors and delivery modes that are none.
+    for data in [u32::from(VECTOR), 1 << 8 | u32::from(VECTOR), 0, 3 << 8, u32::MAX] {
+        for address in [0xfee0_0000 | nobody, 0xfee0_0004 | nobody, 0xfee0_0000 | 1 << 19] {
+            guest.vm.signal_msi(Msi { address, data }).unwrap();
+        }
+    }
+    guest.vm.signal_msi(msi(0)).unwrap();
     guest.vm.signal_msi(msi(VECTOR)).unwrap();
     runner.expect_end();
 });

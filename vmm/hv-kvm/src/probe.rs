@@ -43,8 +43,9 @@ const SHORT: u64 = 10_000;
 const LONG: u64 = 1_000_000;
 /// Each measurement is repeated this often before it is believed that the host is slow.
 const TRIES: u32 = 3;
-/// The probe ends after this time, whatever happens.
-const TIME_LIMIT: Duration = Duration::from_millis(100);
+/// The payload is stopped after this time, whatever happens. Only a host that is far slower than an
+/// instruction emulator, or stalls, ever comes to that.
+const TIME_LIMIT: Duration = Duration::from_millis(400);
 
 const ASK: u16 = 0x10;
 const DONE: u16 = 0x11;
@@ -192,8 +193,8 @@ fn measure(vcpu: &mut dyn Vcpu, memory: &Mapping, found: &mut Probe) -> Result<V
         let rate = u64::try_from(2 * u128::from(turns) * 1_000_000_000 / spent).unwrap_or(u64::MAX);
         best = best.max(rate);
         if turns == SHORT && rate >= CRAWLING {
-            (best, turns, tries) = (0, LONG, TRIES);
-        } else if best >= REAL {
+            (turns, tries) = (LONG, TRIES);
+        } else if turns == LONG && best >= REAL {
             break;
         } else {
             tries -= 1;

@@ -68,9 +68,9 @@ impl RunPage {
 
     /// The flag that makes `KVM_RUN` return at once.
     pub(crate) fn immediate_exit(&self) -> ImmediateExit {
+        let offset = std::mem::offset_of!(kvm_run, immediate_exit);
         // SAFETY: the field is in the area.
-        let flag = unsafe { &raw mut (*self.base.as_ptr()).immediate_exit };
-        ImmediateExit { flag: NonNull::new(flag).unwrap_or(NonNull::dangling()) }
+        ImmediateExit { flag: unsafe { self.base.cast::<u8>().add(offset) } }
     }
 
     fn place(&self, offset: usize) -> Option<*mut u8> {

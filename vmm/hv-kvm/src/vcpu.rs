@@ -12,6 +12,7 @@ use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit}
 use kvm_bindings::{
     CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
     KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
+    kvm_run__bindgen_ty_1,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -223,36 +224,7 @@ impl KvmVcpu {
                     "the processor refused the guest's state (hardware reason {reason:#x})"
                 )))
             }
-            KVM_EXIT_INTERNAL_ERROR => {
-                // SAFETY: the member that belongs to this reason.
-                let (internal, failure) = unsafe { (details.internal, details.emulation_failure) };
-                let meaning = match internal.suberror {
-                    1 => "an instruction that KVM cannot emulate",
-                    2 => "two exceptions at once",
-                    3 => "an exit while an event was delivered",
-                    4 => "an exit that KVM does not know",
-                    _ => "an unknown cause",
-                };
-                let data: Vec<String> = (internal.data.iter())
-                    .take(internal.ndata as usize)
-                    .map(|word| format!("{word:#x}"))
-                    .collect();
-                // With bit 0 of the flags the instruction's bytes are there.
-                // SAFETY: plain numbers, meaningful if the flag says so.
-                let bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
-                let instruction =
-                    if internal.suberror == 1 && failure.ndata >= 3 && failure.flags & 1 != 0 {
-                        let len = usize::from(bytes.insn_size).min(bytes.insn_bytes.len());
-                        format!(", instruction bytes {:02x?}", &bytes.insn_bytes[..len])
-                    } else {
-                        String::new()
-                    };
-                Err(self.stuck(&format!(
-                    "internal error {}: {meaning}{instruction}, data [{}]",
-                    internal.suberror,
-                    data.join(", ")
-                )))
-            }
+            KVM_EXIT_INTERNAL_ERROR => Err(self.stuck(&internal_error(&details))),
             reason => Err(self.stuck(&format!("unexpected exit reason {reason}"))),
         }
     }
@@ -302,6 +274,37 @@ impl KvmVcpu {
         }
         Err(HvError::Invalid("the vCPU is in the middle of an instruction: run it on".into()))
     }
+}
+
+/// What KVM says of itself when it gives up.
+fn internal_error(details: &kvm_run__bindgen_ty_1) -> String {
+    // SAFETY: the members that belong to this reason, plain numbers.
+    let (internal, failure) = unsafe { (details.internal, details.emulation_failure) };
+    let meaning = match internal.suberror {
+        1 => "an instruction that KVM cannot emulate",
+        2 => "two exceptions at once",
+        3 => "an exit while an event was delivered",
+        4 => "an exit that KVM does not know",
+        _ => "an unknown cause",
+    };
+    // SAFETY: plain numbers, meaningful if the flags say so.
+    let bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+    let has_bytes = internal.suberror == 1 && failure.ndata >= 3 && failure.flags & 1 != 0;
+    let instruction = if has_bytes {
+        let len = usize::from(bytes.insn_size).min(bytes.insn_bytes.len());
+        format!(", instruction bytes {:02x?}", &bytes.insn_bytes[..len])
+    } else {
+        String::new()
+    };
+    let data: Vec<String> = (internal.data.iter())
+        .take(internal.ndata as usize)
+        .map(|word| format!("{word:#x}"))
+        .collect();
+    format!(
+        "internal error {}: {meaning}{instruction}, data [{}]",
+        internal.suberror,
+        data.join(", ")
+    )
 }
 
 impl Vcpu for KvmVcpu {

@@ -179,9 +179,13 @@ impl X86Vm for KvmVm {
             data: msi.data,
             ..kvm_msi::default()
         };
-        // The answer counts the processors reached; none (0) is the guest's own doing.
-        self.shared.fd.signal_msi(message).map_err(failed("KVM_SIGNAL_MSI"))?;
-        Ok(())
+        match self.shared.fd.signal_msi(message) {
+            // The answer counts the processors reached; none (0, or -1 as if it were an error) is
+            // the guest's own doing.
+            Ok(_) => Ok(()),
+            Err(error) if error.errno() == libc::EPERM => Ok(()),
+            Err(error) => Err(failed("KVM_SIGNAL_MSI")(error)),
+        }
     }
 
     fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<(), HvError> {
