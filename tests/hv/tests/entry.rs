@@ -1,5 +1,7 @@
 //! The guest begins with what its boot state says.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use cabana_hv::x86::Regs;
 use cabana_hv::{VmEntry, VmExit};

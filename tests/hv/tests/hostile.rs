@@ -1,5 +1,7 @@
 //! Whatever the guest does, the host gets an exit or an error, and can stop it.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};

@@ -1,5 +1,7 @@
 //! Interrupts by message, by event and by level; halting and waking.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use std::thread;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! A kick stops a vCPU wherever it is, and none is lost.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;

@@ -1,5 +1,7 @@
 //! Memory slots: coming and going under a running vCPU, read-only, dirty pages, doorbells.
-#![allow(unsafe_code)] // Guest memory is mapped.
+
+// Guest memory is mapped.
+#![allow(unsafe_code)]
 
 use cabana_hv::{Doorbell, HvError, MemorySlot, VmEntry, VmExit};
 use cabana_os::{Event, Mapping};

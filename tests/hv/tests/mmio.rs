@@ -1,5 +1,7 @@
 //! Device memory: every width, and the instruction forms that compilers and Linux emit.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use cabana_hv::VmExit;
 use cabana_test_hv::{Guest, case, layout, payload};

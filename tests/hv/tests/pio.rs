@@ -1,5 +1,7 @@
 //! Ports: every width, immediate and DX forms, strings.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use cabana_hv::VmExit;
 use cabana_test_hv::{Guest, case, layout, payload};

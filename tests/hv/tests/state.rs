@@ -1,5 +1,7 @@
 //! A vCPU saved in one VM goes on in another.
-#![allow(unsafe_code)] // Payloads are assembled.
+
+// Payloads are assembled.
+#![allow(unsafe_code)]
 
 use std::thread;
 use std::time::Duration;
