@@ -1,8 +1,10 @@
 //! The artifacts that `cabana` needs in the user's store: guest kernel, agent, root image.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use cabana_agent::initramfs;
 use cabana_builder::Flavour;
 use cabana_store::{Kind, Store};
 use sha2::{Digest, Sha256};
@@ -14,8 +16,9 @@ use crate::progress::Board;
 /// The name under which `cabana` looks for each of them.
 const NAME: &str = "default";
 
-/// The agent's file in its artifact.
+/// The agent's program, and the initramfs with it that its artifact is.
 const AGENT: &str = "cabana-agent";
+const INITRAMFS: &str = "agent.cpio";
 
 /// The steps of building an image, taken as equally long.
 const IMAGE_STEPS: f64 = 9.0;
@@ -64,17 +67,18 @@ pub(crate) fn image(store: &Store, board: &Board) -> Result<(), Failure> {
 
 /// Builds the agent, and puts it into the store if it changed.
 pub(crate) fn agent(store: &Store) -> Result<(), Failure> {
-    let built =
-        cargo::build_binary("cabana-agent", AGENT, &["--profile", "agent", "--target", MUSL])?;
+    let arguments = ["--profile", "agent", "--target", MUSL];
+    let built = cargo::build_binary("cabana-agent", AGENT, &arguments)?;
     let program = fs::read(&built).map_err(Failure::file(&built))?;
-    let inputs = format!("{:x}", Sha256::digest(&program));
+    let initramfs = initramfs::pack(&program);
+    let inputs = format!("{:x}", Sha256::digest(&initramfs));
     if has(store, Kind::Agent, &inputs) {
         return Ok(());
     }
     let staging = store.stage(Kind::Agent, NAME)?;
-    let target = staging.path().join(AGENT);
-    fs::copy(&built, &target).map_err(Failure::file(&target))?;
-    staging.commit(&inputs, std::collections::BTreeMap::new())?;
+    let target = staging.path().join(INITRAMFS);
+    fs::write(&target, initramfs).map_err(Failure::file(&target))?;
+    staging.commit(&inputs, BTreeMap::new())?;
     Ok(())
 }
 
