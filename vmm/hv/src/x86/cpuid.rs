@@ -48,7 +48,7 @@ const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 /// page (`kvm_get_tsc_khz`) and presets `loops_per_jiffy` with it; on an Intel processor without
 /// kvmclock it takes it from leaf 0x15 (`native_calibrate_tsc`), exactly known both times, so that
 /// it is not refined later either. The TSC-deadline bit makes `calibrate_APIC_clock` return at once,
-/// and with the ARAT bit `apic_needs_pit` asks for no PIT. Other systems read leaf 0x4000_0010.
+/// and with the ARAT bit `apic_needs_pit` asks for no PIT. Other systems read leaf `0x4000_0010`.
 ///
 /// Nested virtualization is hidden: it is attack surface that no sandbox needs.
 pub fn for_guest(supported: &[CpuidLeaf], options: Options) -> Vec<CpuidLeaf> {
