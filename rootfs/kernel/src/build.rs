@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::compile::run;
 use crate::fragment::{parse_config, unmet};
@@ -43,12 +44,12 @@ pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Bu
     toolchain::check()?;
     let inputs = Inputs::gather(options)?;
 
-    let _lock = lock(&options.work)?;
+    let lock = lock(&options.work, PATIENCE)?;
     let root = options.work.join("linux");
     let partial = sibling(&options.output, ".partial");
     remove(&root)?;
     remove(&partial)?;
-    let done = stages(options, &root, &partial, progress).and_then(|mut facts| {
+    let done = stages(options, &root, &partial, &lock, progress).and_then(|mut facts| {
         facts.insert("source".to_owned(), inputs.source.clone());
         facts.insert("toolchain".to_owned(), inputs.toolchain.clone());
         facts.insert("inputs".to_owned(), inputs.hash());
@@ -77,35 +78,51 @@ fn stages(
     options: &Options,
     root: &Path,
     partial: &Path,
+    lock: &File,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<BTreeMap<String, String>, Error> {
     let report = |stage| Progress { stage, fraction: stage_start(stage), detail: String::new() };
     progress(report(Stage::Unpack));
-    source::unpack(&options.source, root, &options.work.join("unpack.log"))?;
+    source::unpack(&options.source, root, lock, &options.work.join("unpack.log"))?;
     progress(report(Stage::Configure));
-    configure(root, options)?;
+    configure(root, lock, options)?;
     progress(report(Stage::Compile));
-    let steps = compile(root, options, progress)?;
+    let steps = compile(root, lock, options, progress)?;
     progress(report(Stage::Install));
-    let mut facts = install(root, partial, options)?;
+    let mut facts = install(root, partial, lock, options)?;
     facts.insert("steps".to_owned(), steps.to_string());
     Ok(facts)
 }
 
-/// Takes the work folder for this process; the lock ends with the file, and so with the process.
-fn lock(work: &Path) -> Result<File, Error> {
+/// How long a build waits for the compilers of one that was killed to notice it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Takes the work folder for this process and the programs that it runs (see [`run`]).
+fn lock(work: &Path, patience: Duration) -> Result<File, Error> {
     fs::create_dir_all(work).map_err(Error::io("create", work))?;
     let path = work.join("lock");
-    let file = File::create(&path).map_err(Error::io("create", &path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy(work.to_path_buf())),
-        Err(error) => Err(Error::io("lock", &path)(error.into())),
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(Error::io("create", &path))?;
+    let started = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(Error::Busy(work.to_path_buf())),
+            Err(error) => return Err(Error::io("lock", &path)(error.into())),
+        }
     }
 }
 
 /// Merges the fragments onto allnoconfig and checks that each request holds.
-fn configure(root: &Path, options: &Options) -> Result<(), Error> {
+fn configure(root: &Path, lock: &File, options: &Options) -> Result<(), Error> {
     let mut merge = Command::new("sh");
     merge.current_dir(root).args(["scripts/kconfig/merge_config.sh", "-Q", "-n"]);
     for (index, fragment) in options.fragments.iter().enumerate() {
@@ -114,7 +131,7 @@ fn configure(root: &Path, options: &Options) -> Result<(), Error> {
         merge.arg(file);
     }
     let log = options.work.join("merge.log");
-    run("merging the kernel's configuration", &mut merge, &log, &mut |_| {})?;
+    run("merging the kernel's configuration", &mut merge, lock, &log, &mut |_| {})?;
     let config = read(&root.join(".config"))?;
     let unmet = unmet(&options.fragments, &config);
     if unmet.is_empty() { Ok(()) } else { Err(Error::OptionsDropped { unmet }) }
@@ -123,6 +140,7 @@ fn configure(root: &Path, options: &Options) -> Result<(), Error> {
 /// Runs `make`; returns the number of its steps.
 fn compile(
     root: &Path,
+    lock: &File,
     options: &Options,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<usize, Error> {
@@ -140,7 +158,7 @@ fn compile(
         .env("LOCALVERSION", "");
     let mut estimate = Estimate::new(EXPECTED_STEPS);
     let log = options.work.join("make.log");
-    run("compiling the kernel", &mut make, &log, &mut |line| {
+    run("compiling the kernel", &mut make, lock, &log, &mut |line| {
         if let Some(report) = estimate.line(line) {
             progress(report);
         }
@@ -152,6 +170,7 @@ fn compile(
 fn install(
     root: &Path,
     folder: &Path,
+    lock: &File,
     options: &Options,
 ) -> Result<BTreeMap<String, String>, Error> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -159,7 +178,7 @@ fn install(
     let mut strip = Command::new("strip");
     strip.arg("--strip-all").arg("-o").arg(&vmlinux).arg(root.join("vmlinux"));
     let log = options.work.join("strip.log");
-    run("stripping the kernel", &mut strip, &log, &mut |_| {})?;
+    run("stripping the kernel", &mut strip, lock, &log, &mut |_| {})?;
     let bytes = fs::read(&vmlinux).map_err(Error::io("read", &vmlinux))?;
     elf::check_mappable(&bytes)
         .map_err(|reason| Error::BadResult { path: vmlinux.clone(), reason })?;
@@ -244,12 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn a_second_build_in_the_same_folder_is_refused_while_the_first_runs() {
+    fn a_second_build_waits_for_the_first_and_for_its_orphans() {
         let folder = tempfile::tempdir().unwrap();
-        let first = lock(folder.path()).unwrap();
-        assert!(matches!(lock(folder.path()), Err(Error::Busy(_))));
+        let first = lock(folder.path(), PATIENCE).unwrap();
+        assert!(matches!(lock(folder.path(), Duration::ZERO), Err(Error::Busy(_))));
+        // What `run` gives to a program, which outlives its killed parent for a while.
+        let mut orphan =
+            Command::new("sleep").arg("0.5").stdin(first.try_clone().unwrap()).spawn().unwrap();
         drop(first);
-        lock(folder.path()).unwrap();
+        lock(folder.path(), PATIENCE).unwrap();
+        assert!(orphan.try_wait().unwrap().is_some(), "the folder was free too early");
     }
 
     #[test]

@@ -23,9 +23,13 @@ impl Drop for Running {
 
 /// Runs a program in a clean environment (the caller's PATH, C locale, and what `command` sets
 /// itself) until it ends; its standard output and error go line by line to `log` and `on_line`.
+///
+/// Its standard input is the lock on the work folder: should this process be killed, the folder
+/// stays taken until the program, which then fails at its next line of output, is gone too.
 pub(crate) fn run(
     step: &'static str,
     command: &mut Command,
+    lock: &File,
     log: &Path,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
@@ -44,10 +48,11 @@ pub(crate) fn run(
     let cannot = |error: io::Error| failed("could not run".to_owned(), error.to_string());
     let (reader, writer) = io::pipe().map_err(cannot)?;
     let second_writer = writer.try_clone().map_err(cannot)?;
-    command.stdin(Stdio::null()).stdout(writer).stderr(second_writer);
+    let lock = lock.try_clone().map_err(cannot)?;
+    command.stdin(lock).stdout(writer).stderr(second_writer);
     let mut child = Running(command.spawn().map_err(cannot)?);
     // The command keeps its ends of the pipe otherwise, and the output never ends.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
 
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
     let mut reader = BufReader::new(reader);
@@ -78,6 +83,10 @@ pub(crate) fn run(
 mod tests {
     use super::*;
 
+    fn lock() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -89,9 +98,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut lines = Vec::new();
-        run("a step", &mut shell("echo one; echo two >&2; printf three"), &log, &mut |line| {
-            lines.push(line.to_owned());
-        })
+        run(
+            "a step",
+            &mut shell("echo one; echo two >&2; printf three"),
+            &lock(),
+            &log,
+            &mut |line| {
+                lines.push(line.to_owned());
+            },
+        )
         .unwrap();
         assert_eq!(lines, ["one", "two", "three"]);
         assert_eq!(std::fs::read_to_string(log).unwrap(), "one\ntwo\nthree");
@@ -102,7 +117,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = "for i in $(seq 100); do echo line $i; done; exit 3";
         let error =
-            run("a step", &mut shell(script), &folder.path().join("log"), &mut |_| {}).unwrap_err();
+            run("a step", &mut shell(script), &lock(), &folder.path().join("log"), &mut |_| {})
+                .unwrap_err();
         let Error::Failed { step, status, tail, .. } = error else { panic!("{error}") };
         assert_eq!((step, status.as_str()), ("a step", "exit status: 3"));
         assert_eq!(tail.lines().count(), TAIL_LINES);
@@ -113,7 +129,7 @@ mod tests {
     fn a_program_that_does_not_exist_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("/nonexistent/make");
-        let error = run("a step", &mut command, &folder.path().join("log"), &mut |_| {});
+        let error = run("a step", &mut command, &lock(), &folder.path().join("log"), &mut |_| {});
         assert!(matches!(error, Err(Error::Failed { .. })));
     }
 
@@ -123,7 +139,7 @@ mod tests {
         let mut lines = Vec::new();
         let mut command = shell("env | sed 's/=.*//' | sort");
         command.env("KBUILD_BUILD_USER", "cabana");
-        run("a step", &mut command, &folder.path().join("log"), &mut |line| {
+        run("a step", &mut command, &lock(), &folder.path().join("log"), &mut |line| {
             lines.push(line.to_owned());
         })
         .unwrap();

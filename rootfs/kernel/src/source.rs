@@ -74,13 +74,13 @@ fn package_version() -> Option<String> {
 }
 
 /// Unpacks the tarball into the folder `root`, without its own first folder.
-pub(crate) fn unpack(tarball: &Path, root: &Path, log: &Path) -> Result<(), Error> {
+pub(crate) fn unpack(tarball: &Path, root: &Path, lock: &File, log: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(root).map_err(Error::io("create", root))?;
     let mut tar = Command::new("tar");
     tar.arg("--extract").arg("--file").arg(tarball).arg("--directory").arg(root);
     tar.args(["--strip-components=1", "--no-same-owner", "--wildcards"]);
     tar.args(UNUSED.map(|pattern| format!("--exclude={pattern}")));
-    run("unpacking the kernel's source", &mut tar, log, &mut |_| {})?;
+    run("unpacking the kernel's source", &mut tar, lock, log, &mut |_| {})?;
     let makefile = root.join("Makefile");
     if makefile.is_file() {
         Ok(())
@@ -92,6 +92,10 @@ pub(crate) fn unpack(tarball: &Path, root: &Path, log: &Path) -> Result<(), Erro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lock() -> File {
+        File::open("/dev/null").unwrap()
+    }
 
     #[test]
     fn a_missing_tarball_is_an_error_that_names_the_package() {
@@ -130,7 +134,8 @@ mod tests {
         let tarball = folder.path().join("linux.tar.xz");
         std::fs::write(&tarball, "not a tarball at all").unwrap();
         let error =
-            unpack(&tarball, &folder.path().join("linux"), &folder.path().join("log")).unwrap_err();
+            unpack(&tarball, &folder.path().join("linux"), &lock(), &folder.path().join("log"))
+                .unwrap_err();
         let Error::Failed { step, tail, .. } = &error else { panic!("{error}") };
         assert_eq!(*step, "unpacking the kernel's source");
         assert!(tail.contains("tar:"), "{tail}");
@@ -159,12 +164,13 @@ mod tests {
         std::fs::write(tree.join("tools/testing/selftests/a.c"), "").unwrap();
         std::fs::write(tree.join("kernel/fork.c"), "").unwrap();
         let log = folder.path().join("log");
-        let error = unpack(&pack("empty.tar"), &folder.path().join("a"), &log).unwrap_err();
+        let error =
+            unpack(&pack("empty.tar"), &folder.path().join("a"), &lock(), &log).unwrap_err();
         assert!(matches!(error, Error::BadResult { .. }), "{error}");
 
         std::fs::write(tree.join("Makefile"), "VERSION = 6\n").unwrap();
         let root = folder.path().join("b");
-        unpack(&pack("kernel.tar"), &root, &log).unwrap();
+        unpack(&pack("kernel.tar"), &root, &lock(), &log).unwrap();
         assert!(root.join("kernel/fork.c").is_file());
         assert!(!root.join("tools/testing/selftests/a.c").exists());
     }
