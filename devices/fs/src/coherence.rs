@@ -1,0 +1,141 @@
+//! Close-to-open coherence: a file that the guest opens is the file that has the name on the host
+//! at that moment, with the content and the length that it has there. In the other direction all
+//! that the guest writes has reached the host when `write(2)` returns, or, for shared mappings,
+//! when the file is closed or synced.
+//!
+//! The guest's kernel caches names and attributes for [`VALID`], and pages while a file's times
+//! and length do not change; nothing can call these back, for Linux's virtio-fs driver has no
+//! notifications. So the server looks at a file again when it is opened:
+//!
+//! - Its [`Stamp`] (time of change and length) must be what it was when the guest last resolved a
+//!   name to it. Else the answer is ESTALE, once: Linux then resolves the whole path anew, without
+//!   its cache, and opens what it finds. Removing, replacing and renaming a file change the time
+//!   of change too. This costs round trips only after a change.
+//! - Pages that the guest has cached stay ([`wire::open::KEEP_CACHE`]) only if the stamp is the
+//!   same as when the file was opened last.
+//! - The host's clock for such times is coarse. A stamp younger than [`COARSE`] proves nothing:
+//!   such a file is neither cached by name nor keeps its pages.
+//!
+//! Attributes of files that are not opened anew, and directories on the way that the host itself
+//! renames, may lag by [`VALID`].
+//!
+//! [`wire::open::KEEP_CACHE`]: crate::wire::open::KEEP_CACHE
+
+use std::time::Duration;
+
+use crate::host::{Stat, Time};
+
+/// How long the guest may use attributes, and the names of files and directories.
+pub(crate) const VALID: Duration = Duration::from_secs(1);
+
+/// Two changes within this time may bear the same time of change: a tick at 100 Hz, twice.
+const COARSE: Duration = Duration::from_millis(20);
+
+/// What changes whenever a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    changed: Time,
+    size: u64,
+}
+
+impl Stamp {
+    fn of(stat: &Stat) -> Self {
+        Self { changed: stat.changed, size: stat.size }
+    }
+
+    /// Is it old enough at `now` that a later change will bear another one?
+    fn is_settled(self, now: Duration) -> bool {
+        let since = u64::try_from(self.changed.sec).unwrap_or(0);
+        Duration::new(since, self.changed.nsec).saturating_add(COARSE) < now
+    }
+}
+
+/// What the guest may have cached of one file.
+#[derive(Debug, Default)]
+pub(crate) struct Cached {
+    /// When a name was last resolved to it.
+    named: Option<Stamp>,
+    /// When it was last opened.
+    opened: Option<Stamp>,
+    /// The guest's thread that was told to resolve the path anew.
+    sent_back: Option<u32>,
+}
+
+/// How an open goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// Resolve the path anew.
+    Stale,
+    /// Open, and drop the cached pages.
+    Fresh,
+    /// Open, and keep the cached pages.
+    Unchanged,
+}
+
+impl Cached {
+    /// A name is resolved to the file. Returns how long the guest may use the name.
+    pub(crate) fn resolved(&mut self, stat: &Stat, now: Duration) -> Duration {
+        let stamp = Stamp::of(stat);
+        self.named = Some(stamp);
+        if stamp.is_settled(now) { VALID } else { Duration::ZERO }
+    }
+
+    /// The guest's thread `thread` opens the file.
+    pub(crate) fn open(&mut self, stat: &Stat, now: Duration, thread: u32) -> Opening {
+        let stamp = Stamp::of(stat);
+        let is_stale = self.named.is_some_and(|named| named != stamp);
+        if is_stale && self.sent_back != Some(thread) {
+            self.sent_back = Some(thread);
+            return Opening::Stale;
+        }
+        self.sent_back = None;
+        let settled = stamp.is_settled(now).then_some(stamp);
+        let before = std::mem::replace(&mut self.opened, settled);
+        if before == Some(stamp) { Opening::Unchanged } else { Opening::Fresh }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREAD: u32 = 7;
+
+    fn file(changed: i64, size: u64) -> Stat {
+        Stat { changed: Time { sec: changed, nsec: 0 }, size, ..Stat::default() }
+    }
+
+    fn at(sec: u64) -> Duration {
+        Duration::from_secs(sec)
+    }
+
+    #[test]
+    fn a_changed_file_is_resolved_anew_once() {
+        let mut cached = Cached::default();
+        assert_eq!(cached.resolved(&file(10, 1), at(20)), VALID);
+        assert_eq!(cached.open(&file(10, 1), at(20), THREAD), Opening::Fresh);
+        assert_eq!(cached.open(&file(10, 1), at(20), THREAD), Opening::Unchanged);
+        assert_eq!(cached.open(&file(21, 1), at(22), THREAD), Opening::Stale);
+        assert_eq!(cached.resolved(&file(21, 1), at(22)), VALID);
+        assert_eq!(cached.open(&file(21, 1), at(22), THREAD), Opening::Fresh);
+        assert_eq!(cached.open(&file(21, 1), at(22), THREAD), Opening::Unchanged);
+    }
+
+    #[test]
+    fn a_file_that_never_rests_opens_all_the_same() {
+        let mut cached = Cached::default();
+        cached.resolved(&file(10, 1), at(20));
+        assert_eq!(cached.open(&file(20, 2), at(20), THREAD), Opening::Stale);
+        assert_eq!(cached.open(&file(20, 3), at(20), THREAD), Opening::Fresh);
+    }
+
+    #[test]
+    fn a_young_stamp_proves_nothing() {
+        let mut cached = Cached::default();
+        let (young, now) = (file(10, 1), at(10) + Duration::from_millis(15));
+        assert_eq!(cached.resolved(&young, now), Duration::ZERO);
+        assert_eq!(cached.open(&young, now, THREAD), Opening::Fresh);
+        assert_eq!(cached.open(&young, now, THREAD), Opening::Fresh);
+        assert_eq!(cached.resolved(&file(11, 1), at(10)), Duration::ZERO, "from the future");
+    }
+}

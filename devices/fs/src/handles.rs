@@ -1,0 +1,143 @@
+//! The files and directories that the guest has open, by numbers that are never used twice.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::host::Access;
+use crate::nodes::Node;
+use crate::share::Attached;
+use crate::wire::{self, Errno, Result};
+
+/// Something open.
+#[derive(Debug)]
+pub(crate) enum Open {
+    File(OpenFile),
+    Directory(OpenDirectory),
+    /// The synthetic root.
+    Root,
+}
+
+/// A regular file.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) node: Arc<Node>,
+    pub(crate) file: File,
+    /// Do writes go to the end?
+    pub(crate) append: AtomicBool,
+}
+
+/// A directory of a share.
+#[derive(Debug)]
+pub(crate) struct OpenDirectory {
+    pub(crate) node: Arc<Node>,
+    pub(crate) stream: Mutex<Stream>,
+}
+
+/// A directory that is being read.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) file: File,
+    /// The file's position; `None` where nobody knows.
+    pub(crate) position: Option<u64>,
+}
+
+impl OpenFile {
+    /// `file` is the node's, opened with `access`.
+    pub(crate) fn new(node: Arc<Node>, file: File, access: Access) -> Self {
+        Self { node, file, append: AtomicBool::new(access.append) }
+    }
+}
+
+impl Open {
+    fn node(&self) -> Option<&Arc<Node>> {
+        match self {
+            Self::File(open) => Some(&open.node),
+            Self::Directory(open) => Some(&open.node),
+            Self::Root => None,
+        }
+    }
+
+    fn node_id(&self) -> u64 {
+        self.node().map_or(wire::ROOT_ID, |node| node.id)
+    }
+
+    /// The open file, if it is one.
+    pub(crate) fn as_file(&self) -> Result<&OpenFile> {
+        match self {
+            Self::File(open) => Ok(open),
+            Self::Directory(_) | Self::Root => Err(Errno::EISDIR),
+        }
+    }
+}
+
+/// All that one device has open.
+#[derive(Debug)]
+pub(crate) struct HandleTable {
+    inner: RwLock<Inner>,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    by_id: HashMap<u64, Arc<Open>>,
+    last_id: u64,
+}
+
+impl HandleTable {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { inner: RwLock::default(), limit }
+    }
+
+    /// Fails if there is no room for one more.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.len() < self.limit { Ok(()) } else { Err(Errno::ENFILE) }
+    }
+
+    /// Keeps it and gives it a number.
+    pub(crate) fn insert(&self, open: Open) -> Result<u64> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if inner.by_id.len() >= self.limit {
+            return Err(Errno::ENFILE);
+        }
+        if open.node().is_some_and(|node| !node.share.is_live()) {
+            return Err(Errno::ESTALE);
+        }
+        inner.last_id += 1;
+        let id = inner.last_id;
+        inner.by_id.insert(id, Arc::new(open));
+        Ok(id)
+    }
+
+    /// What the guest has open as `id`, if it is of the node `node`.
+    pub(crate) fn get(&self, id: u64, node: u64) -> Result<Arc<Open>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let open = inner.by_id.get(&id).filter(|open| open.node_id() == node);
+        open.map(Arc::clone).ok_or(Errno::ESTALE)
+    }
+
+    /// Closes it, once no operation uses it any more.
+    pub(crate) fn remove(&self, id: u64, node: u64) -> Result<()> {
+        self.get(id, node)?;
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let removed = inner.by_id.remove(&id);
+        drop(inner);
+        removed.map(drop).ok_or(Errno::ESTALE)
+    }
+
+    /// Closes all of a share that was detached.
+    pub(crate) fn remove_share(&self, share: &Attached) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id.retain(|_, open| open.node().is_none_or(|node| node.share.id != share.id));
+    }
+
+    /// Closes everything. The numbers go on.
+    pub(crate) fn clear(&self) {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner).by_id = HashMap::new();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.len()
+    }
+}

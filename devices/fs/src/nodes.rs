@@ -1,0 +1,232 @@
+//! The inodes that the guest knows, by the numbers that it knows them by. A number is never used
+//! for another inode, so a stale or invented one finds nothing.
+//!
+//! A node keeps a descriptor, the scarcest thing here: there are at most as many as the limit
+//! says, and the guest gets ENFILE for one more, until it forgets some.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::coherence::Cached;
+use crate::host::{Handle, Stat};
+use crate::share::Attached;
+use crate::wire::{self, Errno, Result};
+
+/// An inode of a share that the guest knows.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) share: Arc<Attached>,
+    pub(crate) handle: Handle,
+    /// Its type, as it stands in the top bits of a mode.
+    pub(crate) kind: u32,
+    pub(crate) device: u64,
+    pub(crate) cached: Mutex<Cached>,
+    /// How often the guest has been told of it and not forgotten it.
+    lookups: AtomicU64,
+    key: Key,
+}
+
+/// One inode of one share. The mount tells bind mounts with other rights apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    share: u64,
+    mount: u64,
+    device: u64,
+    ino: u64,
+}
+
+/// All nodes of one device.
+#[derive(Debug)]
+pub(crate) struct NodeTable {
+    inner: RwLock<Inner>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    by_id: HashMap<u64, Arc<Node>>,
+    by_key: HashMap<Key, Arc<Node>>,
+    last_id: u64,
+}
+
+impl NodeTable {
+    pub(crate) fn new(limit: usize) -> Self {
+        let inner = Inner { by_id: HashMap::new(), by_key: HashMap::new(), last_id: wire::ROOT_ID };
+        Self { inner: RwLock::new(inner), limit }
+    }
+
+    /// The node of that number.
+    pub(crate) fn get(&self, id: u64) -> Result<Arc<Node>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id.get(&id).map(Arc::clone).ok_or(Errno::ESTALE)
+    }
+
+    /// The node of an inode that the guest is being told of, new or not; counts one lookup.
+    pub(crate) fn enter(
+        &self,
+        share: &Arc<Attached>,
+        handle: Handle,
+        stat: &Stat,
+    ) -> Result<Arc<Node>> {
+        let Stat { mount, device, ino, .. } = *stat;
+        let key = Key { share: share.id, mount, device, ino };
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = inner.by_key.get(&key) {
+            node.lookups.fetch_add(1, Ordering::Relaxed);
+            return Ok(Arc::clone(node));
+        }
+        drop(inner);
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = inner.by_key.get(&key) {
+            node.lookups.fetch_add(1, Ordering::Relaxed);
+            return Ok(Arc::clone(node));
+        }
+        if !share.is_live() {
+            return Err(Errno::ESTALE);
+        }
+        if inner.by_id.len() >= self.limit {
+            return Err(Errno::ENFILE);
+        }
+        inner.last_id += 1;
+        let node = Arc::new(Node {
+            id: inner.last_id,
+            share: Arc::clone(share),
+            handle,
+            kind: stat.kind(),
+            device,
+            cached: Mutex::default(),
+            lookups: AtomicU64::new(1),
+            key,
+        });
+        inner.by_id.insert(node.id, Arc::clone(&node));
+        inner.by_key.insert(key, Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// The guest forgets `count` lookups; more than it has are as good as all.
+    pub(crate) fn forget(&self, id: u64, count: u64) {
+        let Ok(node) = self.get(id) else { return };
+        let less = |lookups: u64| Some(lookups.saturating_sub(count));
+        let before = node.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        if before.is_ok_and(|before| before > count) {
+            return;
+        }
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        // It may have been looked up again in between.
+        if node.lookups.load(Ordering::Acquire) == 0 {
+            inner.remove(&node);
+        }
+    }
+
+    /// Forgets all of a share that was detached.
+    pub(crate) fn remove_share(&self, share: &Attached) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id.retain(|_, node| node.share.id != share.id);
+        inner.by_key.retain(|key, _| key.share != share.id);
+    }
+
+    /// Forgets everything. The numbers go on.
+    pub(crate) fn clear(&self) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id = HashMap::new();
+        inner.by_key = HashMap::new();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.len()
+    }
+}
+
+impl Inner {
+    /// The descriptor is closed with the last operation that uses the node.
+    fn remove(&mut self, node: &Node) {
+        // A later node may stand at the key if this one was removed before.
+        if self.by_id.remove(&node.id).is_some() {
+            self.by_key.remove(&node.key);
+        }
+    }
+}
+
+/// Inode numbers that are unique over all file systems below the shares, and stable.
+#[derive(Debug, Default)]
+pub(crate) struct InodeNumbers {
+    /// The devices, in the order in which they were met.
+    devices: RwLock<Vec<u64>>,
+}
+
+impl InodeNumbers {
+    /// What the guest sees as the number of inode `ino` on `device`: the host's own on the first
+    /// device, with other top bits on every other.
+    pub(crate) fn number(&self, device: u64, ino: u64) -> u64 {
+        ino ^ (self.index(device) << 48)
+    }
+
+    fn index(&self, device: u64) -> u64 {
+        let find = |devices: &[u64]| devices.iter().position(|known| *known == device);
+        let found = find(&self.devices.read().unwrap_or_else(PoisonError::into_inner));
+        let index = found.unwrap_or_else(|| {
+            let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+            find(&devices).unwrap_or_else(|| {
+                devices.push(device);
+                devices.len() - 1
+            })
+        });
+        index as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Time;
+    use crate::share::{Share, ShareTable};
+
+    fn share(dir: &std::path::Path) -> Arc<Attached> {
+        let shares = ShareTable::default();
+        let share = Share { name: "s".into(), path: dir.into(), read_only: false };
+        shares.attach(&share, Time::default()).unwrap();
+        shares.from(0).remove(0)
+    }
+
+    fn enter(nodes: &NodeTable, share: &Arc<Attached>, ino: u64) -> Result<Arc<Node>> {
+        let stat = Stat { ino, ..Stat::default() };
+        nodes.enter(share, share.root.try_clone().unwrap(), &stat)
+    }
+
+    #[test]
+    fn a_node_lives_until_its_last_lookup_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (nodes, share) = (NodeTable::new(10), share(dir.path()));
+        let id = enter(&nodes, &share, 5).unwrap().id;
+        assert_eq!(enter(&nodes, &share, 5).unwrap().id, id);
+        nodes.forget(id, 1);
+        assert!(nodes.get(id).is_ok());
+        nodes.forget(id, u64::MAX);
+        assert_eq!(nodes.get(id).unwrap_err(), Errno::ESTALE);
+        assert!(enter(&nodes, &share, 5).unwrap().id > id, "numbers are not used twice");
+    }
+
+    #[test]
+    fn the_limit_is_an_error_until_one_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (nodes, share) = (NodeTable::new(2), share(dir.path()));
+        let first = enter(&nodes, &share, 1).unwrap().id;
+        enter(&nodes, &share, 2).unwrap();
+        assert_eq!(enter(&nodes, &share, 3).unwrap_err(), Errno::ENFILE);
+        enter(&nodes, &share, 2).unwrap();
+        nodes.forget(first, 1);
+        enter(&nodes, &share, 3).unwrap();
+        nodes.clear();
+        assert_eq!(nodes.len(), 0);
+    }
+
+    #[test]
+    fn devices_share_no_inode_numbers() {
+        let numbers = InodeNumbers::default();
+        assert_eq!(numbers.number(8, 77), 77);
+        assert_ne!(numbers.number(9, 77), 77);
+        assert_eq!(numbers.number(8, 77), 77);
+    }
+}

@@ -1,0 +1,250 @@
+//! Making, moving and removing names.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::handles::{Open, OpenFile};
+use crate::host::{self, Access, Handle};
+use crate::message::{self, Reply, Request};
+use crate::names::{Name, TARGET_MAX, take_string};
+use crate::nodes::Node;
+use crate::server::file::{access, open_node};
+use crate::server::{FileServer, MAX_NAMES};
+use crate::wire::{self, Errno, InHeader, Result, mode, open};
+
+impl FileServer {
+    pub(super) fn create(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let (input, directory) = self.read_create(header, request)?;
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, _) = Name::take(&names)?;
+        let access = access(input.flags);
+        match directory.handle.create(name, input.mode, access) {
+            Ok(file) => self.put_created(reply, &directory, file, access),
+            // The host was faster than the guest knows.
+            Err(Errno::EEXIST) if input.flags & open::EXCL == 0 => {
+                let entry = self.resolve(&directory, name)?;
+                self.open_resolved(&entry, input.flags)
+                    .and_then(|fh| self.put_opened(reply, &entry, fh))
+                    .inspect_err(|_| self.nodes.forget(entry.nodeid, 1))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn tmpfile(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let (input, directory) = self.read_create(header, request)?;
+        let access = access(input.flags);
+        if !access.write {
+            return Err(Errno::EINVAL);
+        }
+        let file = directory.handle.create_unnamed(input.mode, access)?;
+        self.put_created(reply, &directory, file, access)
+    }
+
+    fn read_create(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+    ) -> Result<(wire::CreateIn, Arc<Node>)> {
+        let input: wire::CreateIn = message::read(request)?;
+        if input.mode & mode::TYPE != mode::REGULAR {
+            return Err(Errno::EINVAL);
+        }
+        let directory = self.writable_node(header.nodeid)?;
+        self.handles.check_room()?;
+        Ok((input, directory))
+    }
+
+    fn put_created(
+        &self,
+        reply: &mut impl Reply,
+        directory: &Node,
+        file: File,
+        access: Access,
+    ) -> Result<()> {
+        let (handle, stat) = (Handle::of_file(&file)?, host::stat(&file)?);
+        let node = self.nodes.enter(&directory.share, handle, &stat)?;
+        let entry = self.entry(&node, &stat);
+        self.handles
+            .insert(Open::File(OpenFile::new(node, file, access)))
+            .and_then(|fh| self.put_opened(reply, &entry, fh))
+            .inspect_err(|_| self.nodes.forget(entry.nodeid, 1))
+    }
+
+    fn open_resolved(&self, entry: &wire::EntryOut, flags: u32) -> Result<u64> {
+        let node = self.nodes.get(entry.nodeid)?;
+        let (file, _) = open_node(&node, access(flags))?;
+        if flags & open::TRUNC != 0 {
+            host::set_len(&file, 0)?;
+        }
+        self.handles.insert(Open::File(OpenFile::new(node, file, access(flags))))
+    }
+
+    /// Writes an entry and its open file, which is closed again if the guest does not get it.
+    fn put_opened(&self, reply: &mut impl Reply, entry: &wire::EntryOut, fh: u64) -> Result<()> {
+        let output = wire::OpenOut { fh, open_flags: 0, backing_id: 0 };
+        message::write(reply, entry).and_then(|()| message::write(reply, &output)).inspect_err(
+            |_| {
+                let _ = self.handles.remove(fh, entry.nodeid);
+            },
+        )
+    }
+
+    pub(super) fn mknod(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::MknodIn = message::read(request)?;
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, _) = Name::take(&names)?;
+        let directory = self.writable_node(header.nodeid)?;
+        match input.mode & mode::TYPE {
+            mode::REGULAR => drop(directory.handle.create(name, input.mode, Access::READ)?),
+            kind => directory.handle.make_special(name, kind, input.mode)?,
+        }
+        self.put_made(reply, &directory, name, input.mode)
+    }
+
+    pub(super) fn mkdir(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::MkdirIn = message::read(request)?;
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, _) = Name::take(&names)?;
+        let directory = self.writable_node(header.nodeid)?;
+        directory.handle.make_directory(name, input.mode)?;
+        self.put_made(reply, &directory, name, mode::DIRECTORY | input.mode & !mode::TYPE)
+    }
+
+    pub(super) fn symlink(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, rest) = Name::take(&names)?;
+        let (target, _) = take_string(rest)?;
+        match target.to_bytes().len() {
+            0 => return Err(Errno::ENOENT),
+            1..=TARGET_MAX => {}
+            _ => return Err(Errno::ENAMETOOLONG),
+        }
+        let directory = self.writable_node(header.nodeid)?;
+        directory.handle.make_symlink(name, target)?;
+        self.put_made(reply, &directory, name, mode::SYMLINK | 0o777)
+    }
+
+    /// Tells the guest of what was just made, with the permissions that the guest asked for: it
+    /// has applied its own umask, and this process's has no say.
+    fn put_made(
+        &self,
+        reply: &mut impl Reply,
+        directory: &Node,
+        name: Name,
+        wanted: u32,
+    ) -> Result<()> {
+        let handle = directory.handle.child(name)?;
+        let mut stat = handle.stat()?;
+        if stat.kind() != wanted & mode::TYPE {
+            // The host has replaced it already.
+            return Err(Errno::ESTALE);
+        }
+        if (stat.mode ^ wanted) & mode::PERMISSIONS != 0 && stat.kind() != mode::SYMLINK {
+            handle.set_permissions(stat.kind(), wanted)?;
+            stat = handle.stat()?;
+        }
+        let node = self.nodes.enter(&directory.share, handle, &stat)?;
+        self.put_entry(reply, &self.entry(&node, &stat))
+    }
+
+    pub(super) fn link(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::LinkIn = message::read(request)?;
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, _) = Name::take(&names)?;
+        let directory = self.writable_node(header.nodeid)?;
+        let target = self.writable_node(input.oldnodeid)?;
+        check_same_share(&directory, &target)?;
+        if target.kind == mode::DIRECTORY {
+            return Err(Errno::EPERM);
+        }
+        directory.handle.link(name, &target.handle)?;
+        let entry = self.resolve(&directory, name)?;
+        self.put_entry(reply, &entry)
+    }
+
+    pub(super) fn unlink(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, _) = Name::take(&names)?;
+        self.writable_node(header.nodeid)?.handle.unlink(name)
+    }
+
+    pub(super) fn rmdir(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, _) = Name::take(&names)?;
+        self.writable_node(header.nodeid)?.handle.remove_directory(name)
+    }
+
+    pub(super) fn rename(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let input: wire::RenameIn = message::read(request)?;
+        self.move_name(header, request, input.newdir, 0)
+    }
+
+    pub(super) fn rename2(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let input: wire::Rename2In = message::read(request)?;
+        match input.flags {
+            0 | wire::RENAME_NOREPLACE | wire::RENAME_EXCHANGE => {}
+            _ => return Err(Errno::EINVAL),
+        }
+        self.move_name(header, request, input.newdir, input.flags)
+    }
+
+    fn move_name(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        to: u64,
+        flags: u32,
+    ) -> Result<()> {
+        let names = message::read_rest(request, MAX_NAMES)?;
+        let (name, rest) = Name::take(&names)?;
+        let (to_name, _) = Name::take(rest)?;
+        let directory = self.writable_node(header.nodeid)?;
+        let to = self.writable_node(to)?;
+        check_same_share(&directory, &to)?;
+        directory.handle.rename(name, &to.handle, to_name, flags)
+    }
+
+    pub(super) fn readlink(&self, header: &InHeader, reply: &mut impl Reply) -> Result<()> {
+        let node = self.node(header.nodeid)?;
+        if node.kind != mode::SYMLINK {
+            return Err(Errno::EINVAL);
+        }
+        reply.put(&node.handle.read_link()?)
+    }
+}
+
+/// Shares are file systems of their own.
+fn check_same_share(one: &Node, other: &Node) -> Result<()> {
+    if one.share.id == other.share.id { Ok(()) } else { Err(Errno::EXDEV) }
+}

@@ -1,0 +1,184 @@
+//! Open files: reading, writing, and the space that they take.
+
+use std::fs::File;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use cabana_os::process::realtime;
+
+use crate::coherence::Opening;
+use crate::handles::{Open, OpenFile};
+use crate::host::{self, Access, Stat};
+use crate::message::{self, Reply, Request};
+use crate::nodes::Node;
+use crate::server::{FileServer, MAX_TRANSFER};
+use crate::wire::{self, Errno, InHeader, Result, mode, open};
+
+/// The most bytes of one copy within the host: a bounded time on the queue's thread.
+const MAX_COPY: usize = 16 << 20;
+
+/// What the guest's `open(2)` flags ask for.
+pub(super) fn access(flags: u32) -> Access {
+    let mode = flags & open::ACCMODE;
+    Access {
+        read: mode != open::WRONLY,
+        write: mode == open::WRONLY || mode == open::RDWR,
+        append: flags & open::APPEND != 0,
+        data_sync: flags & open::DSYNC != 0,
+        sync: flags & open::SYNC != 0,
+    }
+}
+
+/// Opens a node's file on the host; every file that is ever read or written is opened here or
+/// was made by the guest.
+pub(super) fn open_node(node: &Node, access: Access) -> Result<(File, Stat)> {
+    if access.write {
+        node.share.check_writable()?;
+    }
+    if node.kind == mode::DIRECTORY {
+        return Err(Errno::EISDIR);
+    }
+    let file = node.handle.open(node.kind, access)?;
+    let stat = host::stat(&file)?;
+    if access.write && stat.mode & mode::SET_ID != 0 {
+        // What the guest may write must not run as somebody. The host's kernel sees to it
+        // unless this process is privileged, and then this does not fail.
+        let _ = host::set_permissions(&file, stat.mode);
+    }
+    Ok((file, stat))
+}
+
+impl FileServer {
+    pub(super) fn open(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::OpenIn = message::read(request)?;
+        let node = self.node(header.nodeid)?;
+        self.handles.check_room()?;
+        let truncate = input.flags & open::TRUNC != 0;
+        if truncate {
+            node.share.check_writable()?;
+        }
+        let access = access(input.flags);
+        let (file, stat) = open_node(&node, access)?;
+        let opening = {
+            let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
+            cached.open(&stat, realtime(), header.pid)
+        };
+        if opening == Opening::Stale {
+            return Err(Errno::ESTALE);
+        }
+        if truncate && access.write {
+            host::set_len(&file, 0)?;
+        } else if truncate {
+            host::set_len(&open_node(&node, Access::WRITE)?.0, 0)?;
+        }
+        let keep = opening == Opening::Unchanged && !truncate;
+        let open_flags = if keep { open::KEEP_CACHE } else { 0 };
+        let id = node.id;
+        let fh = self.handles.insert(Open::File(OpenFile::new(node, file, access)))?;
+        message::write(reply, &wire::OpenOut { fh, open_flags, backing_id: 0 }).inspect_err(|_| {
+            let _ = self.handles.remove(fh, id);
+        })
+    }
+
+    pub(super) fn read(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::ReadIn = message::read(request)?;
+        let open = self.handles.get(input.fh, header.nodeid)?;
+        let len = input.size.min(MAX_TRANSFER) as usize;
+        reply.put_file(&open.as_file()?.file, input.offset, len)?;
+        Ok(())
+    }
+
+    pub(super) fn write(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::WriteIn = message::read(request)?;
+        if input.size > MAX_TRANSFER || input.size as usize > request.left() {
+            return Err(Errno::EINVAL);
+        }
+        let open = self.handles.get(input.fh, header.nodeid)?;
+        let open = open.as_file()?;
+        // The guest may have changed it since (`fcntl(2)`).
+        let append = input.flags & open::APPEND != 0;
+        if open.append.swap(append, Ordering::Relaxed) != append {
+            host::set_append(&open.file, append)?;
+        }
+        let count = request.write_file(&open.file, input.offset, input.size as usize)?;
+        message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
+    }
+
+    pub(super) fn release(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let input: wire::ReleaseIn = message::read(request)?;
+        self.handles.remove(input.fh, header.nodeid)
+    }
+
+    pub(super) fn fsync(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let input: wire::FsyncIn = message::read(request)?;
+        let data_only = input.fsync_flags & wire::FSYNC_FDATASYNC != 0;
+        match &*self.handles.get(input.fh, header.nodeid)? {
+            Open::File(open) => host::sync(&open.file, data_only),
+            Open::Directory(open) => {
+                let stream = open.stream.lock().unwrap_or_else(PoisonError::into_inner);
+                host::sync(&stream.file, data_only)
+            }
+            Open::Root => Ok(()),
+        }
+    }
+
+    pub(super) fn fallocate(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
+        let input: wire::FallocateIn = message::read(request)?;
+        let known = wire::FALLOC_KEEP_SIZE | wire::FALLOC_PUNCH_HOLE | wire::FALLOC_ZERO_RANGE;
+        if input.mode & !known != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let open = self.handles.get(input.fh, header.nodeid)?;
+        host::allocate(&open.as_file()?.file, input.mode, input.offset, input.length)
+    }
+
+    pub(super) fn lseek(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::LseekIn = message::read(request)?;
+        let hole = match input.whence {
+            wire::SEEK_DATA => false,
+            wire::SEEK_HOLE => true,
+            _ => return Err(Errno::EINVAL),
+        };
+        let open = self.handles.get(input.fh, header.nodeid)?;
+        let offset = host::seek_sparse(&open.as_file()?.file, input.offset, hole)?;
+        message::write(reply, &wire::LseekOut { offset })
+    }
+
+    pub(super) fn copy_file_range(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
+        let input: wire::CopyFileRangeIn = message::read(request)?;
+        if input.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let from = self.handles.get(input.fh_in, header.nodeid)?;
+        let to = self.handles.get(input.fh_out, input.nodeid_out)?;
+        let len = usize::try_from(input.len).unwrap_or(usize::MAX).min(MAX_COPY);
+        let (from, to) = (&from.as_file()?.file, &to.as_file()?.file);
+        let count = host::copy_range(from, input.off_in, to, input.off_out, len)?;
+        message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
+    }
+}

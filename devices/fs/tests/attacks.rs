@@ -1,0 +1,660 @@
+//! A hostile guest: whatever it sends, it reaches nothing outside its shares, and costs no more
+//! than the limits say.
+
+mod client;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cabana_fs::Limits;
+use cabana_fs::wire::{self, Errno, InHeader, OutHeader, mode, opcode, open};
+use client::{Guest, ROOM, bytes, c, take};
+
+const SECRET: &[u8] = b"nobody's business";
+
+/// `inside` is shared; `outside` lies beside it and must stay as it is.
+struct Yard {
+    dir: tempfile::TempDir,
+}
+
+impl Yard {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["inside", "outside", "outside/sub"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        for name in ["outside/secret", "outside/sub/secret", "beside"] {
+            fs::write(dir.path().join(name), SECRET).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn check(&self) {
+        let mut names = Vec::new();
+        for dir in [".", "outside", "outside/sub"] {
+            for entry in fs::read_dir(self.path(dir)).unwrap() {
+                names.push(format!("{dir}/{}", entry.unwrap().file_name().display()));
+            }
+        }
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "./beside",
+                "./inside",
+                "./outside",
+                "outside/secret",
+                "outside/sub",
+                "outside/sub/secret"
+            ]
+        );
+        for name in ["outside/secret", "outside/sub/secret", "beside"] {
+            assert_eq!(fs::read(self.path(name)).unwrap(), SECRET);
+        }
+    }
+}
+
+#[test]
+fn names_that_are_paths_are_refused_in_every_operation() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    let sub = guest.mkdir(share, "sub", 0o755).unwrap().nodeid;
+    let (file, _) = guest.create(share, "file", 0o644).unwrap();
+    let outside = yard.path("outside").to_str().unwrap().to_owned();
+    let below = format!("{outside}/secret");
+    let names = [
+        "..",
+        ".",
+        "",
+        "/",
+        "../beside",
+        "../outside/secret",
+        "sub/..",
+        "./file",
+        "sub/../../beside",
+        &outside,
+        &below,
+        "file/",
+    ];
+    for name in names {
+        for parent in [1, share, sub, file] {
+            let mut results = vec![
+                guest.lookup(parent, name).map(drop),
+                guest.create(parent, name, 0o644).map(drop),
+                guest.create_with(parent, name, 0o644, open::RDWR).map(drop),
+                guest.mkdir(parent, name, 0o755).map(drop),
+                guest.mknod(parent, name, mode::REGULAR | 0o644).map(drop),
+                guest.mknod(parent, name, mode::FIFO | 0o644).map(drop),
+                guest.symlink(parent, name, "target").map(drop),
+                guest.link(file, parent, name).map(drop),
+                guest.unlink(parent, name),
+                guest.rmdir(parent, name),
+                guest.rename((parent, name), (share, "new"), 0),
+                guest.rename((share, "file"), (parent, name), 0),
+                guest.rename((share, "file"), (parent, name), wire::RENAME_EXCHANGE),
+            ];
+            for (index, result) in results.drain(..).enumerate() {
+                let error = result.expect_err(&format!("{name:?} in attempt {index}"));
+                assert!([Errno::EINVAL, Errno::EROFS].contains(&error), "{name:?}: {error:?}");
+            }
+        }
+    }
+    // A name ends at its NUL, whatever follows.
+    assert_eq!(guest.lookup(share, "file\0/../../beside").unwrap().nodeid, file);
+    yard.check();
+    assert_eq!(fs::read_dir(yard.path("inside")).unwrap().count(), 2);
+}
+
+#[test]
+fn links_lead_nowhere() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    symlink(yard.path("outside"), yard.path("inside/absolute")).unwrap();
+    symlink("../outside/secret", yard.path("inside/relative")).unwrap();
+    symlink("/proc/self/root", yard.path("inside/magic")).unwrap();
+    guest.symlink(share, "own", "../beside").unwrap();
+    for name in ["absolute", "relative", "magic", "own"] {
+        let entry = guest.lookup(share, name).unwrap();
+        assert_eq!(entry.attr.mode & mode::TYPE, mode::SYMLINK);
+        let link = entry.nodeid;
+        assert_eq!(guest.open(link, open::RDONLY).unwrap_err(), Errno::ELOOP);
+        assert_eq!(guest.open(link, open::RDWR | open::TRUNC).unwrap_err(), Errno::ELOOP);
+        assert_eq!(guest.opendir(link).unwrap_err(), Errno::ENOTDIR);
+        assert_eq!(guest.lookup(link, "secret").unwrap_err(), Errno::ENOTDIR);
+        assert_eq!(guest.create(link, "new", 0o644).unwrap_err(), Errno::ENOTDIR);
+        assert_eq!(guest.unlink(link, "secret").unwrap_err(), Errno::ENOTDIR);
+        let input = wire::CreateIn { flags: open::RDWR, mode: 0o100_600, ..<_>::default() };
+        let made = guest.ask(opcode::TMPFILE, link, &[bytes(&input), &c("x")]);
+        assert!(made.is_err(), "a file behind a link");
+        let size = wire::SetattrIn { valid: wire::fattr::SIZE, ..<_>::default() };
+        assert_eq!(guest.setattr(link, size).unwrap_err(), Errno::ELOOP);
+        let chmod = wire::SetattrIn { valid: wire::fattr::MODE, mode: 0o777, ..<_>::default() };
+        assert_eq!(guest.setattr(link, chmod).unwrap_err(), Errno::EOPNOTSUPP);
+        let input = wire::SetxattrIn { size: 1, flags: 0 };
+        let parts: &[&[u8]] = &[bytes(&input), &[0; 8], &c("user.x"), b"v"];
+        assert_eq!(guest.ask(opcode::SETXATTR, link, parts).unwrap_err(), Errno::EOPNOTSUPP);
+        // Opening by name what must not exist, or may: not through the link.
+        assert_eq!(guest.create(share, name, 0o644).unwrap_err(), Errno::EEXIST);
+        let error = guest.create_with(share, name, 0o644, open::RDWR | open::TRUNC).unwrap_err();
+        assert_eq!(error, Errno::ELOOP);
+        // The times are the link's own.
+        let now = wire::SetattrIn { valid: wire::fattr::MTIME, mtime: 7, ..<_>::default() };
+        assert_eq!(guest.setattr(link, now).unwrap().mtime, 7);
+    }
+    let times = fs::metadata(yard.path("beside")).unwrap().modified().unwrap();
+    assert!(times.elapsed().unwrap() < Duration::from_secs(3600));
+    yard.check();
+}
+
+/// On the host a directory is swapped for a link to one outside, back and forth, while the guest
+/// looks up, opens, makes and removes beneath it.
+#[test]
+fn a_race_of_renames_leads_nowhere() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    fs::create_dir(yard.path("inside/swapped")).unwrap();
+    fs::write(yard.path("inside/swapped/secret"), "ours").unwrap();
+    symlink(yard.path("outside"), yard.path("inside/link")).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let inside = yard.path("inside");
+    let swapper = std::thread::spawn(move || {
+        let mut swaps = 0u64;
+        let dir = fs::File::open(&inside).unwrap();
+        while !stopped.load(Ordering::Relaxed) {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(&dir, c"swapped", &dir, c"link", flags).unwrap();
+            swaps += 1;
+        }
+        swaps
+    });
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let (mut directories, mut links, mut made) = (0u64, 0u64, 0u64);
+    while Instant::now() < deadline {
+        let entry = guest.lookup(share, "swapped").unwrap();
+        match entry.attr.mode & mode::TYPE {
+            mode::DIRECTORY => directories += 1,
+            mode::SYMLINK => links += 1,
+            other => panic!("a mode of {other:o}"),
+        }
+        if let Ok(secret) = guest.lookup(entry.nodeid, "secret") {
+            assert_eq!(secret.attr.size, 4, "a file of the share");
+            assert_eq!(guest.content(secret.nodeid).unwrap(), b"ours");
+            guest.forget(secret.nodeid, 1);
+        }
+        if let Ok((node, fh)) = guest.create(entry.nodeid, "new", 0o644) {
+            made += 1;
+            guest.release(node, fh).unwrap();
+            guest.forget(node, 1);
+            guest.unlink(entry.nodeid, "new").unwrap();
+        }
+        let _ = guest.mkdir(entry.nodeid, "sub", 0o755);
+        let _ = guest.rename((entry.nodeid, "sub"), (entry.nodeid, "sub2"), 0);
+        let _ = guest.rmdir(entry.nodeid, "sub2");
+        let _ = guest.unlink(entry.nodeid, "sub");
+        guest.forget(entry.nodeid, 1);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let swaps = swapper.join().unwrap();
+    assert!(directories > 100 && links > 100 && made > 100 && swaps > 1000, "a real race");
+    yard.check();
+}
+
+/// A directory that the guest knows is moved out of the share: what the guest had is not taken
+/// away, as for a process on the host, but nothing above or beside it is reached.
+#[test]
+fn a_directory_that_the_host_moves_out_leads_no_further() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    let sub = guest.mkdir(share, "sub", 0o755).unwrap().nodeid;
+    fs::rename(yard.path("inside/sub"), yard.path("outside/moved")).unwrap();
+    for name in ["..", "../secret", "secret"] {
+        assert!(guest.lookup(sub, name).is_err());
+    }
+    let fh = guest.opendir(sub).unwrap();
+    for listed in guest.readdirplus(sub, fh, 0, 4096).unwrap() {
+        assert_eq!(listed.entry.nodeid, 0, "{}", listed.name);
+    }
+    fs::remove_dir(yard.path("outside/moved")).unwrap();
+    yard.check();
+}
+
+#[test]
+fn devices_fifos_and_sockets_are_never_opened() {
+    let yard = Yard::new();
+    let inside = yard.path("inside");
+    let (guest, share) = Guest::with_share(&inside);
+    guest.mknod(share, "fifo", mode::FIFO | 0o666).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(inside.join("socket")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut names = vec!["fifo", "socket"];
+    let device = rustix::fs::makedev(1, 3);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    match rustix::fs::mknodat(rustix::fs::CWD, inside.join("null"), kind, mode, device) {
+        Ok(()) => names.push("null"),
+        Err(error) => eprintln!("not checked: a device (this user cannot make one: {error})"),
+    }
+    for name in names {
+        let entry = guest.lookup(share, name).unwrap();
+        assert_eq!(entry.attr.rdev, 0);
+        let started = Instant::now();
+        for flags in [open::RDONLY, open::WRONLY, open::RDWR, open::RDONLY | open::TRUNC] {
+            assert_eq!(guest.open(entry.nodeid, flags).unwrap_err(), Errno::EACCES, "{name}");
+            let error = guest.create_with(share, name, 0o644, flags).unwrap_err();
+            assert_eq!(error, Errno::EACCES, "{name}");
+        }
+        let size = wire::SetattrIn { valid: wire::fattr::SIZE, ..<_>::default() };
+        assert_eq!(guest.setattr(entry.nodeid, size).unwrap_err(), Errno::EACCES);
+        assert_eq!(guest.opendir(entry.nodeid).unwrap_err(), Errno::ENOTDIR);
+        assert!(started.elapsed() < Duration::from_secs(1), "{name} does not block");
+    }
+    assert!(listener.accept().is_err());
+    for (kind, made) in [(mode::CHARACTER, "c"), (mode::BLOCK, "b"), (mode::DIRECTORY, "d")] {
+        assert_eq!(guest.mknod(share, made, kind | 0o666).unwrap_err(), Errno::EPERM);
+        assert!(!inside.join(made).exists());
+    }
+    for entry in fs::read_dir(&inside).unwrap() {
+        let kind = entry.unwrap().file_type().unwrap();
+        assert!(kind.is_fifo() || kind.is_socket() || kind.is_char_device());
+    }
+}
+
+#[test]
+fn numbers_that_are_not_the_guests_find_nothing() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    let (node, fh) = guest.create(share, "file", 0o644).unwrap();
+    let (other, other_fh) = guest.create(share, "other", 0o644).unwrap();
+    let dir_fh = guest.opendir(share).unwrap();
+    for id in [0, 2_000, u64::MAX, node | 1 << 63, !node, fh << 32] {
+        assert_eq!(guest.getattr(id).unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.lookup(id, "x").unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.open(id, open::RDONLY).unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.link(id, share, "new").unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.rename((share, "file"), (id, "x"), 0).unwrap_err(), Errno::ESTALE);
+    }
+    for fh in [0, other_fh, dir_fh, u64::MAX, 99] {
+        assert_eq!(guest.read(node, fh, 0, 9).unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.write(node, fh, 0, b"x").unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.release(node, fh).unwrap_err(), Errno::ESTALE);
+        assert_eq!(guest.readdir(node, fh, 0, 4096).unwrap_err(), Errno::ESTALE);
+    }
+    assert_eq!(guest.read(share, dir_fh, 0, 9).unwrap_err(), Errno::EISDIR);
+    assert_eq!(guest.readdir(node, fh, 0, 4096).unwrap_err(), Errno::ENOTDIR);
+    for offset in [1, 12_345, i64::MAX as u64, u64::MAX] {
+        let _ = guest.readdir(share, dir_fh, offset, 4096);
+        let _ = guest.readdirplus(share, dir_fh, offset, u32::MAX);
+    }
+    assert!(guest.readdir(share, dir_fh, 0, 4096).unwrap().len() == 4, "it still works");
+    // More forgotten than ever known, twice, and by the batch.
+    guest.forget(other, u64::MAX);
+    guest.forget(other, u64::MAX);
+    guest.forget(1, u64::MAX);
+    guest.forget(u64::MAX, 1);
+    assert_eq!(guest.getattr(other).unwrap_err(), Errno::ESTALE);
+    assert_eq!(guest.write(other, other_fh, 0, b"x").unwrap(), 1, "open until it is released");
+    let batch = wire::BatchForgetIn { count: u32::MAX, dummy: 0 };
+    let one = wire::ForgetOne { nodeid: node, nlookup: u64::MAX };
+    let request = guest.request(opcode::BATCH_FORGET, 0, &[bytes(&batch), bytes(&one), &[1; 8]]);
+    assert!(guest.raw(&request, ROOM).is_empty());
+    assert_eq!(guest.getattr(node).unwrap_err(), Errno::ESTALE);
+    guest.getattr(1).unwrap();
+    guest.getattr(share).unwrap();
+}
+
+#[test]
+fn huge_sizes_and_offsets_are_errors_or_cut() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    let (node, fh) = guest.create(share, "file", 0o644).unwrap();
+    guest.write(node, fh, 0, &vec![7; 1 << 20]).unwrap();
+    guest.write(node, fh, 1 << 20, &[8; 100]).unwrap();
+    assert_eq!(guest.read(node, fh, 0, u32::MAX).unwrap().len(), 1 << 20);
+    let read = wire::ReadIn { fh, size: u32::MAX, ..<_>::default() };
+    let cut = guest.ask_with_room(opcode::READ, node, &[bytes(&read)], 16 + 10).unwrap();
+    assert_eq!(cut, [7; 10]);
+    for offset in [1 << 63, u64::MAX, u64::MAX - 1] {
+        assert_eq!(guest.read(node, fh, offset, 10).unwrap_err(), Errno::EINVAL);
+        assert_eq!(guest.write(node, fh, offset, b"x").unwrap_err(), Errno::EINVAL);
+    }
+    // A WRITE that promises more than it brings, or more than was agreed.
+    for size in [2, (1 << 20) + 1, u32::MAX] {
+        let input = wire::WriteIn { fh, size, ..<_>::default() };
+        let result = guest.ask(opcode::WRITE, node, &[bytes(&input), b"x"]);
+        assert_eq!(result.unwrap_err(), Errno::EINVAL);
+    }
+    let huge = vec![0; (1 << 20) + 1];
+    assert_eq!(guest.write(node, fh, 0, &huge).unwrap_err(), Errno::EINVAL);
+    let size = wire::SetattrIn { valid: wire::fattr::SIZE, size: u64::MAX, ..<_>::default() };
+    assert_eq!(guest.setattr(node, size).unwrap_err(), Errno::EFBIG);
+    for (offset, length) in [(u64::MAX, 1), (0, u64::MAX), (1 << 62, 1 << 62), (0, 0)] {
+        let input = wire::FallocateIn { fh, offset, length, ..<_>::default() };
+        assert!(guest.ask(opcode::FALLOCATE, node, &[bytes(&input)]).is_err());
+    }
+    let input = wire::SetxattrIn { size: u32::MAX, flags: 0 };
+    let parts: &[&[u8]] = &[bytes(&input), &[0; 8], &c("user.x"), b"v"];
+    assert_eq!(guest.ask(opcode::SETXATTR, node, parts).unwrap_err(), Errno::EINVAL);
+    let parts: &[&[u8]] = &[bytes(&input), &[0; 8], &c("user.x"), &vec![1; 100_000]];
+    assert_eq!(guest.ask(opcode::SETXATTR, node, parts).unwrap_err(), Errno::EINVAL);
+    let input = wire::GetxattrIn { size: u32::MAX, padding: 0 };
+    let result = guest.ask(opcode::GETXATTR, node, &[bytes(&input), &c("user.x")]);
+    assert_eq!(result.unwrap_err(), Errno::ENODATA);
+    assert_eq!(fs::metadata(yard.path("inside/file")).unwrap().len(), (1 << 20) + 100);
+}
+
+#[test]
+fn what_is_not_a_whole_request_is_an_error() {
+    let yard = Yard::new();
+    let (guest, share) = Guest::with_share(&yard.path("inside"));
+    let whole = guest.request(opcode::LOOKUP, share, &[&c("file")]);
+    for len in 0..whole.len() {
+        let reply = guest.raw(&whole[..len], ROOM);
+        let (header, body): (OutHeader, _) = take(&reply);
+        assert_eq!((header.error, body.len()), (-Errno::EINVAL.0, 0), "{len} bytes");
+    }
+    for len in [0, 1, 39, 40, whole.len() as u32 + 1, u32::MAX] {
+        let mut request = whole.clone();
+        request[..4].copy_from_slice(&len.to_le_bytes());
+        let (header, _): (OutHeader, _) = take(&guest.raw(&request, ROOM));
+        assert_eq!(header.error, -Errno::EINVAL.0, "a length of {len}");
+    }
+    // Every operation without its argument, and with all lengths of reply.
+    let known = (0..64).filter(|op| ![opcode::DESTROY, opcode::INIT].contains(op));
+    for opcode in known {
+        for room in [0, 1, 15, 16, 17, 100, 143, 144, 159] {
+            let reply = guest.raw(&guest.request(opcode, share, &[]), room);
+            assert!(reply.is_empty() || reply.len() >= 16);
+            let reply = guest.raw(&guest.request(opcode, share, &[&[0; 200]]), room);
+            assert!(reply.is_empty() || reply.len() >= 16);
+        }
+    }
+    for opcode in [0, 7, 19, 47_000, u32::MAX, 4096, 1_048_576, 436_207_616] {
+        assert_eq!(guest.ask(opcode, share, &[&[0; 64]]).unwrap_err(), Errno::ENOSYS);
+    }
+    // A refused reply costs nothing.
+    let before = guest.server.usage();
+    let input = wire::CreateIn { flags: open::RDWR, mode: 0o100_644, ..<_>::default() };
+    for room in [16, 100, 16 + 128, 16 + 128 + 15] {
+        let name = c(&format!("file-{room}"));
+        let parts: &[&[u8]] = &[bytes(&input), &name];
+        let error = guest.ask_with_room(opcode::CREATE, share, parts, room).unwrap_err();
+        assert_eq!(error, Errno::EINVAL);
+    }
+    assert_eq!(
+        guest.ask_with_room(opcode::OPENDIR, share, &[&[0; 8]], 20).unwrap_err(),
+        Errno::EINVAL
+    );
+    assert_eq!(guest.server.usage(), before);
+}
+
+#[test]
+fn nothing_is_served_before_init() {
+    let yard = Yard::new();
+    let guest = Guest { server: cabana_fs::FileServer::new(), thread: 1 };
+    guest.attach("s", &yard.path("inside"), false);
+    for opcode in (0..64).filter(|op| *op != opcode::INIT) {
+        let reply = guest.raw(&guest.request(opcode, 1, &[&c("s"), &[0; 100]]), ROOM);
+        if !reply.is_empty() {
+            let (header, _): (OutHeader, _) = take(&reply);
+            assert_eq!((header.error, header.len), (-Errno::EIO.0, 16), "operation {opcode}");
+        }
+    }
+    let short = wire::InitIn { major: 7, minor: 41, flags: 1 << 30, ..<_>::default() };
+    assert_eq!(guest.ask(opcode::INIT, 0, &[bytes(&short)]).unwrap_err(), Errno::EINVAL);
+    assert_eq!(guest.ask(opcode::INIT, 0, &[&[7, 0]]).unwrap_err(), Errno::EINVAL);
+    assert_eq!(guest.getattr(1).unwrap_err(), Errno::EIO);
+    guest.init().unwrap();
+    guest.lookup(1, "s").unwrap();
+}
+
+#[test]
+fn descriptors_are_bounded_and_come_back() {
+    let yard = Yard::new();
+    let inside = yard.path("inside");
+    for index in 0..100 {
+        fs::write(inside.join(format!("{index}")), "").unwrap();
+    }
+    let guest = Guest::mounted(Limits { nodes: 50, open: 20 });
+    guest.attach("s", &inside, false);
+    let share = guest.lookup(1, "s").unwrap().nodeid;
+    let nodes: Vec<u64> =
+        (0..49).map(|index| guest.lookup(share, &format!("{index}")).unwrap().nodeid).collect();
+    assert_eq!(guest.lookup(share, "60").unwrap_err(), Errno::ENFILE);
+    let refused = guest.create(share, "new", 0o644);
+    assert_eq!(refused.unwrap_err(), Errno::ENFILE);
+    // A listing goes on, without what there is no room for.
+    let fh = guest.opendir(share).unwrap();
+    let listed = guest.readdirplus(share, fh, 0, 65_536).unwrap();
+    assert!(listed.iter().any(|listed| listed.entry.nodeid == 0 && !listed.name.starts_with('.')));
+    for _ in 1..20 {
+        guest.open(nodes[0], open::RDONLY).unwrap();
+    }
+    assert_eq!(guest.open(nodes[0], open::RDONLY).unwrap_err(), Errno::ENFILE);
+    assert_eq!(guest.opendir(share).unwrap_err(), Errno::ENFILE);
+    assert_eq!(guest.server.usage(), Limits { nodes: 50, open: 20 });
+    guest.release(share, fh).unwrap();
+    guest.open(nodes[0], open::RDONLY).unwrap();
+    guest.forget(nodes[1], u64::MAX);
+    guest.lookup(share, "60").unwrap();
+}
+
+/// A fixed-seed source of numbers (xorshift64*).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 16) % limit
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// Operations, with the bytes of their argument and the names that follow. Not FSYNC, for the sake
+/// of the disk.
+const SHAPES: [(u32, usize, usize); 34] = [
+    (opcode::LOOKUP, 0, 1),
+    (opcode::FORGET, 8, 0),
+    (opcode::GETATTR, 16, 0),
+    (opcode::SETATTR, 88, 0),
+    (opcode::READLINK, 0, 0),
+    (opcode::SYMLINK, 0, 2),
+    (opcode::MKNOD, 16, 1),
+    (opcode::MKDIR, 8, 1),
+    (opcode::UNLINK, 0, 1),
+    (opcode::RMDIR, 0, 1),
+    (opcode::RENAME, 8, 2),
+    (opcode::LINK, 8, 1),
+    (opcode::OPEN, 8, 0),
+    (opcode::READ, 40, 0),
+    (opcode::WRITE, 40, 0),
+    (opcode::WRITE, 40, 1),
+    (opcode::STATFS, 0, 0),
+    (opcode::RELEASE, 24, 0),
+    (opcode::SETXATTR, 16, 2),
+    (opcode::GETXATTR, 8, 1),
+    (opcode::LISTXATTR, 8, 0),
+    (opcode::REMOVEXATTR, 0, 1),
+    (opcode::OPENDIR, 8, 0),
+    (opcode::READDIR, 40, 0),
+    (opcode::RELEASEDIR, 24, 0),
+    (opcode::CREATE, 16, 1),
+    (opcode::BATCH_FORGET, 24, 0),
+    (opcode::FALLOCATE, 32, 0),
+    (opcode::READDIRPLUS, 40, 0),
+    (opcode::RENAME2, 16, 2),
+    (opcode::LSEEK, 24, 0),
+    (opcode::COPY_FILE_RANGE, 56, 0),
+    (opcode::TMPFILE, 16, 1),
+    (opcode::STATX, 24, 0),
+];
+
+/// What a hostile guest knows of its mount.
+#[derive(Default)]
+struct Known {
+    nodes: Vec<u64>,
+    handles: Vec<(u64, u64)>,
+}
+
+impl Known {
+    /// Mounts, and looks around.
+    fn of(guest: &Guest, noise: &mut Noise) -> Self {
+        guest.init().unwrap();
+        let mut known = Self { nodes: vec![1], handles: Vec::new() };
+        for share in ["s", "ro"] {
+            let share = guest.lookup(1, share).unwrap().nodeid;
+            known.nodes.push(share);
+            known.handles.push((share, guest.opendir(share).unwrap()));
+            for name in ["a", "b", "c", "d", "link", "secret", "sub"] {
+                let Ok(entry) = guest.lookup(share, name) else { continue };
+                known.nodes.push(entry.nodeid);
+                if let Ok((fh, _)) = guest.open(entry.nodeid, noise.pick(&[0, 1, 2])) {
+                    known.handles.push((entry.nodeid, fh));
+                }
+            }
+        }
+        known
+    }
+
+    /// A request whose numbers and names are often right, often nearly, sometimes noise.
+    fn request(&self, noise: &mut Noise) -> Vec<u8> {
+        const NAMES: [&[u8]; 16] = [
+            b"a\0",
+            b"b\0",
+            b"c\0",
+            b"d\0",
+            b"link\0",
+            b"user.x\0",
+            b"user.y\0",
+            b"..\0",
+            b".\0",
+            b"../beside\0",
+            b"/etc\0",
+            b"a/b\0",
+            b"\0",
+            b"no-end",
+            b"security.capability\0",
+            b"s\0",
+        ];
+        const WORDS: [u64; 12] =
+            [0, 0, 0, 1, 2, 5, 512, 4096, 1 << 20, 2 | 0o100_644 << 32, u64::MAX, 1 << 63];
+        let (node, fh) = noise.pick(&self.handles);
+        let (opcode, size, names) = noise.pick(&SHAPES);
+        let size = size + noise.pick(&[0, 0, 0, 0, 0, 0, 4, 8]);
+        let mut body = Vec::new();
+        for word in 0..size.div_ceil(8) {
+            let value = match noise.below(12) {
+                0..6 if word == 0 => fh,
+                0 => noise.pick(&self.nodes),
+                1 => noise.pick(&self.handles).1,
+                2 => noise.next(),
+                _ => noise.pick(&WORDS),
+            };
+            body.extend_from_slice(&value.to_le_bytes());
+        }
+        body.truncate(size);
+        for _ in 0..noise.pick(&[names, names, names, names, 0, 1, 2]) {
+            body.extend_from_slice(noise.pick(&NAMES));
+        }
+        let lies = noise.below(20) == 0;
+        let nodeid = match noise.below(4) {
+            0..2 => node,
+            2 => noise.pick(&self.nodes),
+            _ => noise.below(2) * noise.next(),
+        };
+        let header = InHeader {
+            len: if lies { noise.next() as u32 } else { (40 + body.len()) as u32 },
+            opcode: if lies { noise.below(60) as u32 } else { opcode },
+            unique: noise.next(),
+            nodeid,
+            pid: noise.below(3) as u32,
+            ..InHeader::default()
+        };
+        let mut request = [bytes(&header), &body].concat();
+        if noise.below(50) == 0 {
+            request.truncate(noise.below(request.len() as u64) as usize);
+        }
+        request
+    }
+}
+
+#[test]
+fn garbage_does_no_harm() {
+    let yard = Yard::new();
+    let guest = Guest::mounted(Limits { nodes: 64, open: 32 });
+    guest.attach("s", &yard.path("inside"), false);
+    guest.attach("ro", &yard.path("outside"), true);
+    let before = tree(&yard.path("outside"));
+    let mut noise = Noise(0x5eed);
+    let mut known = Known::default();
+    let mut done = [0u32; 64];
+    let mut reply = vec![0; 8192];
+    for round in 0..100_000 {
+        if round % 10 == 0 {
+            let _ = symlink(yard.path("outside"), yard.path("inside/link"));
+            // Anything may have the name by now, even a fifo.
+            let _ = fs::rename(yard.path("inside/a"), yard.path("inside/was-a"));
+            let _ = fs::File::create_new(yard.path("inside/a"))
+                .and_then(|mut file| std::io::Write::write_all(&mut file, b"content"));
+            known = Known::of(&guest, &mut noise);
+        }
+        let request = known.request(&mut noise);
+        let room = noise.pick(&[0, 16, 100, 8192, 8192, 8192]);
+        let len = guest.server.handle_bytes(&request, &mut reply[..room]);
+        assert!(len <= room);
+        if len > 0 {
+            let (header, _): (OutHeader, _) = take(&reply);
+            assert_eq!(header.len as usize, len);
+            assert!((-1000..=0).contains(&header.error));
+            if header.error == 0 {
+                done[usize::from(request[4])] += 1;
+            }
+        }
+        let used = guest.server.usage();
+        assert!(used.nodes <= 64 && used.open <= 32);
+    }
+    eprintln!("done per operation: {done:?}");
+    let kinds = done.iter().filter(|count| **count > 0).count();
+    assert!(kinds > 20 && done.iter().sum::<u32>() > 5_000, "garbage that gets past the door");
+    yard.check();
+    assert_eq!(tree(&yard.path("outside")), before, "read-only, and outside");
+}
+
+/// Names, modes and times of change of all below `path`.
+fn tree(path: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        let stat = path.symlink_metadata().unwrap();
+        found.push(format!(
+            "{} {:o} {} {}",
+            path.display(),
+            stat.mode(),
+            stat.ctime(),
+            stat.ctime_nsec()
+        ));
+        if stat.is_dir() {
+            found.extend(tree(&path));
+        }
+    }
+    found.sort_unstable();
+    found
+}
