@@ -9,6 +9,7 @@ use cabana_virtio::{Identity, Queue, QueueContext, QueueState, StartError, Virti
 use crate::VsockHost;
 use crate::host::Hub;
 use crate::inbox::lock;
+use crate::rx::Rx;
 use crate::tx::Tx;
 
 const DEVICE_TYPE: u32 = 19;
@@ -123,7 +124,7 @@ impl VirtioDevice for VsockDevice {
                 if let Some(token) = self.rx.take() {
                     self.events.remove(token);
                 }
-                self.hub.with_rx(|rx| rx.stop())
+                self.hub.with_rx(Rx::stop)
             }
             TX => {
                 let (token, tx) = self.tx.take()?;

@@ -115,6 +115,9 @@ impl Hub {
     /// The guest asks for a new connection; `None` refuses it.
     pub(crate) fn open(&self, key: Key, request: &Header) -> Option<Arc<Link>> {
         let mut table = lock(&self.table);
+        if table.machine != Machine::Up {
+            return None;
+        }
         let backlog = Arc::clone(table.listeners.get(&key.host_port)?);
         self.make_room(&mut table).ok()?;
         let mut waiting = lock(&backlog.waiting);

@@ -74,7 +74,8 @@ impl VsockStream {
     /// Sets what to call when a read or write that would have blocked is worth another try, and
     /// calls it at once if one is. One stream has one waker, whichever clone sets it. It may be
     /// called from any thread, once too often, and must not block: let it signal an event, wake a
-    /// task, or send on a channel.
+    /// task, or send on a channel. It must not own a clone of the stream, which could then never
+    /// close.
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
         self.handle.link.set_waker(Some(Arc::new(waker)));
     }
