@@ -23,7 +23,7 @@ const OVERLAY_OPTIONS: &CStr =
     c"lowerdir=/image,upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=on,xino=auto";
 
 /// `discard` returns the space of deleted files to the host.
-const SCRATCH_OPTIONS: &CStr = c"discard,noinit_itable";
+const SCRATCH_OPTIONS: &CStr = c"discard,noinit_itable,no_prefetch_block_bitmaps";
 
 const NO_PROGRAMS: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
