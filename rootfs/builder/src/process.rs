@@ -135,8 +135,7 @@ fn plain(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     command.env_clear().env("PATH", search_path()).env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
     for (name, value) in env::vars_os() {
-        let lower = name.to_string_lossy().to_ascii_lowercase();
-        if lower.ends_with("_proxy") || lower == "tmpdir" {
+        if name.to_string_lossy().to_ascii_lowercase().ends_with("_proxy") {
             command.env(name, value);
         }
     }

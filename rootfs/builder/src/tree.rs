@@ -115,6 +115,8 @@ pub(crate) fn bootstrap(
 
     let mut command = MMDEBSTRAP.isolated_command();
     command.env("SOURCE_DATE_EPOCH", SCRIPT_EPOCH).env("DEBS", work.join("debs"));
+    // What it leaves when it is killed goes with the rest of the work.
+    command.env("TMPDIR", work);
     command.args(["--verbose", "--mode=root", "--format=directory"]);
     command.arg(format!("--architectures={}", architecture()));
     for package in &flavour.packages {
