@@ -1,6 +1,7 @@
 //! ELF64 kernels (System V ABI, chapters 4 and 5): Linux's `vmlinux` and whoever follows PVH.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use cabana_memory::{GuestAddress, GuestRam};
@@ -17,6 +18,7 @@ const HEADER_LEN: usize = 64;
 const PROGRAM_HEADER_LEN: usize = 56;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+const PF_W: u32 = 2;
 /// `XEN_ELFNOTE_PHYS32_ENTRY` (Xen's `public/elfnote.h`): the 32-bit entry point of PVH.
 const XEN_PHYS32_ENTRY: u32 = 18;
 /// Longer notes are not looked at.
@@ -37,6 +39,7 @@ struct Segment {
     address: u64,
     in_file: u64,
     in_memory: u64,
+    writable: bool,
 }
 
 /// How the file wants to be entered.
@@ -76,6 +79,7 @@ impl Elf {
                 address: u64_at(header, 24),
                 in_file: u64_at(header, 32),
                 in_memory: u64_at(header, 40),
+                writable: u32_at(header, 4) & PF_W != 0,
             };
             let end = segment.offset.checked_add(segment.in_file);
             if end.is_none_or(|end| end > file_len) {
@@ -104,6 +108,12 @@ impl Elf {
         self.pvh_entry.map_or(Entry::Linux64(self.entry), Entry::Pvh)
     }
 
+    /// What is mapped or copied from the file, as guest-physical addresses.
+    pub(crate) fn image(&self) -> Vec<Range<u64>> {
+        let ranges = self.segments.iter();
+        ranges.map(|segment| segment.address..segment.address + segment.in_file).collect()
+    }
+
     /// One past the last byte of RAM that it takes.
     pub(crate) fn end(&self) -> u64 {
         self.segments
@@ -122,6 +132,12 @@ impl Elf {
             if mapped > 0 {
                 let at = GuestAddress(segment.address);
                 ram.map_file(at, mapped as usize, file, segment.offset)?;
+                // One call in place of a fault for each page that the kernel touches.
+                if segment.writable {
+                    ram.populate(at, mapped as usize)?;
+                } else {
+                    ram.populate_read(at, mapped as usize)?;
+                }
             }
             let mut tail = vec![0; (segment.in_file - mapped) as usize];
             let len = read_up_to(file, &mut tail, segment.offset + mapped).map_err(read)?;

@@ -43,7 +43,8 @@ fn elf(pvh: bool) -> Vec<u8> {
 fn boot_file(bytes: &[u8], ram: &GuestRam, command_line: &str) -> Result<Start, BootError> {
     let file = file(bytes);
     let kernel = Kernel::open(file.path())?;
-    load(&Boot { kernel: &kernel, initrd: None, command_line, cpus: 1, pins: 24 }, ram)
+    let boot = Boot { kernel: &kernel, initrd: None, command_line, cpus: 1, pins: 24 };
+    load(&boot, ram).map(|loaded| loaded.start)
 }
 
 #[test]

@@ -143,6 +143,7 @@ impl Machine {
             return Err(MachineError::MemorySize(memory));
         }
         let ram = GuestRam::new(&layout::ram_pieces(memory))?;
+        ram.advise_huge();
         let control = Arc::new(Control::default());
         let pins = Pins::new(setup.serial.is_some(), setup.devices.len());
         let mut board = Board::new(&vm, &control, pins)?;
@@ -158,7 +159,7 @@ impl Machine {
             cpus,
             pins: pins.count,
         };
-        let start = x86_64::load(&boot, &ram)?;
+        let loaded = x86_64::load(&boot, &ram)?;
         timeline.mark("kernel loaded");
         map_memory(vm.as_ref(), &ram, &setup.device_memory)?;
         timeline.mark("memory mapped");
@@ -183,7 +184,7 @@ impl Machine {
             let cpuid = cpuid::for_guest(&supported, options);
             let msrs = x86::firmware_msrs(&cpuid);
             let seat = vm.vcpu_seat(VcpuSetup { index, cpuid, msrs })?;
-            let boot = (index == 0).then_some(start);
+            let boot = (index == 0).then(|| loaded.clone());
             let running = vcpu::spawn(index, seat, boot, Arc::clone(&machine.shared))
                 .map_err(MachineError::Host)?;
             machine.vcpus.push(running);
