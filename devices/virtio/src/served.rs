@@ -131,6 +131,7 @@ mod tests {
     use super::*;
     use crate::testing::{Noise, RawDescriptor, Setup, TestDriver, WRITE, bare_queue};
     use crate::{Identity, StartError, VirtioDevice};
+    use cabana_memory::GuestAddress;
     use cabana_os::EventLoop;
 
     /// Answers with what it was told, or with as much of it as there is room for.
@@ -253,25 +254,55 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_never_stops_offering_does_not_keep_the_queue_from_stopping() {
+    fn buffers_offered_at_the_end_of_a_round_are_not_forgotten() {
         let events = EventLoop::spawn("test").unwrap();
-        let mut driver = echo(&events, Setup::default());
-        driver.write_descriptor(0, 0, RawDescriptor { addr: 0x40_0000, len: 1, flags: 0, next: 0 });
-        let (ram, layout) = (driver.ram().clone(), driver.layout(0));
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        // Another processor of the guest keeps the avail ring full.
-        let feeder = std::thread::spawn(move || {
-            use cabana_memory::GuestAddress;
-            while !stopped.load(Ordering::Relaxed) {
-                let used = ram.load_u16(GuestAddress(layout.used + 2)).unwrap();
-                ram.store_u16(GuestAddress(layout.avail + 2), used.wrapping_add(8)).unwrap();
+        let (mut driver, context) = bare_queue(8, Setup::default());
+        let (leave, may_leave) = std::sync::mpsc::channel();
+        for _ in 0..8 {
+            driver.submit(0, &[b"x"], &[]);
+        }
+        let queue = ServedQueue::start(&events.handle(), context, move |_| {
+            let _let_go = may_leave.recv();
+            0
+        })
+        .unwrap();
+        for _ in 0..5 {
+            // The last buffer of the round is in hand while seven more are offered; a device that
+            // is at it asks for no notification.
+            (0..7).for_each(|_| leave.send(()).unwrap());
+            while driver.ram().load_u16(GuestAddress(driver.layout(0).used + 2)).unwrap() % 8 != 7 {
+                std::thread::yield_now();
             }
-        });
-        driver.notify(0);
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        driver.reset();
-        stop.store(true, Ordering::Relaxed);
-        feeder.join().unwrap();
+            (0..7).for_each(|_| assert!(driver.poll(0).is_some()));
+            for _ in 0..7 {
+                driver.submit(0, &[b"x"], &[]);
+            }
+            leave.send(()).unwrap();
+            driver.wait(0);
+            driver.submit(0, &[b"x"], &[]);
+        }
+        drop(leave);
+        queue.stop();
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_offering_leaves_the_loop_to_others_and_can_be_stopped() {
+        let events = EventLoop::spawn("test").unwrap();
+        let (mut driver, context) = bare_queue(8, Setup::default());
+        driver.submit(0, &[b"x"], &[]);
+        let (ram, avail) = (driver.ram().clone(), GuestAddress(driver.layout(0).avail + 2));
+        // The driver offers another buffer whenever one is served.
+        let queue = ServedQueue::start(&events.handle(), context, move |_| {
+            let next = ram.load_u16(avail).unwrap().wrapping_add(1);
+            ram.store_u16(avail, next).unwrap();
+            0
+        })
+        .unwrap();
+        let (other, (called, is_called)) =
+            (cabana_os::Event::new().unwrap(), std::sync::mpsc::channel());
+        events.handle().add_event(&other, move || called.send(()).unwrap()).unwrap();
+        other.signal();
+        is_called.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        queue.stop();
     }
 }

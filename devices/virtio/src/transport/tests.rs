@@ -210,6 +210,19 @@ fn a_status_out_of_order_asks_for_a_reset() {
 }
 
 #[test]
+fn nothing_starts_until_a_reset_that_was_asked_for() {
+    let (mut driver, recorder) = idle();
+    driver.start();
+    driver.write_register(registers::QUEUE_SEL, 1);
+    driver.write_register(registers::QUEUE_READY, 0);
+    driver.write_register(registers::STATUS, DRIVER);
+    assert!(driver.needs_reset());
+    recorder.take_calls();
+    driver.make_ready(1, driver.layout(1));
+    assert_eq!(recorder.take_calls(), "");
+}
+
+#[test]
 fn a_driver_may_give_up() {
     let (driver, _recorder) = idle();
     driver.write_register(registers::STATUS, ACKNOWLEDGE | FAILED);
@@ -313,7 +326,9 @@ fn a_changed_configuration_is_seen_and_numbered() {
     assert_eq!(driver.config(0, 12), [0; 12], "not announced yet");
     recorder.interrupt(1).config_changed();
     assert_eq!(driver.config(0, 12), *b"abcdefghijkl");
-    assert_ne!(generation(), before);
+    assert_eq!(generation(), before + 2, "once before and once after");
+    recorder.interrupt(1).config_changed();
+    assert_eq!(generation(), before + 2, "nothing has changed");
     let mut half = [0; 2];
     driver.transport().read(registers::CONFIG + 3, &mut half);
     assert_eq!(half, *b"de");
