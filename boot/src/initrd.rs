@@ -1,13 +1,16 @@
-//! An initramfs or initrd: one file, mapped at the top of low RAM.
+//! An initramfs or initrd: one file at the top of low RAM.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use cabana_memory::{GuestAddress, GuestRam};
 
-use crate::BootError;
+use crate::{BootError, read_up_to};
 
 const PAGE: u64 = 4096;
+/// Up to this length a copy into RAM costs less than the faults of mapped pages, which the kernel
+/// first reads and later writes.
+const COPIED: u64 = 4 << 20;
 
 /// A file that the kernel finds in its memory.
 #[derive(Debug)]
@@ -49,7 +52,14 @@ impl Initrd {
                 available: top,
             }
         })? & !(PAGE - 1);
-        ram.map_file(GuestAddress(start), room as usize, &self.file, 0)?;
+        if self.len > COPIED {
+            ram.map_file(GuestAddress(start), room as usize, &self.file, 0)?;
+        } else {
+            let mut bytes = vec![0; self.len as usize];
+            let read = |source| BootError::Read { path: self.path.clone(), source };
+            let len = read_up_to(&self.file, &mut bytes, 0).map_err(read)?;
+            ram.write_bytes(GuestAddress(start), &bytes[..len])?;
+        }
         Ok(Placed { start, len: self.len })
     }
 }

@@ -338,7 +338,8 @@ impl Vcpu for KvmVcpu {
 
     /// Since Linux 6.11, and only with two-dimensional paging.
     fn prefault(&mut self, guest: u64, len: u64) -> Result<(), HvError> {
-        let mut range = PreFault { gpa: guest, size: len, ..PreFault::default() };
+        let (gpa, end) = (guest & !0xfff, guest.saturating_add(len).next_multiple_of(0x1000));
+        let mut range = PreFault { gpa, size: end - gpa, ..PreFault::default() };
         while range.size > 0 {
             // SAFETY: the kernel reads and writes one `struct kvm_pre_fault_memory` there.
             match unsafe { ioctl(self.fd.as_raw_fd(), PRE_FAULT_MEMORY, &raw mut range) } {

@@ -1,9 +1,9 @@
 //! Wires devices to buses, interrupt pins and doorbells.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use cabana_bus::{Bus, Interrupt};
+use cabana_bus::{Bus, BusDevice, Interrupt};
 use cabana_hv::x86::Msi;
 use cabana_hv::{Doorbell, HvError, MemorySlot, X86Vm};
 use cabana_memory::GuestRam;
@@ -23,7 +23,28 @@ pub(crate) struct Board {
     pub(crate) pio: Bus,
     pub(crate) transports: Vec<Arc<MmioTransport>>,
     pub(crate) pins: Pins,
+    /// Set once everything is mapped and every doorbell hung.
+    pub(crate) wired: Arc<OnceLock<()>>,
     ioapic: Arc<IoApic>,
+}
+
+/// A virtio device's registers before everything is in place: whoever comes too early waits. Only
+/// accesses that exit get here, and those are none of a running guest's hot path.
+struct Wired<D> {
+    device: D,
+    wired: Arc<OnceLock<()>>,
+}
+
+impl<D: BusDevice> BusDevice for Wired<Arc<D>> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.wired.wait();
+        self.device.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.wired.wait();
+        self.device.write(offset, data);
+    }
 }
 
 /// Messages of the I/O APIC go to the hypervisor's local APICs.
@@ -53,7 +74,7 @@ impl Board {
         let ends = Arc::clone(control);
         let exit = ExitPort::new(move |status| ends.end(Outcome::Exit(status)));
         pio.insert(EXIT_PORT..EXIT_PORT + 1, Arc::new(exit))?;
-        Ok(Self { mmio, pio, transports: Vec::new(), pins, ioapic })
+        Ok(Self { mmio, pio, transports: Vec::new(), pins, wired: Arc::default(), ioapic })
     }
 
     /// Adds COM1.
@@ -67,11 +88,9 @@ impl Board {
         Ok(input)
     }
 
-    /// Adds virtio devices in order. Their register pages are mapped read-only into the guest, so
-    /// that only writes exit; where the hypervisor cannot do that, the bus answers the reads.
+    /// Adds virtio devices in order.
     pub(crate) fn add_virtio(
         &mut self,
-        vm: &dyn X86Vm,
         ram: &GuestRam,
         devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<(), MachineError> {
@@ -82,33 +101,16 @@ impl Board {
             return Ok(());
         }
         let pages = RegisterPage::contiguous(devices.len()).map_err(MachineError::Host)?;
-        let registers = MemorySlot {
-            guest: layout::VIRTIO_BASE,
-            host: pages[0].host(),
-            len: devices.len() * VIRTIO_STRIDE as usize,
-            read_only: true,
-            track_dirty: false,
-        };
         for (index, (device, page)) in devices.into_iter().zip(pages).enumerate() {
             let (base, pin) = self.pins.virtio_slot(index);
             let transport = MmioTransport::new(device, page, ram.clone(), self.pin(pin)?)
                 .map_err(MachineError::Host)?;
-            for bell in transport.doorbells() {
-                let doorbell = Doorbell { guest: base + bell.offset, value: bell.value };
-                match vm.doorbell(doorbell, bell.event) {
-                    Ok(()) | Err(HvError::Unsupported(_)) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            self.mmio.insert(base..base + VIRTIO_STRIDE, Arc::clone(&transport) as Arc<_>)?;
+            let registers =
+                Wired { device: Arc::clone(&transport), wired: Arc::clone(&self.wired) };
+            self.mmio.insert(base..base + VIRTIO_STRIDE, Arc::new(registers))?;
             self.transports.push(transport);
         }
-        // SAFETY: the pages live as long as the transports, which the machine keeps until the VM
-        // is gone, and are only ever accessed as atomics.
-        match unsafe { vm.map(&registers) } {
-            Ok(()) | Err(HvError::Unsupported(_)) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        Ok(())
     }
 
     /// What the kernel must be told of the virtio devices (`Documentation/admin-guide/
@@ -124,4 +126,44 @@ impl Board {
     fn pin(&self, pin: u8) -> Result<Arc<dyn Interrupt>, MachineError> {
         self.ioapic.pin(pin).ok_or(MachineError::TooManyDevices(pin.into(), MAX_VIRTIO_DEVICES))
     }
+}
+
+/// Maps the devices' memory and register pages and hangs their doorbells. Each of these calls waits
+/// until no vCPU uses the table that it changes, so it is done while the guest already runs; a
+/// guest that is quicker waits at [`Wired`].
+///
+/// Register pages are mapped read-only, so that only writes exit; where the hypervisor cannot do
+/// that, the bus answers the reads.
+pub(crate) fn wire(
+    vm: &dyn X86Vm,
+    transports: &[Arc<MmioTransport>],
+    device_memory: &[MemorySlot],
+) -> Result<(), HvError> {
+    let unsupported_is_fine = |result| match result {
+        Err(HvError::Unsupported(_)) => Ok(()),
+        result => result,
+    };
+    for slot in device_memory {
+        // SAFETY: the machine keeps the memory's owners until the VM and its vCPUs are gone, and
+        // the owners promise that nobody has references into it.
+        unsafe { vm.map(slot)? };
+    }
+    for (index, transport) in transports.iter().enumerate() {
+        let base = layout::virtio_registers(index);
+        for bell in transport.doorbells() {
+            let doorbell = Doorbell { guest: base + bell.offset, value: bell.value };
+            unsupported_is_fine(vm.doorbell(doorbell, bell.event))?;
+        }
+    }
+    let Some(first) = transports.first() else { return Ok(()) };
+    let registers = MemorySlot {
+        guest: layout::VIRTIO_BASE,
+        host: first.register_page().host(),
+        len: transports.len() * VIRTIO_STRIDE as usize,
+        read_only: true,
+        track_dirty: false,
+    };
+    // SAFETY: the pages follow one another and live as long as the transports, which the machine
+    // keeps until the VM is gone; they are only ever accessed as atomics.
+    unsupported_is_fine(unsafe { vm.map(&registers) })
 }

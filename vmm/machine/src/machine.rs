@@ -2,7 +2,8 @@
 
 use std::any::Any;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use cabana_boot::x86_64::{self, Boot};
@@ -10,11 +11,11 @@ use cabana_boot::{BootError, Initrd, Kernel};
 use cabana_bus::RangeTaken;
 use cabana_hv::x86::cpuid;
 use cabana_hv::{HvError, MemorySlot, VcpuSetup, X86Vm, x86};
-use cabana_memory::{GuestRam, MemoryError};
+use cabana_memory::{GuestRam, MemoryError, RamSlot};
 use cabana_platform::SerialInput;
 use cabana_virtio::{MmioTransport, VirtioDevice};
 
-use crate::board::Board;
+use crate::board::{self, Board};
 use crate::control::{Control, Outcome};
 use crate::exits::{Counters, ExitCounts};
 use crate::layout::{self, Pins};
@@ -120,6 +121,7 @@ impl GuestClock {
 /// A running machine. Dropping it stops it.
 pub struct Machine {
     vcpus: Vec<Running>,
+    wiring: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     transports: Vec<Arc<MmioTransport>>,
     serial: Option<SerialInput>,
@@ -148,7 +150,7 @@ impl Machine {
         let pins = Pins::new(setup.serial.is_some(), setup.devices.len());
         let mut board = Board::new(&vm, &control, pins)?;
         let serial = setup.serial.map(|output| board.add_serial(output)).transpose()?;
-        board.add_virtio(vm.as_ref(), &ram, setup.devices)?;
+        board.add_virtio(&ram, setup.devices)?;
         timeline.mark("devices made");
 
         let command_line = setup.command_line + &board.command_line();
@@ -161,23 +163,25 @@ impl Machine {
         };
         let loaded = x86_64::load(&boot, &ram)?;
         timeline.mark("kernel loaded");
-        map_memory(vm.as_ref(), &ram, &setup.device_memory)?;
+        map_ram(vm.as_ref(), &ram)?;
         timeline.mark("memory mapped");
 
-        let Board { mmio, pio, transports, .. } = board;
+        let Board { mmio, pio, transports, wired, .. } = board;
         let shared =
             Arc::new(Shared { mmio, pio, control, counters: Counters::default(), timeline });
+        let owners = setup.device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect();
         let supported = vm.supported_cpuid()?;
         let (tsc_khz, apic_khz) = (vm.tsc_khz()?, vm.apic_khz());
         let mut machine = Self {
             vcpus: Vec::with_capacity(cpus as usize),
+            wiring: None,
             shared,
             transports,
             serial,
             ram,
             tsc_khz,
             _vm: Arc::clone(&vm),
-            _device_memory: setup.device_memory.into_iter().map(|memory| memory.owner).collect(),
+            _device_memory: owners,
         };
         for index in 0..cpus {
             let options = cpuid::Options { index, count: cpus, tsc_khz, apic_khz };
@@ -189,6 +193,7 @@ impl Machine {
                 .map_err(MachineError::Host)?;
             machine.vcpus.push(running);
         }
+        machine.wiring = Some(machine.start_wiring(vm, &setup.device_memory, wired)?);
         Ok(machine)
     }
 
@@ -245,6 +250,26 @@ impl Machine {
         &self.ram
     }
 
+    /// Does on a thread of its own what the guest needs only later; see [`board::wire`].
+    fn start_wiring(
+        &self,
+        vm: Arc<dyn X86Vm>,
+        device_memory: &[DeviceMemory],
+        wired: Arc<OnceLock<()>>,
+    ) -> Result<JoinHandle<()>, MachineError> {
+        let slots = Slots(device_memory.iter().map(DeviceMemory::slot).collect());
+        let (transports, control) = (self.transports.clone(), Arc::clone(&self.shared.control));
+        let wire = move || {
+            let slots = slots;
+            if let Err(error) = board::wire(vm.as_ref(), &transports, &slots.0) {
+                control.end(Outcome::Failed(error.to_string()));
+            }
+            let _ = wired.set(());
+        };
+        let builder = thread::Builder::new().name("wiring".to_owned()).stack_size(64 << 10);
+        builder.spawn(wire).map_err(MachineError::Host)
+    }
+
     fn kick_all(&self) {
         for vcpu in &self.vcpus {
             vcpu.kicker.kick();
@@ -255,6 +280,9 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
+        if let Some(wiring) = self.wiring.take() {
+            let _ = wiring.join();
+        }
         for vcpu in self.vcpus.drain(..) {
             let _ = vcpu.thread.join();
         }
@@ -264,17 +292,24 @@ impl Drop for Machine {
     }
 }
 
-fn map_memory(
-    vm: &dyn X86Vm,
-    ram: &GuestRam,
-    device_memory: &[DeviceMemory],
-) -> Result<(), HvError> {
-    let ram = ram.slots().map(|slot| (slot.guest.0, slot.host, slot.len, false));
-    let others = device_memory.iter().map(|slot| (slot.guest, slot.host, slot.len, slot.read_only));
-    for (guest, host, len, read_only) in ram.chain(others) {
-        let slot = MemorySlot { guest, host, len, read_only, track_dirty: false };
-        // SAFETY: the machine keeps RAM and the owners of device memory until the VM and its vCPUs
-        // are gone; `GuestRam` hands out no references, and device memory is its owner's promise.
+impl DeviceMemory {
+    fn slot(&self) -> MemorySlot {
+        let Self { guest, host, len, read_only, .. } = *self;
+        MemorySlot { guest, host, len, read_only, track_dirty: false }
+    }
+}
+
+/// Slots on their way to another thread.
+struct Slots(Vec<MemorySlot>);
+
+// SAFETY: a slot names memory by its address; nothing is accessed through it but by the hypervisor.
+unsafe impl Send for Slots {}
+
+fn map_ram(vm: &dyn X86Vm, ram: &GuestRam) -> Result<(), HvError> {
+    for RamSlot { guest, host, len } in ram.slots() {
+        let slot = MemorySlot { guest: guest.0, host, len, read_only: false, track_dirty: false };
+        // SAFETY: the machine keeps RAM until the VM and its vCPUs are gone, and `GuestRam` hands
+        // out no references.
         unsafe { vm.map(&slot)? };
     }
     Ok(())
