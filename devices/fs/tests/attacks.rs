@@ -4,7 +4,7 @@
 mod client;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -447,6 +447,68 @@ fn descriptors_are_bounded_and_come_back() {
     guest.lookup(share, "60").unwrap();
 }
 
+/// Several queues at once, on the same names, while a share comes and goes beneath them.
+#[test]
+fn queues_in_parallel_agree() {
+    let yard = Yard::new();
+    let inside = yard.path("inside");
+    let guest = Guest::mounted(Limits { nodes: 1000, open: 1000 });
+    guest.attach("s", &inside, false);
+    guest.attach("gone", &yard.path("outside"), true);
+    let share = guest.lookup(1, "s").unwrap().nodeid;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let guest = &guest;
+                scope.spawn(move || {
+                    for round in 0..500 {
+                        let own = format!("own-{worker}");
+                        let (node, fh) = guest.create(share, &own, 0o644).unwrap();
+                        let data = format!("{worker} {round}");
+                        guest.write(node, fh, 0, data.as_bytes()).unwrap();
+                        guest.rename((share, &own), (share, "common"), 0).unwrap();
+                        if let Ok(common) = guest.lookup(share, "common") {
+                            guest.forget(common.nodeid, 1);
+                        }
+                        assert_eq!(guest.read(node, fh, 0, 99).unwrap(), data.as_bytes());
+                        let listing = guest.opendir(share).unwrap();
+                        for listed in guest.readdirplus(share, listing, 0, 4096).unwrap() {
+                            if listed.entry.nodeid != 0 {
+                                guest.forget(listed.entry.nodeid, 1);
+                            }
+                        }
+                        guest.release(share, listing).unwrap();
+                        guest.release(node, fh).unwrap();
+                        guest.forget(node, 1);
+                        // Whatever of the other share is there at this moment.
+                        let Ok(gone) = guest.lookup(1, "gone") else { continue };
+                        let _ = guest.lookup(gone.nodeid, "secret").map(|entry| {
+                            let opened = guest.open(entry.nodeid, open::RDONLY);
+                            let _ = opened.map(|(fh, _)| guest.release(entry.nodeid, fh));
+                            guest.forget(entry.nodeid, 1);
+                        });
+                        guest.forget(gone.nodeid, 1);
+                    }
+                })
+            })
+            .collect();
+        let host = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                guest.server.detach("gone").unwrap();
+                guest.attach("gone", &yard.path("outside"), true);
+            }
+        });
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        host.join().unwrap();
+    });
+    assert_eq!(guest.server.usage(), Limits { nodes: 1, open: 0 }, "nothing is left over");
+    yard.check();
+}
+
 /// A fixed-seed source of numbers (xorshift64*).
 struct Noise(u64);
 
@@ -607,9 +669,10 @@ fn garbage_does_no_harm() {
     let mut done = [0u32; 64];
     let mut reply = vec![0; 8192];
     for round in 0..100_000 {
-        if round % 10 == 0 {
+        if round % 40 == 0 {
             let _ = symlink(yard.path("outside"), yard.path("inside/link"));
-            // Anything may have the name by now, even a fifo.
+            // Anything may have the name by now, even a fifo; and the guest may shut itself out.
+            open_up(&yard.path("inside"));
             let _ = fs::rename(yard.path("inside/a"), yard.path("inside/was-a"));
             let _ = fs::File::create_new(yard.path("inside/a"))
                 .and_then(|mut file| std::io::Write::write_all(&mut file, b"content"));
@@ -635,6 +698,18 @@ fn garbage_does_no_harm() {
     assert!(kinds > 20 && done.iter().sum::<u32>() > 5_000, "garbage that gets past the door");
     yard.check();
     assert_eq!(tree(&yard.path("outside")), before, "read-only, and outside");
+    open_up(&yard.path("inside"));
+}
+
+/// Gives the directories from `path` down back to their owner, so that they can be removed.
+fn open_up(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    for entry in fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            open_up(&entry.path());
+        }
+    }
 }
 
 /// Names, modes and times of change of all below `path`.
