@@ -3,6 +3,8 @@
 // Each suite uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod yard;
+
 use std::path::Path;
 
 use cabana_fs::wire::{self, Errno, InHeader, OutHeader, init, opcode, open};
