@@ -5,7 +5,7 @@ use std::fmt;
 
 /// Lines that `make` prints for the x86-64 fragments of this crate, from a build of 6.12. Another
 /// revision or another fragment changes it by a few per cent, and the last per cent takes that up.
-pub(crate) const EXPECTED_STEPS: usize = 1500;
+pub(crate) const EXPECTED_STEPS: usize = 1600;
 
 /// What the build is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl fmt::Display for Progress {
     }
 }
 
-/// Where each stage begins on the whole build's scale. Unpacking takes some 10 seconds of 200.
+/// Where each stage begins on the whole build's scale. Unpacking takes some 10 seconds of 250.
 pub(crate) fn stage_start(stage: Stage) -> f64 {
     match stage {
         Stage::Unpack => 0.0,
