@@ -29,7 +29,7 @@ const IN_LAB: &str = "CABANA_LAB";
 pub(crate) fn run(options: &Options, argv: &[OsString]) -> Result<ExitCode, Failure> {
     let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
     // Signals that come while the machine starts end this process, and it the machine.
-    let lab = Lab::start(&parts, &outermost(options))?;
+    let lab = Lab::start(&parts, options)?;
     let terminal = Terminal::raw_if_interactive();
     let mut command = Command::new(argv).env(IN_LAB, "1").stdout(io::stdout()).stderr(io::stderr());
     if let Ok(input) = io::stdin().as_fd().try_clone_to_owned() {
@@ -50,21 +50,6 @@ pub(crate) fn current_folder() -> Option<PathBuf> {
     let folder = std::env::current_dir().ok()?;
     let own = ["/", "/tmp", "/run", "/dev", "/proc", "/sys"];
     (!own.iter().any(|own| folder == Path::new(own))).then_some(folder)
-}
-
-/// The options without writable folders that lie in other writable folders.
-fn outermost(options: &Options) -> Options {
-    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-    let mut folders: Vec<_> = options.writable.iter().map(real).collect();
-    folders.sort();
-    // Sorted, a folder comes before what lies in it.
-    let mut writable: Vec<PathBuf> = Vec::new();
-    for folder in folders {
-        if !writable.iter().any(|outer| folder.starts_with(outer)) {
-            writable.push(folder);
-        }
-    }
-    Options { writable, ..options.clone() }
 }
 
 /// Passes signals on to the command until this process ends. Somebody who presses ^C three times
@@ -123,22 +108,5 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_inside_another_is_not_shared_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let (outer, inner) = (folder.path().join("a"), folder.path().join("a/b"));
-        let beside = folder.path().join("ab");
-        std::fs::create_dir_all(&inner).unwrap();
-        std::fs::create_dir_all(&beside).unwrap();
-        let writable = vec![inner, beside.clone(), outer.clone(), outer.clone()];
-        let options = outermost(&Options { writable, ..Options::default() });
-        assert_eq!(options.writable, [outer, beside]);
     }
 }

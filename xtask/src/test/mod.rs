@@ -98,9 +98,11 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     Ok(summary::print(&rows))
 }
 
-/// One outer machine for all suites, in which the target folder can be written.
+/// One outer machine for all suites. The workspace is writable like here, and is there even if it
+/// lies under `/tmp`, of which the machine has its own.
 fn start_lab() -> Result<Lab, Failure> {
     let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
-    let options = Options { writable: vec![cargo::target_folder()], ..Options::default() };
+    let writable = vec![cargo::workspace().to_owned(), cargo::target_folder()];
+    let options = Options { writable, ..Options::default() };
     Ok(Lab::start(&parts, &options)?)
 }
