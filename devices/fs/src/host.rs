@@ -5,6 +5,8 @@
 //! beneath its directory's handle, by one component and without following links. An inode is
 //! opened for I/O by its handle alone, through `/proc/self/fd`, and only regular files and
 //! directories are: nobody can swap it for another on the way, and no device is touched.
+//!
+//! On Linux it takes 5.8 (`openat2`, `STATX_MNT_ID`, times through an `O_PATH` handle) and /proc.
 
 use std::ffi::CStr;
 use std::fs::File;

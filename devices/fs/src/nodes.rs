@@ -2,7 +2,10 @@
 //! for another inode, so a stale or invented one finds nothing.
 //!
 //! A node keeps a descriptor, the scarcest thing here: there are at most as many as the limit
-//! says, and the guest gets ENFILE for one more, until it forgets some.
+//! says, and the guest gets ENFILE for one more. A guest remembers names for as long as it has
+//! memory, except those that were never valid: Linux's virtio-fs driver (`fc->delete_stale`) forgets
+//! them as soon as nobody uses them. So when the table is crowded, names are given out without
+//! validity: the guest then works slower, but is refused only if it has too much open at once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,6 +135,11 @@ impl NodeTable {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         inner.by_id = HashMap::new();
         inner.by_key = HashMap::new();
+    }
+
+    /// Is it time for the guest to forget more than it learns? At three quarters of the limit.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.len() >= self.limit - self.limit / 4
     }
 
     pub(crate) fn len(&self) -> usize {

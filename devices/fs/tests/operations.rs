@@ -8,7 +8,7 @@ use std::path::Path;
 
 use cabana_fs::wire::{self, Errno, fattr, mode, opcode, open};
 use cabana_fs::{Limits, ShareError};
-use client::{Guest, bytes, c, take};
+use client::{Guest, bytes, c, settle, take};
 
 fn setup() -> (tempfile::TempDir, Guest, u64) {
     let dir = tempfile::tempdir().unwrap();
@@ -18,11 +18,6 @@ fn setup() -> (tempfile::TempDir, Guest, u64) {
 
 fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
-}
-
-/// Makes the file look as if nothing had happened to it for a while.
-fn settle() {
-    std::thread::sleep(std::time::Duration::from_millis(60));
 }
 
 #[test]

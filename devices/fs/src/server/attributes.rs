@@ -63,7 +63,7 @@ impl FileServer {
 
     /// What the guest is told with a name of a node.
     pub(super) fn entry(&self, node: &Node, stat: &Stat) -> wire::EntryOut {
-        let valid = match node.kind {
+        let mut valid = match node.kind {
             mode::REGULAR => {
                 let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
                 cached.resolved(stat, realtime())
@@ -72,6 +72,9 @@ impl FileServer {
             // Nothing is opened behind a link, so nothing would notice another one in its place.
             _ => Duration::ZERO,
         };
+        if self.nodes.is_crowded() {
+            valid = Duration::ZERO;
+        }
         wire::EntryOut {
             nodeid: node.id,
             generation: 0,

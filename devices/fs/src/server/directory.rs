@@ -113,7 +113,9 @@ impl FileServer {
         let dirent = dirent(number, entry.next, entry.kind, bytes);
         listing.put(&dirent, bytes, || {
             // An entry that is gone by now, or that there is no room for, is listed without.
-            name.and_then(|name| self.resolve(directory, name).ok()).unwrap_or_default()
+            name.filter(|_| !self.nodes.is_crowded())
+                .and_then(|name| self.resolve(directory, name).ok())
+                .unwrap_or_default()
         })
     }
 }

@@ -250,6 +250,11 @@ fn entries(mut body: &[u8], plus: bool) -> Vec<Listed> {
     listed
 }
 
+/// Lets the files' last change become old enough to be cached.
+pub fn settle() {
+    std::thread::sleep(std::time::Duration::from_millis(60));
+}
+
 /// A string with its NUL.
 pub fn c(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
