@@ -1,7 +1,6 @@
 //! ELF64 kernels (System V ABI, chapters 4 and 5): Linux's `vmlinux` and whoever follows PVH.
 
 use std::fs::File;
-use std::ops::Range;
 use std::path::Path;
 
 use cabana_memory::{GuestAddress, GuestRam};
@@ -108,12 +107,6 @@ impl Elf {
         self.pvh_entry.map_or(Entry::Linux64(self.entry), Entry::Pvh)
     }
 
-    /// What is mapped or copied from the file, as guest-physical addresses.
-    pub(crate) fn image(&self) -> Vec<Range<u64>> {
-        let ranges = self.segments.iter();
-        ranges.map(|segment| segment.address..segment.address + segment.in_file).collect()
-    }
-
     /// One past the last byte of RAM that it takes.
     pub(crate) fn end(&self) -> u64 {
         self.segments
@@ -123,21 +116,18 @@ impl Elf {
             .unwrap_or(0)
     }
 
-    /// Puts the segments into RAM: whole pages are mapped from the file, the rest is copied.
+    /// Puts the segments into RAM. Whole pages that the kernel only reads are mapped from the file
+    /// and shared with the host's page cache; what it writes is copied, since a copy into RAM of
+    /// 2-MiB pages costs less than two faults for each page.
     pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
         let read = |source| BootError::Read { path: path.to_owned(), source };
         for segment in &self.segments {
             let aligned = segment.offset % PAGE == 0 && segment.address % PAGE == 0;
-            let mapped = if aligned { segment.in_file & !(PAGE - 1) } else { 0 };
+            let mapped =
+                if aligned && !segment.writable { segment.in_file & !(PAGE - 1) } else { 0 };
             if mapped > 0 {
                 let at = GuestAddress(segment.address);
                 ram.map_file(at, mapped as usize, file, segment.offset)?;
-                // One call in place of a fault for each page that the kernel touches.
-                if segment.writable {
-                    ram.populate(at, mapped as usize)?;
-                } else {
-                    ram.populate_read(at, mapped as usize)?;
-                }
             }
             let mut tail = vec![0; (segment.in_file - mapped) as usize];
             let len = read_up_to(file, &mut tail, segment.offset + mapped).map_err(read)?;

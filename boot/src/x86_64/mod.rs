@@ -5,8 +5,6 @@ mod mp_table;
 mod page_tables;
 pub mod pvh;
 
-use std::ops::Range;
-
 use cabana_memory::{GuestAddress, GuestRam};
 
 use crate::{BootError, Format, Initrd, Kernel, elf};
@@ -79,16 +77,6 @@ pub enum Start {
     },
 }
 
-/// A machine's memory, ready for its first vCPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
-    /// How the first vCPU starts.
-    pub start: Start,
-    /// Guest-physical ranges that stand ready in the host's memory and are read soon: the kernel's
-    /// own.
-    pub present: Vec<Range<u64>>,
-}
-
 /// A stretch of guest-physical memory for the kernel's map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Usable {
@@ -97,7 +85,7 @@ struct Usable {
 }
 
 /// Puts everything into `ram`.
-pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Loaded, BootError> {
+pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
     let Kernel { path, file, format } = boot.kernel;
     let low_end = low_ram_end(ram);
     let (kernel_end, cmdline_max) = match format {
@@ -123,23 +111,19 @@ pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Loaded, BootError> {
     mp_table::write(ram, MP_TABLE, boot.cpus, boot.pins)?;
 
     let map = memory_map(ram);
-    let (entry, setup_header, present) = match format {
+    let (entry, setup_header) = match format {
         Format::Elf(elf) => match elf.entry() {
             elf::Entry::Pvh(entry) => {
                 pvh::write(ram, PVH_START_INFO, COMMAND_LINE, initrd, &map)?;
-                let start = Start::Pvh { entry, start_info: PVH_START_INFO as u32 };
-                return Ok(Loaded { start, present: elf.image() });
+                return Ok(Start::Pvh { entry, start_info: PVH_START_INFO as u32 });
             }
-            elf::Entry::Linux64(entry) => (entry, None, elf.image()),
+            elf::Entry::Linux64(entry) => (entry, None),
         },
-        // Half of its life it spends unpacking itself elsewhere.
-        Format::BzImage(image) => (image.entry(), Some(image.setup_header()), Vec::new()),
+        Format::BzImage(image) => (image.entry(), Some(image.setup_header())),
     };
     boot_params::write(ram, BOOT_PARAMS, COMMAND_LINE, setup_header, initrd, &map)?;
     page_tables::write(ram, PAGE_TABLES, GDT)?;
-    let start =
-        Start::Linux64 { entry, boot_params: BOOT_PARAMS, page_tables: PAGE_TABLES, gdt: GDT };
-    Ok(Loaded { start, present })
+    Ok(Start::Linux64 { entry, boot_params: BOOT_PARAMS, page_tables: PAGE_TABLES, gdt: GDT })
 }
 
 fn check_command_line(line: &str, max: usize) -> Result<(), BootError> {

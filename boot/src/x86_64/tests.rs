@@ -44,7 +44,7 @@ fn boot_file(bytes: &[u8], ram: &GuestRam, command_line: &str) -> Result<Start, 
     let file = file(bytes);
     let kernel = Kernel::open(file.path())?;
     let boot = Boot { kernel: &kernel, initrd: None, command_line, cpus: 1, pins: 24 };
-    load(&boot, ram).map(|loaded| loaded.start)
+    load(&boot, ram)
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
     if tty && !terminal::is_terminal(io::stdin()) {
         return Err(Failure::new("standard input is no terminal; leave -t out"));
     }
+    // Without more, large shared folders work all the same, with less kept in mind.
+    let _ = cabana_sandbox::raise_open_files();
     let signals = Forwarder::start()?;
     let expiry = args.timeout.map(Expiry::start).transpose()?;
     let command = command(&args)?;

@@ -25,19 +25,6 @@ pub(crate) const GET_STATS_FD: u64 = number(0, 0xce, 0);
 /// `KVM_GET_XSAVE2`: fills as many bytes as `KVM_CAP_XSAVE2` says.
 pub(crate) const GET_XSAVE2: u64 = number(READ, 0xcf, XSAVE_LEN);
 
-/// `KVM_PRE_FAULT_MEMORY`.
-pub(crate) const PRE_FAULT_MEMORY: u64 = number(READ | WRITE, 0xd5, size_of::<PreFault>());
-
-/// `struct kvm_pre_fault_memory`, of which the kernel moves start and length on as it goes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PreFault {
-    pub(crate) gpa: u64,
-    pub(crate) size: u64,
-    pub(crate) flags: u64,
-    pub(crate) padding: [u64; 5],
-}
-
 /// `sizeof(struct kvm_xsave)`.
 pub(crate) const XSAVE_LEN: usize = 4096;
 

@@ -16,7 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::ioctl::{PRE_FAULT_MEMORY, PreFault, RUN, failed, ioctl};
+use crate::ioctl::{RUN, failed, ioctl};
 use crate::kick::{KickTarget, KvmKicker};
 use crate::run_page::RunPage;
 use crate::stats::ExitCounter;
@@ -334,27 +334,6 @@ impl Vcpu for KvmVcpu {
         (sregs.apic_base, sregs.cr8) = (reset.apic_base, reset.cr8);
         self.fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
         self.fd.set_regs(&convert::regs_to_kvm(&boot.regs)).map_err(failed("KVM_SET_REGS"))
-    }
-
-    /// Since Linux 6.11, and only with two-dimensional paging.
-    fn prefault(&mut self, guest: u64, len: u64) -> Result<(), HvError> {
-        let (gpa, end) = (guest & !0xfff, guest.saturating_add(len).next_multiple_of(0x1000));
-        let mut range = PreFault { gpa, size: end - gpa, ..PreFault::default() };
-        while range.size > 0 {
-            // SAFETY: the kernel reads and writes one `struct kvm_pre_fault_memory` there.
-            match unsafe { ioctl(self.fd.as_raw_fd(), PRE_FAULT_MEMORY, &raw mut range) } {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => {}
-                    Some(libc::ENOTTY | libc::EOPNOTSUPP | libc::EINVAL) => {
-                        return Err(HvError::Unsupported("prefaulting"));
-                    }
-                    _ => return Err(HvError::Call { call: "KVM_PRE_FAULT_MEMORY", source: error }),
-                },
-            }
-        }
-        Ok(())
     }
 
     fn exits(&self) -> Option<u64> {

@@ -190,10 +190,6 @@ impl Vcpu for FakeVcpu {
         Ok(())
     }
 
-    fn prefault(&mut self, _guest: u64, _len: u64) -> Result<(), HvError> {
-        Err(HvError::Unsupported("prefaulting"))
-    }
-
     fn exits(&self) -> Option<u64> {
         None
     }

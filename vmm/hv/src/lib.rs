@@ -126,11 +126,6 @@ pub trait Vcpu {
     /// Sets what a boot needs: general and segment registers. Everything else stays at reset.
     fn set_boot_state(&mut self, boot: &x86::BootState) -> Result<(), HvError>;
 
-    /// Makes mapped memory present in the guest's page tables at once, in place of an exit for each
-    /// page later. Worth it for what is surely read soon and already present in the host. Where the
-    /// hypervisor cannot: [`HvError::Unsupported`], and the exits come.
-    fn prefault(&mut self, guest: u64, len: u64) -> Result<(), HvError>;
-
     /// Exits of this vCPU so far, those that the hypervisor handled itself included, if it counts.
     fn exits(&self) -> Option<u64>;
 

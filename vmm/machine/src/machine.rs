@@ -161,7 +161,7 @@ impl Machine {
             cpus,
             pins: pins.count,
         };
-        let loaded = x86_64::load(&boot, &ram)?;
+        let start = x86_64::load(&boot, &ram)?;
         timeline.mark("kernel loaded");
         map_ram(vm.as_ref(), &ram)?;
         timeline.mark("memory mapped");
@@ -188,7 +188,7 @@ impl Machine {
             let cpuid = cpuid::for_guest(&supported, options);
             let msrs = x86::firmware_msrs(&cpuid);
             let seat = vm.vcpu_seat(VcpuSetup { index, cpuid, msrs })?;
-            let boot = (index == 0).then(|| loaded.clone());
+            let boot = (index == 0).then_some(start);
             let running = vcpu::spawn(index, seat, boot, Arc::clone(&machine.shared))
                 .map_err(MachineError::Host)?;
             machine.vcpus.push(running);

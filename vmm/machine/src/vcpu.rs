@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use cabana_boot::x86_64::Loaded;
+use cabana_boot::x86_64::Start;
 use cabana_bus::Bus;
 use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 use cabana_os::process::monotonic;
@@ -32,7 +32,7 @@ pub(crate) struct Running {
 pub(crate) fn spawn(
     index: u32,
     seat: Box<dyn VcpuSeat>,
-    boot: Option<Loaded>,
+    boot: Option<Start>,
     shared: Arc<Shared>,
 ) -> std::io::Result<Running> {
     let kicker = seat.kicker();
@@ -49,18 +49,12 @@ pub(crate) fn spawn(
 fn run(
     index: u32,
     seat: Box<dyn VcpuSeat>,
-    boot: Option<Loaded>,
+    boot: Option<Start>,
     shared: &Shared,
 ) -> Result<(), HvError> {
     let mut vcpu = seat.bind()?;
     if let Some(boot) = boot {
-        vcpu.set_boot_state(&boot_state(boot.start))?;
-        for range in boot.present {
-            match vcpu.prefault(range.start, range.end - range.start) {
-                Ok(()) | Err(HvError::Unsupported(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        vcpu.set_boot_state(&boot_state(boot))?;
         shared.timeline.mark(FIRST_INSTRUCTION);
     }
     let mut entry = VmEntry::Resume;

@@ -129,19 +129,6 @@ impl GuestRam {
             .map_err(|source| MemoryError::Map { len, source })
     }
 
-    /// Faults `len` bytes at `guest` in for reading at once.
-    pub fn populate_read(&self, guest: GuestAddress, len: usize) -> Result<(), MemoryError> {
-        let (mapping, start) = self.locate(guest, len)?;
-        let failed = |source| MemoryError::Map { len, source };
-        mapping.populate_read(start..start + len).map_err(failed)
-    }
-
-    /// Faults `len` bytes at `guest` in for writing at once.
-    pub fn populate(&self, guest: GuestAddress, len: usize) -> Result<(), MemoryError> {
-        let (mapping, start) = self.locate(guest, len)?;
-        mapping.populate(start..start + len).map_err(|source| MemoryError::Map { len, source })
-    }
-
     /// Asks the host for 2 MiB pages under all of RAM. A host without them is no error.
     pub fn advise_huge(&self) {
         for mapping in &self.inner.mappings {

@@ -35,6 +35,7 @@ pub use backend::{hypervisor, probe};
 pub use bare::{BareConfig, BareDisk, BareMachine};
 pub use cabana_hv::{Probe, Verdict};
 pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
+pub use cabana_os::process::raise_open_files;
 pub use cabana_platform::SerialInput;
 pub use cabana_protocol::{Exec as Command, ExitStatus, TtySize};
 pub use config::{MachineConfig, Scratch, Share};

@@ -96,16 +96,6 @@ impl Mapping {
         self.advise(range, Advice::LinuxHugepage)
     }
 
-    /// Faults `range` in for writing at once, in place of a fault per page later.
-    pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
-        self.advise(range, Advice::LinuxPopulateWrite)
-    }
-
-    /// Faults `range` in for reading at once: what is a file's stays shared with the page cache.
-    pub fn populate_read(&self, range: Range<usize>) -> io::Result<()> {
-        self.advise(range, Advice::LinuxPopulateRead)
-    }
-
     /// Gives the pages of `range` back to the host; they read as zeroes (or as the file) again.
     pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
         self.advise(range, Advice::LinuxDontNeed)
