@@ -1,8 +1,10 @@
 //! What a lab is made of: programs of the host, the outer kernel, and the init of this crate.
 
-use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use std::{env, io, thread};
 
 use cabana_store::Store;
 
@@ -15,6 +17,9 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 /// Where distributions put virtiofsd: Debian 12 (C, with QEMU 7.2), Debian 13 (Rust), others.
 const VIRTIOFSD: [&str; 3] =
     ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
+
+/// What takes longer than this is told.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The parts, all there and ready for [`Lab::start`](crate::Lab::start).
 #[derive(Clone, Debug)]
@@ -33,7 +38,7 @@ impl Parts {
             qemu: find_qemu()?,
             virtiofsd: find_virtiofsd()?,
             kernel: OuterKernel::prepare(&cache_folder()?, report)?,
-            init: build_init()?,
+            init: build_init(report)?,
         })
     }
 }
@@ -66,16 +71,25 @@ fn find_virtiofsd() -> Result<PathBuf, Error> {
 }
 
 /// Builds the init with cargo, which knows by itself when there is nothing to do.
-fn build_init() -> Result<PathBuf, Error> {
+fn build_init(report: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .args(["build", "--quiet", "--profile", "agent", "--target", MUSL])
         .args(["--package", "cabana-lab", "--bin", "cabana-lab-init"])
         .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(workspace)
-        .stderr(Stdio::piped());
-    let output = command.output().map_err(Error::system("run cargo"))?;
+        .current_dir(workspace);
+    let (done, finished) = mpsc::channel();
+    let cargo = thread::spawn(move || {
+        let output = command.output();
+        let _ = done.send(());
+        output
+    });
+    if finished.recv_timeout(QUIET) == Err(RecvTimeoutError::Timeout) {
+        report("building its init");
+    }
+    let output = cargo.join().unwrap_or_else(|_| Err(io::Error::other("its thread died")));
+    let output = output.map_err(Error::system("run cargo"))?;
     if !output.status.success() {
         return Err(Error::Tool {
             command: "cargo build --package cabana-lab --bin cabana-lab-init".into(),
