@@ -1,1 +1,16 @@
-//! To be written.
+//! The parts of the benchmarks: guests as small as can be, processes with a clock beside them, what
+//! KVM's tracepoints and `/proc` say of them, and the report.
+//!
+//! `cargo xtask bench boot` builds and runs it all; the program behind is `cabana-bench`, which
+//! measures where it stands, in the lab or on the machine itself.
+
+pub mod error;
+pub mod guests;
+pub mod kvm_trace;
+pub mod measure;
+pub mod memory;
+pub mod peer;
+pub mod process;
+pub mod report;
+
+pub use error::Error;

@@ -1,6 +1,7 @@
-//! The developer's front door: `cargo xtask setup|run|lab|test|check`.
+//! The developer's front door: `cargo xtask setup|run|lab|test|bench|check`.
 
 mod artifacts;
+mod bench;
 mod cargo;
 mod check;
 mod failure;
@@ -51,6 +52,15 @@ enum Task {
         /// The suites to run; all if none is named.
         suites: Vec<test::Suite>,
     },
+    /// Measures Cabana beside QEMU, in the lab's instruction clock where this machine's KVM cannot
+    /// run Linux, and prints a table.
+    Bench {
+        /// What to measure.
+        bench: bench::Bench,
+        /// How often, besides a first, cold run of each kind.
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        runs: usize,
+    },
     /// Checks what no test can: formatting, lints, layers, `unsafe`, licences.
     Check {
         /// The checks to make; all if none is named.
@@ -81,6 +91,7 @@ fn main() -> ExitCode {
         Task::Run { .. } => run::run(std::env::args_os().skip(2).collect()),
         Task::Lab(arguments) => lab(arguments),
         Task::Test { long, suites } => test::test(&suites, long),
+        Task::Bench { bench, runs } => bench::bench(bench, runs),
         Task::Check { checks } => check::check(&checks),
     };
     result.unwrap_or_else(|failure| {

@@ -1,0 +1,120 @@
+//! Measures Cabana where this program stands: in the lab or on the machine itself. The figures go to
+//! standard output as JSON; `report` makes a table of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use cabana_benches::Error;
+use cabana_benches::measure::{self, Boot};
+use cabana_benches::report::Report;
+use clap::{Parser, Subcommand};
+
+/// Measures Cabana, and makes tables of what was measured.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Start-up, exits and memory beside QEMU, where KVM runs Linux.
+    Boot {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
+        /// The `cabana-bench-bare` program.
+        #[arg(long, value_name = "FILE")]
+        bare: PathBuf,
+        /// QEMU's program.
+        #[arg(long, value_name = "FILE", default_value = "/usr/bin/qemu-system-x86_64")]
+        qemu: PathBuf,
+        /// The guest kernel that both boot.
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        runs: usize,
+        /// What the clock is called in the report.
+        #[arg(long, value_name = "NAME", default_value = "ordinary")]
+        clock: String,
+    },
+    /// VMM start-up alone, with a bare-metal kernel, on any /dev/kvm.
+    StartUp {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 41)]
+        runs: usize,
+    },
+    /// Joins JSON reports; prints the table, and writes it and the whole as JSON.
+    Report {
+        /// Where to write `boot.md` and `boot.json`.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// What else there is to say of where this was measured.
+        #[arg(long, value_name = "NAME=VALUE")]
+        fact: Vec<String>,
+        /// The reports.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Boot { cabana, bare, qemu, kernel, runs, clock } => in_folder(|work| {
+            let boot = Boot { cabana, bare, qemu, kernel, work: work.to_owned(), runs, clock };
+            boot.measure(&|what| eprintln!("bench: {what}"))
+        })
+        .and_then(|report| print(&report)),
+        Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
+            .and_then(|report| print(&report)),
+        Task::Report { to, fact, files } => report(&to, &fact, &files),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures with a folder that is gone afterwards.
+fn in_folder(measure: impl FnOnce(&Path) -> Result<Report, Error>) -> Result<Report, Error> {
+    let folder = tempfile::tempdir().map_err(Error::file(std::env::temp_dir()))?;
+    measure(folder.path())
+}
+
+fn print(report: &Report) -> Result<(), Error> {
+    println!("{}", json(report, Path::new("standard output"))?);
+    Ok(())
+}
+
+fn json(report: &Report, path: &Path) -> Result<String, Error> {
+    serde_json::to_string_pretty(report)
+        .map_err(|error| Error::Content { path: path.to_owned(), why: error.to_string() })
+}
+
+fn report(to: &Path, facts: &[String], files: &[PathBuf]) -> Result<(), Error> {
+    let mut whole = Report::default();
+    for path in files {
+        let text = fs::read_to_string(path).map_err(Error::file(path))?;
+        let part: Report = serde_json::from_str(&text)
+            .map_err(|error| Error::Content { path: path.clone(), why: error.to_string() })?;
+        whole.join(part);
+    }
+    for fact in facts {
+        let (name, value) = fact.split_once('=').unwrap_or((fact, ""));
+        whole.environment.push((name.to_owned(), value.to_owned()));
+    }
+    let table = whole.markdown();
+    let (markdown, everything) = (to.join("boot.md"), to.join("boot.json"));
+    fs::write(&markdown, &table).map_err(Error::file(&markdown))?;
+    fs::write(&everything, json(&whole, &everything)? + "\n").map_err(Error::file(&everything))?;
+    print!("{table}");
+    Ok(())
+}

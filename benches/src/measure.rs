@@ -1,0 +1,370 @@
+//! The measurements themselves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::Error;
+use crate::guests::Guests;
+use crate::kvm_trace::KvmTrace;
+use crate::memory::{Footprint, footprint};
+use crate::peer::{QEMU_EXIT, Qemu};
+use crate::process::{self, Ended};
+use crate::report::{ExitTable, Report, Row, Summary};
+
+/// What both VMMs tell the kernel that boots the trivial init: what `cabana run` says, without a
+/// console, since there is none.
+const COMMAND_LINE: &str =
+    "quiet panic=-1 reboot=t tsc=reliable no_timer_check random.trust_cpu=on";
+
+/// RAM of a guest with a trivial init, and of one of `cabana run` (its default).
+const SMALL_MIB: u64 = 128;
+const RUN_MIB: u64 = 1024;
+
+/// How long a guest is left alone before it counts as idle.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Runs that are made and thrown away, so that every file is in the page cache.
+const COLD_RUNS: usize = 1;
+
+/// Targets, each for the median.
+const SAME_KERNEL_MS: f64 = 45.0;
+const READY_MS: f64 = 90.0;
+const READY_USER_EXITS: f64 = 400.0;
+const READY_EXITS: f64 = 2500.0;
+const START_UP_MS: f64 = 8.0;
+const MEMORY_MIB: f64 = 6.0;
+
+/// What is measured and with what.
+#[derive(Debug)]
+pub struct Boot {
+    /// The `cabana` program.
+    pub cabana: PathBuf,
+    /// The `cabana-bench-bare` program.
+    pub bare: PathBuf,
+    /// QEMU's program.
+    pub qemu: PathBuf,
+    /// The guest kernel that both boot.
+    pub kernel: PathBuf,
+    /// A folder for files, on a file system in memory.
+    pub work: PathBuf,
+    /// Runs of each kind, besides the cold one.
+    pub runs: usize,
+    /// The clock's name in the report.
+    pub clock: String,
+}
+
+/// What `cabana run --trace-boot` writes.
+#[derive(Deserialize)]
+struct Trace {
+    marks: Vec<TraceMark>,
+    exits: Option<TraceExits>,
+}
+
+#[derive(Deserialize)]
+struct TraceMark {
+    name: String,
+    ms: f64,
+}
+
+#[derive(Deserialize)]
+struct TraceExits {
+    to_user_space: u64,
+    total: Option<u64>,
+}
+
+/// One start with all devices.
+struct FullStart {
+    ready_ms: f64,
+    first_output_ms: f64,
+    exits: Option<TraceExits>,
+}
+
+impl Boot {
+    /// Start-up and memory beside QEMU, with `progress` told what comes.
+    pub fn measure(&self, progress: &dyn Fn(&str)) -> Result<Report, Error> {
+        let guests = Guests::make(&self.work)?;
+        let trace = KvmTrace::open();
+        let mut report = Report::default();
+        progress("the same kernel with a trivial init");
+        report.rows.extend(self.same_kernel(&guests, trace.as_ref())?);
+        progress("cabana run with all of its devices");
+        report.rows.extend(self.all_devices()?);
+        progress("memory of idle machines");
+        report.rows.extend(self.idle_memory(&guests)?);
+        if let Some(trace) = &trace {
+            progress("exits by kind");
+            report.exits = self.exits(&guests, trace)?;
+        }
+        report.environment = vec![
+            ("host kernel of both VMMs".to_owned(), host_kernel()),
+            ("guest kernel".to_owned(), guest_kernel(&self.kernel)?),
+            ("QEMU".to_owned(), self.qemu_version()?),
+        ];
+        Ok(report)
+    }
+
+    /// One vCPU, 128 MiB, no devices, an init that writes to the exit port at once.
+    fn same_kernel(&self, guests: &Guests, trace: Option<&KvmTrace>) -> Result<Vec<Row>, Error> {
+        let cabana = self.starts(|| self.bare(&guests.ending), 0, trace)?;
+        let qemu = self.starts(|| self.microvm(&guests.ending), QEMU_EXIT, trace)?;
+        let init = |starts: &[(Ended, Option<Duration>)]| {
+            let moments = starts.iter().filter_map(|(ended, init)| Some(ended.ms_to((*init)?)));
+            Summary::of(&moments.collect::<Vec<_>>())
+        };
+        let end = |starts: &[(Ended, Option<Duration>)]| {
+            Summary::of(&starts.iter().map(|(ended, _)| ended.ms()).collect::<Vec<_>>())
+        };
+        let entered = cabana.iter().filter_map(|(ended, _)| first_instruction(ended));
+        let entered = Summary::of(&entered.collect::<Vec<_>>());
+        let mut rows = vec![
+            self.row("same kernel, trivial init, no devices: process start to init", "ms")
+                .values(init(&cabana), init(&qemu)),
+            self.row("– to the process's end", "ms").values(end(&cabana), end(&qemu)),
+            self.row("– to the guest's first instruction", "ms").values(entered, None),
+        ];
+        // Without tracepoints only the process's end is seen, which is later.
+        let judged = usize::from(rows[0].cabana.is_none());
+        rows[judged].target = Some(SAME_KERNEL_MS);
+        rows.retain(|row| row.cabana.is_some());
+        Ok(rows)
+    }
+
+    /// `cabana run`, traced, and as a user runs it.
+    fn all_devices(&self) -> Result<Vec<Row>, Error> {
+        let starts = self.warm(|| self.full_start())?;
+        let of = |value: &dyn Fn(&FullStart) -> Option<f64>| {
+            Summary::of(&starts.iter().filter_map(value).collect::<Vec<_>>())
+        };
+        let exits = |value: fn(&TraceExits) -> Option<u64>| {
+            of(&|start| Some(value(start.exits.as_ref()?)? as f64))
+        };
+        let whole = self.warm(|| process::run(self.run_true().args(["--", "true"]), 0))?;
+        let whole = Summary::of(&whole.iter().map(Ended::ms).collect::<Vec<_>>());
+        let rows = vec![
+            self.row("cabana run, all devices, a share: process start to ready", "ms")
+                .values(of(&|start| Some(start.ready_ms)), None)
+                .target(READY_MS),
+            self.row("– to the command's first output", "ms")
+                .values(of(&|start| Some(start.first_output_ms)), None),
+            self.row("– exits to user space until ready", "exits")
+                .values(exits(|exits| Some(exits.to_user_space)), None)
+                .target(READY_USER_EXITS),
+            self.row("– all exits until ready", "exits")
+                .values(exits(|exits| exits.total), None)
+                .target(READY_EXITS),
+            self.row("cabana run -- true: process start to end", "ms").values(whole, None),
+        ];
+        Ok(rows)
+    }
+
+    /// PSS without guest RAM, once the guest sleeps.
+    fn idle_memory(&self, guests: &Guests) -> Result<Vec<Row>, Error> {
+        let mut command = self.run_true();
+        let mut machine =
+            process::start(command.args(["--", "sh", "-c", "echo up; exec sleep 3600"]))?;
+        machine.first_byte()?;
+        let full = settled(&machine, RUN_MIB)?;
+        drop(machine);
+        let bare = settled(&process::start(&mut self.bare(&guests.idle))?, SMALL_MIB)?;
+        let qemu = settled(&process::start(&mut self.microvm(&guests.idle))?, SMALL_MIB)?;
+        let one = |value: f64| Summary::of(&[value]);
+        let mut rows = vec![
+            self.row("idle cabana run, all devices, beside an empty microvm: VMM's own PSS", "MiB")
+                .values(one(full.vmm), one(qemu.vmm))
+                .target(MEMORY_MIB),
+            self.row("– guest RAM touched (1 GiB, and 128 MiB)", "MiB")
+                .values(one(full.guest_ram), one(qemu.guest_ram)),
+            self.row("– root image mapped from the page cache", "MiB")
+                .values(one(full.image), None),
+            self.row("idle, no devices, 128 MiB: VMM's own PSS", "MiB")
+                .values(one(bare.vmm), one(qemu.vmm)),
+            self.row("– guest RAM touched", "MiB").values(one(bare.guest_ram), one(qemu.guest_ram)),
+        ];
+        // No time is in these.
+        rows.iter_mut().for_each(|row| row.clock = "–".to_owned());
+        Ok(rows)
+    }
+
+    /// One warm run of each, with every exit counted.
+    fn exits(&self, guests: &Guests, trace: &KvmTrace) -> Result<Vec<ExitTable>, Error> {
+        let count = |of: &str, mut command: Command, code| {
+            let (_, exits) = trace.exits(|| process::run(&mut command, code))?;
+            Ok(ExitTable { of: of.to_owned(), by_reason: exits.by_reason, to_user: exits.to_user })
+        };
+        let mut whole = self.run_true();
+        whole.args(["--", "true"]);
+        Ok(vec![
+            count("Cabana, trivial init, to its end", self.bare(&guests.ending), 0)?,
+            count("QEMU, trivial init, to its end", self.microvm(&guests.ending), QEMU_EXIT)?,
+            count("cabana run -- true, to its end", whole, 0)?,
+        ])
+    }
+
+    /// Warm starts of a guest that ends itself, each with the moment of its end's asking.
+    fn starts(
+        &self,
+        command: impl Fn() -> Command,
+        code: i32,
+        trace: Option<&KvmTrace>,
+    ) -> Result<Vec<(Ended, Option<Duration>)>, Error> {
+        self.warm(|| {
+            let run = || process::run(&mut command(), code);
+            trace.map_or_else(|| Ok((run()?, None)), |trace| trace.exit_port(run))
+        })
+    }
+
+    /// Several runs, the cold ones left out.
+    fn warm<T>(&self, run: impl Fn() -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        for _ in 0..COLD_RUNS {
+            run()?;
+        }
+        (0..self.runs).map(|_| run()).collect()
+    }
+
+    /// `cabana run` with a share and a trace. The trace counts from the program's first line; what
+    /// comes before (loading it) is the difference at the first output, which both sides see.
+    fn full_start(&self) -> Result<FullStart, Error> {
+        let file = self.work.join("trace.json");
+        let mut command = self.run_true();
+        command.arg("--trace-boot").arg(&file).arg("--share").arg(&self.work);
+        let ended = process::run(command.args(["--", "echo", "here"]), 0)?;
+        let text = fs::read_to_string(&file).map_err(Error::file(&file))?;
+        let malformed = |why: String| Error::Content { path: file.clone(), why };
+        let trace: Trace =
+            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let mark = |name: &str| {
+            let found = trace.marks.iter().find(|mark| mark.name == name);
+            found.map(|mark| mark.ms).ok_or_else(|| malformed(format!("it has no mark `{name}`")))
+        };
+        let (ready, output) = (mark("ready")?, mark("first output")?);
+        let first_output_ms = ended.ms_to(ended.first_output.unwrap_or(ended.end));
+        let ready_ms = ready + (first_output_ms - output).max(0.0);
+        Ok(FullStart { ready_ms, first_output_ms, exits: trace.exits })
+    }
+
+    fn run_true(&self) -> Command {
+        let mut command = Command::new(&self.cabana);
+        command.args(["run", "--cpus", "1", "--memory", &format!("{RUN_MIB}M")]);
+        command
+    }
+
+    fn bare(&self, initrd: &Path) -> Command {
+        let mut command = Command::new(&self.bare);
+        command.arg(&self.kernel).arg(initrd).args([&SMALL_MIB.to_string(), COMMAND_LINE]);
+        command
+    }
+
+    fn microvm(&self, initrd: &Path) -> Command {
+        let qemu = Qemu { program: self.qemu.clone(), memory_mib: SMALL_MIB };
+        qemu.microvm(&self.kernel, initrd, COMMAND_LINE)
+    }
+
+    fn qemu_version(&self) -> Result<String, Error> {
+        let said = process::run(Command::new(&self.qemu).arg("--version"), 0)?.stdout;
+        let version = said.lines().next().unwrap_or_default();
+        Ok(version.trim_start_matches("QEMU emulator version ").to_owned())
+    }
+
+    fn row(&self, figure: &str, unit: &str) -> Row {
+        empty_row(figure, unit, &self.clock)
+    }
+}
+
+/// VMM start-up alone: `cabana boot` with a kernel whose first instructions say a byte, which is seen
+/// from outside. Bare metal runs on any `/dev/kvm`.
+pub fn start_up(cabana: &Path, work: &Path, runs: usize) -> Result<Report, Error> {
+    let guests = Guests::make(work)?;
+    let command = || {
+        let mut command = Command::new(cabana);
+        command.args(["boot", "--memory", "128M", "--kernel"]).arg(&guests.kernel);
+        command
+    };
+    let mut starts = Vec::with_capacity(runs);
+    for run in 0..COLD_RUNS + runs {
+        let ended = process::run(&mut command(), 0)?;
+        if ended.stdout != "!" {
+            let what = format!("said {:?} in place of the guest's byte", ended.stdout);
+            let program = cabana.display().to_string();
+            return Err(Error::Behaviour { program, what, said: ended.stderr });
+        }
+        if run >= COLD_RUNS {
+            starts.push(ended);
+        }
+    }
+    let first = starts.iter().map(|ended| ended.ms_to(ended.first_output.unwrap_or(ended.end)));
+    let first = Summary::of(&first.collect::<Vec<_>>());
+    let end = Summary::of(&starts.iter().map(Ended::ms).collect::<Vec<_>>());
+    let clock = "ordinary, on the host";
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    Ok(Report {
+        environment: vec![
+            ("this machine's kernel".to_owned(), host_kernel()),
+            ("its load then".to_owned(), load),
+        ],
+        rows: vec![
+            empty_row(
+                "cabana boot, bare-metal kernel: process start to its first byte",
+                "ms",
+                clock,
+            )
+            .values(first, None)
+            .target(START_UP_MS),
+            empty_row("– to the process's end", "ms", clock).values(end, None),
+        ],
+        exits: Vec::new(),
+    })
+}
+
+impl Row {
+    fn values(self, cabana: Option<Summary>, qemu: Option<Summary>) -> Self {
+        Self { cabana, qemu, ..self }
+    }
+
+    fn target(self, target: f64) -> Self {
+        Self { target: Some(target), ..self }
+    }
+}
+
+fn empty_row(figure: &str, unit: &str, clock: &str) -> Row {
+    Row {
+        figure: figure.to_owned(),
+        unit: unit.to_owned(),
+        clock: clock.to_owned(),
+        cabana: None,
+        qemu: None,
+        target: None,
+    }
+}
+
+/// When the machine of `cabana-bench-bare` entered its guest, by its own word.
+fn first_instruction(ended: &Ended) -> Option<f64> {
+    let marks = ended.stdout.lines().filter_map(|line| line.split_once(' '));
+    let (nanoseconds, _) = marks.clone().find(|(_, name)| *name == "first guest instruction")?;
+    Some(ended.ms_to(Duration::from_nanos(nanoseconds.parse().ok()?)))
+}
+
+/// The footprint of a machine that has been left alone for a while.
+fn settled(machine: &process::Running, ram_mib: u64) -> Result<Footprint, Error> {
+    thread::sleep(SETTLE);
+    footprint(machine.id(), ram_mib << 20)
+}
+
+fn host_kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The version that a kernel file says of itself.
+fn guest_kernel(kernel: &Path) -> Result<String, Error> {
+    const BANNER: &[u8] = b"Linux version ";
+    let bytes = fs::read(kernel).map_err(Error::file(kernel))?;
+    let at = bytes.windows(BANNER.len()).position(|window| window == BANNER);
+    let version = at.map(|at| &bytes[at + BANNER.len()..]).unwrap_or_default();
+    let word = version.split(|byte| *byte == b' ').next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(&word[..word.len().min(64)]).into_owned())
+}

@@ -1,0 +1,43 @@
+//! QEMU's microvm, the machine that Cabana is measured beside.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::guests::EXIT_PORT;
+
+/// The exit status of QEMU when the guest writes 0 to its debug exit device: `(0 << 1) | 1`.
+pub const QEMU_EXIT: i32 = 1;
+
+/// QEMU and what it boots.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// Guest RAM in MiB.
+    pub memory_mib: u64,
+}
+
+impl Qemu {
+    /// A microvm with nothing in it but a debug exit device at the exit port.
+    pub fn microvm(&self, kernel: &Path, initrd: &Path, command_line: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        // `acpi=off`: the processor table of old, as the guest kernel has no ACPI. No legacy device
+        // is left, and the firmware enters the kernel by PVH without option ROMs.
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args([
+                "-M",
+                "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off",
+            ])
+            .args(["-accel", "kvm", "-smp", "1", "-m", &self.memory_mib.to_string()])
+            // XSAVE does not survive the lab's nested virtualization, and Cabana takes it away too.
+            .args(["-cpu", "host,-xsave"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", command_line])
+            .args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1")]);
+        command
+    }
+}

@@ -1,0 +1,88 @@
+//! `cargo xtask bench`: measures Cabana beside QEMU, and prints a table.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use cabana_lab::{Lab, Options, Parts};
+use cabana_store::{Kind, Store};
+
+use crate::failure::{Failure, output, succeed};
+use crate::progress::say;
+use crate::{cargo, kvm, setup};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Bench {
+    /// Start-up, exits and memory.
+    Boot,
+}
+
+/// Sets up, measures, prints the table, and leaves it in `target/bench`.
+pub(crate) fn bench(Bench::Boot: Bench, runs: usize) -> Result<ExitCode, Failure> {
+    let cabana = setup::cabana()?;
+    let build = |binary| cargo::build_binary("cabana-benches", binary, &["--release"]);
+    let (bench, bare) = (build("cabana-bench")?, build("cabana-bench-bare")?);
+    let kernel = Store::open()?.find(Kind::Kernel, "default")?.file("vmlinux")?;
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+
+    let mut measure: Vec<OsString> = vec![bench.clone().into(), "boot".into()];
+    for (option, path) in [("--cabana", &cabana), ("--bare", &bare), ("--kernel", &kernel)] {
+        measure.extend([option.into(), path.into()]);
+    }
+    measure.extend(["--runs".into(), runs.to_string().into()]);
+    let figures = match kvm::runs_linux() {
+        Ok(()) => output(Command::new(&measure[0]).args(&measure[1..]))?.into_bytes(),
+        Err(why) => {
+            say(&format!("bench: measuring in the lab, because {why}"));
+            measure.extend(["--clock".into(), "instructions".into()]);
+            in_lab(&measure)?
+        }
+    };
+    let in_guest = keep(&folder.join("guests.json"), &figures)?;
+    say("bench: the VMM's start-up alone, on this machine's own KVM");
+    let figures = output(Command::new(&bench).arg("start-up").arg("--cabana").arg(&cabana))?;
+    let start_up = keep(&folder.join("start-up.json"), figures.as_bytes())?;
+
+    let mut report = Command::new(&bench);
+    report.arg("report").arg("--to").arg(&folder).arg(in_guest).arg(start_up);
+    succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
+    say(&format!("bench: written to {}", folder.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command on the instruction clock and returns its standard output.
+fn in_lab(argv: &[OsString]) -> Result<Vec<u8>, Failure> {
+    let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
+    let options = Options { instruction_clock: true, ..Options::default() };
+    let lab = Lab::start(&parts, &options)?;
+    let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
+    let command = cabana_lab::Command::new(argv).cwd("/").stdout(writer).stderr(io::stderr());
+    let running = lab.spawn(command)?;
+    let mut figures = Vec::new();
+    { reader }.read_to_end(&mut figures).map_err(Failure::file("a pipe"))?;
+    match running.wait()?.shell_code() {
+        0 => Ok(figures),
+        status => Err(Failure::Sentence(format!("the benchmark in the lab ended with {status}"))),
+    }
+}
+
+fn keep(path: &Path, bytes: &[u8]) -> Result<PathBuf, Failure> {
+    fs::write(path, bytes).map_err(Failure::file(path))?;
+    Ok(path.to_owned())
+}
+
+/// The commit that is checked out, and whether there is more than it.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        output(Command::new("git").current_dir(cargo::workspace()).args(arguments))
+    };
+    match (git(&["log", "-1", "--format=%h"]), git(&["status", "--porcelain", "-uno"])) {
+        (Ok(commit), Ok(changes)) if changes.is_empty() => commit.trim().to_owned(),
+        (Ok(commit), _) => format!("{} with changes", commit.trim()),
+        _ => "of unknown commit".to_owned(),
+    }
+}
