@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cabana_memory::{GuestAddress, GuestRam};
 
-use crate::{BootError, read_up_to};
+use crate::{BootError, read_into};
 
 /// Bytes of the file that hold the whole setup header.
 pub const HEADER_LEN: usize = 0x400;
@@ -19,7 +19,6 @@ const XLF_KERNEL_64: u16 = 1;
 const SECTOR: u64 = 512;
 /// The 64-bit entry point stands this far behind the protected-mode code's start.
 const ENTRY_64: u64 = 0x200;
-const CHUNK: usize = 1 << 20;
 
 /// What the setup header says.
 #[derive(Debug)]
@@ -89,18 +88,7 @@ impl BzImage {
 
     /// Copies the code to where it prefers to be.
     pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
-        let mut buffer = vec![0; CHUNK];
-        let mut done = 0;
-        while done < self.code_len {
-            let len = buffer.len().min((self.code_len - done) as usize);
-            let count = read_up_to(file, &mut buffer[..len], self.code_offset + done)
-                .map_err(|source| BootError::Read { path: path.to_owned(), source })?;
-            if count < len {
-                return Err(BootError::Truncated { path: path.to_owned(), what: "its code" });
-            }
-            ram.write_bytes(GuestAddress(self.preferred_address + done), &buffer[..len])?;
-            done += len as u64;
-        }
-        Ok(())
+        let (at, len) = (GuestAddress(self.preferred_address), self.code_len as usize);
+        read_into(file, self.code_offset, ram, at, len).map_err(|error| error.of(path))
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cabana_memory::{GuestAddress, GuestRam};
 
-use crate::{BootError, read_up_to};
+use crate::{BootError, read_into, read_up_to};
 
 /// The first bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";
@@ -120,7 +120,6 @@ impl Elf {
     /// and shared with the host's page cache; what it writes is copied, since a copy into RAM of
     /// 2-MiB pages costs less than two faults for each page.
     pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
-        let read = |source| BootError::Read { path: path.to_owned(), source };
         for segment in &self.segments {
             let aligned = segment.offset % PAGE == 0 && segment.address % PAGE == 0;
             let mapped =
@@ -129,9 +128,9 @@ impl Elf {
                 let at = GuestAddress(segment.address);
                 ram.map_file(at, mapped as usize, file, segment.offset)?;
             }
-            let mut tail = vec![0; (segment.in_file - mapped) as usize];
-            let len = read_up_to(file, &mut tail, segment.offset + mapped).map_err(read)?;
-            ram.write_bytes(GuestAddress(segment.address + mapped), &tail[..len])?;
+            let (tail, len) = (segment.address + mapped, (segment.in_file - mapped) as usize);
+            read_into(file, segment.offset + mapped, ram, GuestAddress(tail), len)
+                .map_err(|error| error.of(path))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cabana_memory::{GuestAddress, GuestRam};
 
-use crate::{BootError, read_up_to};
+use crate::{BootError, read_into};
 
 const PAGE: u64 = 4096;
 /// Up to this length a copy into RAM costs less than the faults of mapped pages, which the kernel
@@ -55,10 +55,8 @@ impl Initrd {
         if self.len > COPIED {
             ram.map_file(GuestAddress(start), room as usize, &self.file, 0)?;
         } else {
-            let mut bytes = vec![0; self.len as usize];
-            let read = |source| BootError::Read { path: self.path.clone(), source };
-            let len = read_up_to(&self.file, &mut bytes, 0).map_err(read)?;
-            ram.write_bytes(GuestAddress(start), &bytes[..len])?;
+            read_into(&self.file, 0, ram, GuestAddress(start), self.len as usize)
+                .map_err(|error| error.of(&self.path))?;
         }
         Ok(Placed { start, len: self.len })
     }

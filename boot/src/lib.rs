@@ -9,6 +9,9 @@
 //!
 //! Guest-architecture code is plain data: it compiles and is tested on every host.
 
+// Files are read straight into guest RAM, which has an address and no Rust reference.
+#![allow(unsafe_code)]
+
 pub mod bzimage;
 pub mod elf;
 mod error;
@@ -17,6 +20,9 @@ pub mod x86_64;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+
+use cabana_memory::{GuestAddress, GuestRam, MemoryError};
+use cabana_os::file::read_pieces_at;
 
 pub use error::BootError;
 pub use initrd::Initrd;
@@ -71,6 +77,45 @@ fn unknown(path: &Path, head: &[u8]) -> BootError {
         _ => "it is neither an ELF file nor a bzImage",
     };
     BootError::NotAKernel { path, why }
+}
+
+/// Reads `len` bytes of the file at `offset` straight into guest RAM; fewer at the file's end.
+fn read_into(
+    file: &File,
+    offset: u64,
+    ram: &GuestRam,
+    at: GuestAddress,
+    len: usize,
+) -> Result<(), ReadInto> {
+    let mut done = 0;
+    while done < len {
+        let piece = ram.piece(GuestAddress(at.0 + done as u64), len - done)?;
+        // SAFETY: the piece lies in guest RAM, which `ram` keeps and nobody has references into.
+        let count = unsafe { read_pieces_at(file, &[piece], offset + done as u64) }?;
+        if count == 0 {
+            break;
+        }
+        done += count;
+    }
+    Ok(())
+}
+
+/// Either end of [`read_into`].
+#[derive(Debug, thiserror::Error)]
+enum ReadInto {
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+    #[error(transparent)]
+    Ram(#[from] MemoryError),
+}
+
+impl ReadInto {
+    fn of(self, path: &Path) -> BootError {
+        match self {
+            Self::File(source) => BootError::Read { path: path.to_owned(), source },
+            Self::Ram(error) => BootError::Memory(error),
+        }
+    }
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {

@@ -28,14 +28,17 @@ pub(crate) enum Verb {
     Image(ImageArgs),
 }
 
-/// The exit status is the command's: 128+N if signal N ended it, 126 or 127 if it could not be
-/// started, 124 if --timeout passed, 125 if Cabana itself failed.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "The exit status is the command's: 128+N if signal N ended it, 126 or 127 if it could not be
+started, 124 if --timeout passed, 125 if Cabana itself failed.
+
+Examples:
   cabana run -- uname -a
   cabana run --share .:/src -- sh -c 'ls /src && git -C /src status'
   cabana run -it -- bash
-  cabana run --disk work.disk --memory 2G --cpus 4 -- make -C /root/project")]
+  cabana run --disk work.disk --memory 2G --cpus 4 -- make -C /root/project"
+)]
 pub(crate) struct RunArgs {
     /// Show a folder of the host in the guest, by default under the same path.
     #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
@@ -94,12 +97,16 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// The exit status is what the guest writes to I/O port 0xf4; 0 if it resets itself; 124 if
-/// --timeout passed; 125 if Cabana or the guest's processor failed. On a terminal Ctrl-] ends it.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "The exit status is what the guest writes to I/O port 0xf4; 0 if it resets itself; 124 if
+--timeout passed; 125 if Cabana or the guest's processor failed; 128 after Ctrl-], which ends the
+machine on a terminal.
+
+Examples:
   cabana boot --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
-  cabana boot --kernel vmlinux --disk root.img --cmdline 'console=ttyS0 root=/dev/vda'")]
+  cabana boot --kernel vmlinux --disk root.img --cmdline 'console=ttyS0 root=/dev/vda'"
+)]
 pub(crate) struct BootArgs {
     /// An uncompressed ELF kernel (vmlinux) or a bzImage.
     #[arg(long, value_name = "FILE")]
@@ -134,8 +141,8 @@ pub(crate) struct BootArgs {
     pub(crate) timeout: Option<Duration>,
 }
 
-/// The exit status is 0 if machines can run here, else 1.
 #[derive(Debug, Args)]
+#[command(after_help = "The exit status is 0 if machines can run here, else 1.")]
 pub(crate) struct DoctorArgs {
     /// For programs.
     #[arg(long)]

@@ -1,7 +1,6 @@
 //! A machine with an agent in it: from its parts over readiness to its end.
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
 use cabana_fs::{FileServer, FsDevice};
 use cabana_machine::{DeviceMemory, GuestClock, Observation, Outcome, Setup, layout};
-use cabana_os::{EventLoop, process};
+use cabana_os::{EventLoop, file, process};
 use cabana_pmem::{Image, Pmem};
 use cabana_protocol::control::{
     self, GuestMessage, Hello, HostMessage, Ready, RootSetup, ShareMount,
@@ -322,23 +321,15 @@ fn scratch(scratch: &Scratch) -> Result<Option<Disk>, Error> {
         Scratch::Temporary { template, folder } => Some(Disk::scratch(template, folder)?),
         Scratch::Persistent { path, template } => {
             if !path.exists() {
-                make_disk(path, template)
+                File::open(template)
+                    .and_then(|from| {
+                        file::create_whole(path, |disk| file::copy_sparse(&from, disk))
+                    })
                     .map_err(|source| Error::MakeDisk { path: path.clone(), source })?;
             }
             Some(Disk::open(path)?)
         }
     })
-}
-
-/// Copies the template beside `path` and then gives it its name, so that a disk is whole or absent.
-fn make_disk(path: &Path, template: &Path) -> std::io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let disk = cabana_os::file::unnamed(folder)?;
-    cabana_os::file::copy_sparse(&File::open(template)?, &disk)?;
-    cabana_os::file::give_name(&disk, path)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 /// A piece of memory to read into or write from: address and length in bytes.
@@ -109,12 +109,43 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Gives a file of [`unnamed`] a name; fails if the name is taken.
-pub fn give_name(file: &File, path: &Path) -> io::Result<()> {
+/// Makes the file `path` with what `fill` writes: whole or not at all, even after SIGKILL. Fails if
+/// the name is taken.
+pub fn create_whole(path: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let handle = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let flags = rustix::fs::AtFlags::SYMLINK_FOLLOW;
-    Ok(rustix::fs::linkat(rustix::fs::CWD, handle, rustix::fs::CWD, path, flags)?)
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => {
+            let file = File::from(fd);
+            fill(&file)?;
+            let handle = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+            Ok(rustix::fs::linkat(CWD, handle, CWD, path, follow)?)
+        }
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => create_then_rename(path, dir, fill),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// For file systems without `O_TMPFILE`. Killed half-way it leaves a file whose name begins with a
+/// dot.
+fn create_then_rename(
+    path: &Path,
+    dir: &Path,
+    fill: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let unfinished = dir.join(format!(".cabana-{}-unfinished", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).open(&unfinished)?;
+    let named = fill(&file).and_then(|()| {
+        // A link fails where the name is taken; a rename would replace it.
+        Ok(rustix::fs::linkat(CWD, &unfinished, CWD, path, rustix::fs::AtFlags::empty())?)
+    });
+    std::fs::remove_file(&unfinished)?;
+    named
 }
 
 /// Copies the data of `from` into `to` and leaves its holes as holes; `to` gets the same length.
@@ -242,8 +273,26 @@ mod tests {
         let file = unnamed(dir.path()).unwrap();
         file.write_all_at(b"x", 0).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        give_name(&file, &dir.path().join("disk")).unwrap();
-        assert_eq!(std::fs::read(dir.path().join("disk")).unwrap(), b"x");
-        assert!(give_name(&file, &dir.path().join("disk")).is_err());
+    }
+
+    type Make = fn(&Path, &Path, fn(&File) -> io::Result<()>) -> io::Result<()>;
+
+    #[test]
+    fn a_file_is_made_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let ways: [Make; 2] = [
+            |path, _, fill| create_whole(path, fill),
+            |path, dir, fill| create_then_rename(path, dir, fill),
+        ];
+        for make in ways {
+            assert!(make(&path, dir.path(), |_| Err(io::ErrorKind::StorageFull.into())).is_err());
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+            make(&path, dir.path(), |file| file.write_all_at(b"x", 0)).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"x");
+            assert!(make(&path, dir.path(), |_| Ok(())).is_err(), "the name is taken");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 }
