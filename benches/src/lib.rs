@@ -12,5 +12,6 @@ pub mod memory;
 pub mod peer;
 pub mod process;
 pub mod report;
+pub mod stage;
 
 pub use error::Error;

@@ -15,6 +15,7 @@ use crate::memory::{Footprint, footprint};
 use crate::peer::{QEMU_EXIT, Qemu};
 use crate::process::{self, Ended};
 use crate::report::{ExitTable, Report, Row, Summary};
+use crate::stage;
 
 /// What both VMMs tell the kernel that boots the trivial init: what `cabana run` says, without a
 /// console, since there is none.
@@ -25,11 +26,14 @@ const COMMAND_LINE: &str =
 const SMALL_MIB: u64 = 128;
 const RUN_MIB: u64 = 1024;
 
-/// How long a guest is left alone before it counts as idle.
+/// How long a guest is left alone between two looks, and how often it is looked at until it counts as
+/// idle. Several looks, because the instruction clock runs away while files come from the host.
 const SETTLE: Duration = Duration::from_secs(5);
+const LOOKS: usize = 10;
 
-/// Runs that are made and thrown away, so that every file is in the page cache.
-const COLD_RUNS: usize = 1;
+/// Runs that are made and thrown away: in the first every file comes into the page cache, and hashes of
+/// a store that was moved are found.
+const COLD_RUNS: usize = 2;
 
 /// Targets, each for the median.
 const SAME_KERNEL_MS: f64 = 45.0;
@@ -52,6 +56,8 @@ pub struct Boot {
     pub kernel: PathBuf,
     /// A folder for files, on a file system in memory.
     pub work: PathBuf,
+    /// A store for `cabana run` in place of the user's.
+    pub store: Option<PathBuf>,
     /// Runs of each kind, besides the cold one.
     pub runs: usize,
     /// The clock's name in the report.
@@ -85,6 +91,17 @@ struct FullStart {
 }
 
 impl Boot {
+    /// Puts all that is measured into memory; see [`stage`].
+    pub fn stage(&mut self) -> Result<(), Error> {
+        let (programs, store) = (self.work.join("programs"), self.work.join("store"));
+        fs::create_dir(&programs).map_err(Error::file(&programs))?;
+        stage::programs(&[&self.cabana, &self.bare, &self.qemu], &programs)?;
+        stage::store(&store)?;
+        self.kernel = store.join("kernel/default/vmlinux");
+        self.store = Some(store);
+        Ok(())
+    }
+
     /// Start-up and memory beside QEMU, with `progress` told what comes.
     pub fn measure(&self, progress: &dyn Fn(&str)) -> Result<Report, Error> {
         let guests = Guests::make(&self.work)?;
@@ -143,7 +160,7 @@ impl Boot {
         let exits = |value: fn(&TraceExits) -> Option<u64>| {
             of(&|start| Some(value(start.exits.as_ref()?)? as f64))
         };
-        let whole = self.warm(|| process::run(self.run_true().args(["--", "true"]), 0))?;
+        let whole = self.warm(|| process::run(self.run_verb().args(["--", "true"]), 0))?;
         let whole = Summary::of(&whole.iter().map(Ended::ms).collect::<Vec<_>>());
         let rows = vec![
             self.row("cabana run, all devices, a share: process start to ready", "ms")
@@ -164,7 +181,7 @@ impl Boot {
 
     /// PSS without guest RAM, once the guest sleeps.
     fn idle_memory(&self, guests: &Guests) -> Result<Vec<Row>, Error> {
-        let mut command = self.run_true();
+        let mut command = self.run_verb();
         let mut machine =
             process::start(command.args(["--", "sh", "-c", "echo up; exec sleep 3600"]))?;
         machine.first_byte()?;
@@ -196,7 +213,7 @@ impl Boot {
             let (_, exits) = trace.exits(|| process::run(&mut command, code))?;
             Ok(ExitTable { of: of.to_owned(), by_reason: exits.by_reason, to_user: exits.to_user })
         };
-        let mut whole = self.run_true();
+        let mut whole = self.run_verb();
         whole.args(["--", "true"]);
         Ok(vec![
             count("Cabana, trivial init, to its end", self.bare(&guests.ending), 0)?,
@@ -230,7 +247,7 @@ impl Boot {
     /// comes before (loading it) is the difference at the first output, which both sides see.
     fn full_start(&self) -> Result<FullStart, Error> {
         let file = self.work.join("trace.json");
-        let mut command = self.run_true();
+        let mut command = self.run_verb();
         command.arg("--trace-boot").arg(&file).arg("--share").arg(&self.work);
         let ended = process::run(command.args(["--", "echo", "here"]), 0)?;
         let text = fs::read_to_string(&file).map_err(Error::file(&file))?;
@@ -247,9 +264,12 @@ impl Boot {
         Ok(FullStart { ready_ms, first_output_ms, exits: trace.exits })
     }
 
-    fn run_true(&self) -> Command {
+    fn run_verb(&self) -> Command {
         let mut command = Command::new(&self.cabana);
         command.args(["run", "--cpus", "1", "--memory", &format!("{RUN_MIB}M")]);
+        if let Some(store) = &self.store {
+            command.env("CABANA_HOME", store);
+        }
         command
     }
 
@@ -349,10 +369,21 @@ fn first_instruction(ended: &Ended) -> Option<f64> {
     Some(ended.ms_to(Duration::from_nanos(nanoseconds.parse().ok()?)))
 }
 
-/// The footprint of a machine that has been left alone for a while.
+/// The footprint of a machine once two looks see the same.
 fn settled(machine: &process::Running, ram_mib: u64) -> Result<Footprint, Error> {
-    thread::sleep(SETTLE);
-    footprint(machine.id(), ram_mib << 20)
+    let mut before = None;
+    let look = || {
+        thread::sleep(SETTLE);
+        footprint(machine.id(), ram_mib << 20)
+    };
+    for _ in 1..LOOKS {
+        let now = look().ok();
+        if let (Some(now), true) = (now, now == before) {
+            return Ok(now);
+        }
+        before = now;
+    }
+    look()
 }
 
 fn host_kernel() -> String {

@@ -38,7 +38,7 @@ pub(crate) fn bench(Bench::Boot: Bench, runs: usize) -> Result<ExitCode, Failure
         Ok(()) => output(Command::new(&measure[0]).args(&measure[1..]))?.into_bytes(),
         Err(why) => {
             say(&format!("bench: measuring in the lab, because {why}"));
-            measure.extend(["--clock".into(), "instructions".into()]);
+            measure.extend(["--stage", "--clock", "instructions"].map(OsString::from));
             in_lab(&measure)?
         }
     };

@@ -36,6 +36,10 @@ enum Task {
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,
+        /// Put programs, libraries and the store into memory first, mounted over themselves: for
+        /// the lab, where every file else is a wait for the host.
+        #[arg(long)]
+        stage: bool,
         /// What the clock is called in the report.
         #[arg(long, value_name = "NAME", default_value = "ordinary")]
         clock: String,
@@ -65,8 +69,12 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
-        Task::Boot { cabana, bare, qemu, kernel, runs, clock } => in_folder(|work| {
-            let boot = Boot { cabana, bare, qemu, kernel, work: work.to_owned(), runs, clock };
+        Task::Boot { cabana, bare, qemu, kernel, runs, stage, clock } => in_folder(|work| {
+            let work = work.to_owned();
+            let mut boot = Boot { cabana, bare, qemu, kernel, work, store: None, runs, clock };
+            if stage {
+                boot.stage()?;
+            }
             boot.measure(&|what| eprintln!("bench: {what}"))
         })
         .and_then(|report| print(&report)),
