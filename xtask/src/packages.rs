@@ -6,10 +6,11 @@ use crate::failure::{Failure, succeed};
 use crate::progress::say;
 
 /// Packages and why.
-const PACKAGES: [(&str, &str); 18] = [
+const PACKAGES: [(&str, &str); 19] = [
     ("bc", "the kernel's build computes time constants with it"),
     ("binutils", "links and strips the kernel"),
     ("bison", "the kernel's configuration parser"),
+    ("busybox-static", "the shell in the initramfs with which a test boots Debian's kernel"),
     ("cpio", "a test reads our initramfs archives with it"),
     ("debian-archive-keyring", "the keys that the image's packages are signed with"),
     ("e2fsprogs", "mkfs.ext4 and debugfs, for the image's writable disk"),

@@ -24,6 +24,8 @@ const MODULES: [&str; 4] = [
 pub(crate) struct OuterKernel {
     /// The uncompressed kernel with its PVH entry: no decompression on every start.
     pub(crate) vmlinux: PathBuf,
+    /// The bzImage as Debian ships it, for the tests that boot it.
+    pub(crate) vmlinuz: PathBuf,
     /// The modules in the order in which they load, uncompressed.
     pub(crate) modules: Vec<PathBuf>,
 }
@@ -35,7 +37,7 @@ impl OuterKernel {
         let folder = cache.join("outer-kernel");
         let kernel = Self::in_folder(&folder);
         // The folder appears by a rename, so what is there is whole.
-        if folder.exists() {
+        if kernel.vmlinuz.exists() {
             return Ok(kernel);
         }
         fs::create_dir_all(cache).map_err(Error::file(cache))?;
@@ -50,9 +52,13 @@ impl OuterKernel {
         let whole = work.path().join("whole");
         fs::create_dir(&whole).map_err(Error::file(&whole))?;
         Self::in_folder(&whole).extract(&unpacked)?;
+        if folder.exists() && !kernel.vmlinuz.exists() {
+            // Of an earlier version, which did not keep the bzImage.
+            fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
+        }
         match fs::rename(&whole, &folder) {
             // Somebody else was faster; theirs is as good.
-            Err(_) if folder.exists() => Ok(kernel),
+            Err(_) if kernel.vmlinuz.exists() => Ok(kernel),
             renamed => renamed.map(|()| kernel).map_err(Error::file(folder)),
         }
     }
@@ -60,13 +66,18 @@ impl OuterKernel {
     /// Names the files that a whole folder has.
     fn in_folder(folder: &Path) -> Self {
         let file_name = |module: &&str| folder.join(module.rsplit('/').next().unwrap_or(module));
-        Self { vmlinux: folder.join("vmlinux"), modules: MODULES.iter().map(file_name).collect() }
+        Self {
+            vmlinux: folder.join("vmlinux"),
+            vmlinuz: folder.join("vmlinuz"),
+            modules: MODULES.iter().map(file_name).collect(),
+        }
     }
 
     /// Makes the files out of an unpacked package.
     fn extract(&self, unpacked: &Path) -> Result<(), Error> {
         let vmlinuz = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
         let image = fs::read(&vmlinuz).map_err(Error::file(&vmlinuz))?;
+        fs::write(&self.vmlinuz, &image).map_err(Error::file(&self.vmlinuz))?;
         let payload = zstd_payload(&image).ok_or_else(|| Error::File {
             path: vmlinuz,
             source: std::io::Error::other("no bzImage with a zstd payload"),

@@ -35,4 +35,4 @@ pub use cabana_protocol::{ExitStatus, TtySize};
 pub use command::{Command, Control, Output, Running};
 pub use error::Error;
 pub use machine::{HugePages, Lab, Options};
-pub use parts::Parts;
+pub use parts::{Parts, debian_kernel};

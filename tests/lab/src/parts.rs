@@ -43,6 +43,12 @@ impl Parts {
     }
 }
 
+/// Debian's cloud kernel as it is shipped, a bzImage; downloads it if it is not there yet. `report` is
+/// told what takes long.
+pub fn debian_kernel(report: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
+    Ok(OuterKernel::prepare(&cache_folder()?, report)?.vmlinuz)
+}
+
 /// The lab's folder in the user's store.
 fn cache_folder() -> Result<PathBuf, Error> {
     let store = Store::open().map_err(|error| Error::Missing {

@@ -51,6 +51,8 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     let suites = if suites.is_empty() { &Suite::ALL[..] } else { suites };
     if suites.contains(&Suite::Guest) {
         setup::cabana()?;
+        // The guest suite boots it, wherever it runs.
+        cabana_lab::debian_kernel(&mut |step| say(&format!("guest suite: {step}")))?;
     } else {
         setup::tools()?;
     }
