@@ -23,6 +23,7 @@ const XEN_PHYS32_ENTRY: u32 = 18;
 /// Longer notes are not looked at.
 const NOTES_MAX: u64 = 64 << 10;
 const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// The parts of an ELF file that matter for loading it.
 #[derive(Debug)]
@@ -116,14 +117,15 @@ impl Elf {
             .unwrap_or(0)
     }
 
-    /// Puts the segments into RAM. Whole pages that the kernel only reads are mapped from the file
-    /// and shared with the host's page cache; what it writes is copied, since a copy into RAM of
-    /// 2-MiB pages costs less than two faults for each page.
+    /// Puts the segments into RAM. What the kernel only reads is mapped from the file and shared with
+    /// the host's page cache, in pieces of 2 MiB; what it writes, and what is left at a segment's
+    /// end, is copied, since a copy into one page of 2 MiB costs less than the faults of its small
+    /// pages.
     pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
         for segment in &self.segments {
-            let aligned = segment.offset % PAGE == 0 && segment.address % PAGE == 0;
+            let aligned = segment.offset % PAGE == 0 && segment.address % HUGE_PAGE == 0;
             let mapped =
-                if aligned && !segment.writable { segment.in_file & !(PAGE - 1) } else { 0 };
+                if aligned && !segment.writable { segment.in_file & !(HUGE_PAGE - 1) } else { 0 };
             if mapped > 0 {
                 let at = GuestAddress(segment.address);
                 ram.map_file(at, mapped as usize, file, segment.offset)?;

@@ -68,6 +68,7 @@ fn kernel_command_line(options: &Options, tsc_khz: u64) -> String {
         "console=ttyS0 loglevel=6 rdinit=/init reboot=t panic=-1".into(),
         format!("tsc=reliable no_timer_check tsc_early_khz={tsc_khz} lpj={}", tsc_khz * 4),
         format!("rcupdate.rcu_expedited=1 mitigations=off initcall_blacklist={SKIPPED_INITCALLS}"),
+        "init_on_alloc=0 hardened_usercopy=off".into(),
         format!("lsm=landlock 8250.nr_uarts=1 transparent_hugepage={}", options.huge_pages),
     ]
     .join(" ")

@@ -49,7 +49,7 @@ pub(crate) struct RunArgs {
     pub(crate) cpus: u32,
 
     /// RAM; the host gives it as it is used.
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = units::size)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
     pub(crate) memory: u64,
 
     /// Set a variable in the command's environment; without a value, pass this one's on.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use cabana_machine::Timeline;
 
-/// Bytes of RAM unless asked otherwise: enough for package managers and compilers. The host commits
-/// it as it is touched.
-const DEFAULT_MEMORY: u64 = 1 << 30;
+/// Bytes of RAM unless asked otherwise: enough for package managers and small builds. The host commits
+/// it as it is touched, but the guest's own account of it costs start-up time and 16 MiB for each GiB.
+const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// A machine with an agent in it.
 #[derive(Clone, Debug)]
