@@ -6,6 +6,7 @@ use super::Usable;
 use crate::initrd::Placed;
 
 const LEN: usize = 4096;
+const ACPI_RSDP_ADDR: usize = 0x70;
 const E820_ENTRIES: usize = 0x1e8;
 const SETUP_HEADER: usize = 0x1f1;
 const BOOT_FLAG: usize = 0x1fe;
@@ -20,11 +21,19 @@ const E820_RAM: u32 = 1;
 /// A loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
 
+/// What it points to.
+#[derive(Clone, Copy)]
+pub(super) struct Pointers {
+    pub(super) command_line: u64,
+    /// ACPI's root pointer, or 0.
+    pub(super) root_pointer: u64,
+}
+
 /// Writes it at `at`. `setup_header` is a bzImage's own; an ELF kernel has none.
 pub(super) fn write(
     ram: &GuestRam,
     at: u64,
-    command_line: u64,
+    pointers: Pointers,
     setup_header: Option<&[u8]>,
     initrd: Option<Placed>,
     map: &[Usable],
@@ -39,7 +48,8 @@ pub(super) fn write(
         put(KERNEL_ALIGNMENT, &0x100_0000_u32.to_le_bytes());
     }
     put(TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
-    put(CMD_LINE_PTR, &(command_line as u32).to_le_bytes());
+    put(ACPI_RSDP_ADDR, &pointers.root_pointer.to_le_bytes());
+    put(CMD_LINE_PTR, &(pointers.command_line as u32).to_le_bytes());
     if let Some(initrd) = initrd {
         put(RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes());
         put(RAMDISK_SIZE, &(initrd.len as u32).to_le_bytes());

@@ -1,5 +1,6 @@
 //! x86-64: what stands where in low memory, and how the first vCPU starts.
 
+pub mod acpi;
 mod boot_params;
 mod mp_table;
 mod page_tables;
@@ -32,6 +33,8 @@ const PAGE_TABLES: u64 = 0x9000;
 const COMMAND_LINE: u64 = 0x2_0000;
 /// Usable RAM below the legacy video memory.
 const BASE_RAM_END: u64 = 0x9_fc00;
+/// ACPI's root pointer, where a kernel looks for it in BIOS memory, with its tables behind it.
+const ACPI_TABLES: u64 = 0xe_0000;
 /// The processor table, where a kernel looks for it in BIOS memory.
 const MP_TABLE: u64 = 0xf_0000;
 /// Usable RAM above the legacy area.
@@ -52,6 +55,8 @@ pub struct Boot<'a> {
     pub cpus: u32,
     /// Pins of the I/O APIC, at most [`IOAPIC_PINS`].
     pub pins: u8,
+    /// What ACPI tables say of the devices; without it there are none.
+    pub acpi: Option<&'a acpi::Devices>,
 }
 
 /// How the first vCPU starts.
@@ -109,19 +114,24 @@ pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
     command_line.push(0);
     ram.write_bytes(GuestAddress(COMMAND_LINE), &command_line)?;
     mp_table::write(ram, MP_TABLE, boot.cpus, boot.pins)?;
+    if let Some(devices) = boot.acpi {
+        acpi::write(ram, ACPI_TABLES, boot.cpus, devices)?;
+    }
+    let root_pointer = boot.acpi.map_or(0, |_| ACPI_TABLES);
 
     let map = memory_map(ram);
     let (entry, setup_header) = match format {
         Format::Elf(elf) => match elf.entry() {
             elf::Entry::Pvh(entry) => {
-                pvh::write(ram, PVH_START_INFO, COMMAND_LINE, initrd, &map)?;
+                pvh::write(ram, PVH_START_INFO, COMMAND_LINE, root_pointer, initrd, &map)?;
                 return Ok(Start::Pvh { entry, start_info: PVH_START_INFO as u32 });
             }
             elf::Entry::Linux64(entry) => (entry, None),
         },
         Format::BzImage(image) => (image.entry(), Some(image.setup_header())),
     };
-    boot_params::write(ram, BOOT_PARAMS, COMMAND_LINE, setup_header, initrd, &map)?;
+    let pointers = boot_params::Pointers { command_line: COMMAND_LINE, root_pointer };
+    boot_params::write(ram, BOOT_PARAMS, pointers, setup_header, initrd, &map)?;
     page_tables::write(ram, PAGE_TABLES, GDT)?;
     Ok(Start::Linux64 { entry, boot_params: BOOT_PARAMS, page_tables: PAGE_TABLES, gdt: GDT })
 }

@@ -15,11 +15,12 @@ const MODULE_LEN: u64 = 32;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const RAM: u32 = 1;
 
-/// Writes the info at `at`, its module list and memory map right behind.
+/// Writes the info at `at`, its module list and memory map right behind. `root_pointer` is ACPI's, or 0.
 pub(super) fn write(
     ram: &GuestRam,
     at: u64,
     command_line: u64,
+    root_pointer: u64,
     initrd: Option<Placed>,
     map: &[Usable],
 ) -> Result<(), MemoryError> {
@@ -34,8 +35,8 @@ pub(super) fn write(
     let mut u64s = |values: &[u64]| {
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     };
-    // The fifth field is the ACPI root pointer: there is none.
-    u64s(&[if initrd.is_some() { module_list } else { 0 }, command_line, 0, memory_map]);
+    let module_list = if initrd.is_some() { module_list } else { 0 };
+    u64s(&[module_list, command_line, root_pointer, memory_map]);
     u64s(&[map.len() as u64]);
     if let Some(initrd) = initrd {
         u64s(&[initrd.start, initrd.len, 0, 0]);

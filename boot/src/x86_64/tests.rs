@@ -16,9 +16,9 @@ fn file(bytes: &[u8]) -> NamedTempFile {
     file
 }
 
-/// An ELF file with one segment of a page and a half at 16 MiB, and a PVH note if asked for.
+/// An ELF file with one segment of 2 MiB and half a page at 16 MiB, and a PVH note if asked for.
 fn elf(pvh: bool) -> Vec<u8> {
-    let mut bytes = vec![0; 0x2800];
+    let mut bytes = vec![0; 0x20_1800];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, b"\x7fELF\x02\x01\x01");
     put(18, &62_u16.to_le_bytes());
@@ -26,7 +26,8 @@ fn elf(pvh: bool) -> Vec<u8> {
     put(32, &64_u64.to_le_bytes());
     put(54, &56_u16.to_le_bytes());
     put(56, &(1 + u16::from(pvh)).to_le_bytes());
-    for (at, value) in [(0, 1), (8, 0x1000), (24, 0x100_0000), (32, 0x1800_u64), (40, 0x3000)] {
+    for (at, value) in [(0, 1), (8, 0x1000), (24, 0x100_0000), (32, 0x20_0800_u64), (40, 0x20_2000)]
+    {
         put(64 + at, &value.to_le_bytes());
     }
     if pvh {
@@ -36,14 +37,14 @@ fn elf(pvh: bool) -> Vec<u8> {
         put(0x200, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, b'X', b'e', b'n', 0, 0, 0, 0, 1]);
     }
     put(0x1000, b"first page");
-    put(0x27ff, b"!");
+    put(0x20_17ff, b"!");
     bytes
 }
 
 fn boot_file(bytes: &[u8], ram: &GuestRam, command_line: &str) -> Result<Start, BootError> {
     let file = file(bytes);
     let kernel = Kernel::open(file.path())?;
-    let boot = Boot { kernel: &kernel, initrd: None, command_line, cpus: 1, pins: 24 };
+    let boot = Boot { kernel: &kernel, initrd: None, command_line, cpus: 1, pins: 24, acpi: None };
     load(&boot, ram)
 }
 
@@ -58,7 +59,7 @@ fn an_elf_kernel_is_mapped_with_its_tail() {
     let mut head = [0; 10];
     ram.read_bytes(GuestAddress(0x100_0000), &mut head).unwrap();
     assert_eq!(&head, b"first page");
-    assert_eq!(ram.read::<[u8; 2]>(GuestAddress(0x100_17ff)).unwrap(), *b"!\0");
+    assert_eq!(ram.read::<[u8; 2]>(GuestAddress(0x120_07ff)).unwrap(), *b"!\0");
     // Command line, memory map and the first page table entry.
     assert_eq!(ram.read::<[u8; 6]>(GuestAddress(0x2_0000)).unwrap(), *b"quiet\0");
     assert_eq!(ram.read::<u8>(GuestAddress(0x7000 + 0x1e8)).unwrap(), 2);
@@ -84,7 +85,14 @@ fn an_initrd_lies_at_the_top_of_ram() {
     let (kernel, cpio) = (file(&elf(true)), file(b"070701 and so on"));
     let kernel = Kernel::open(kernel.path()).unwrap();
     let initrd = Initrd::open(cpio.path()).unwrap();
-    let boot = Boot { kernel: &kernel, initrd: Some(&initrd), command_line: "", cpus: 2, pins: 24 };
+    let boot = Boot {
+        kernel: &kernel,
+        initrd: Some(&initrd),
+        command_line: "",
+        cpus: 2,
+        pins: 24,
+        acpi: None,
+    };
     load(&boot, &ram).unwrap();
     let module = ram.read::<u64>(GuestAddress(0x6010)).unwrap();
     assert_eq!(ram.read::<u64>(GuestAddress(module)).unwrap(), (32 << 20) - 4096);
@@ -92,6 +100,27 @@ fn an_initrd_lies_at_the_top_of_ram() {
     let mut bytes = [0; 6];
     ram.read_bytes(GuestAddress((32 << 20) - 4096), &mut bytes).unwrap();
     assert_eq!(&bytes, b"070701");
+}
+
+#[test]
+fn acpi_is_announced_where_there_is_acpi() {
+    let serial = acpi::Device { start: 0x3f8, len: 8, pin: 4 };
+    let devices =
+        acpi::Devices { serial, virtio: Vec::new(), reset: (0x64, 0xfe), sleep: (0x600, 5) };
+    for (pvh, announced) in [(true, 0x6020), (false, 0x7070)] {
+        for acpi in [Some(&devices), None] {
+            let ram = ram(32);
+            let kernel = file(&elf(pvh));
+            let kernel = Kernel::open(kernel.path()).unwrap();
+            let boot =
+                Boot { kernel: &kernel, initrd: None, command_line: "", cpus: 1, pins: 24, acpi };
+            load(&boot, &ram).unwrap();
+            let (address, signature) =
+                if acpi.is_some() { (0xe_0000, *b"RSD PTR ") } else { (0, [0; 8]) };
+            assert_eq!(ram.read::<u64>(GuestAddress(announced)).unwrap(), address);
+            assert_eq!(ram.read::<[u8; 8]>(GuestAddress(0xe_0000)).unwrap(), signature);
+        }
+    }
 }
 
 #[test]
@@ -149,7 +178,7 @@ fn what_is_no_kernel_is_said_to_be_none() {
 fn what_does_not_fit_is_refused() {
     assert!(matches!(
         boot_file(&elf(false), &ram(16), ""),
-        Err(BootError::TooLittleMemory { needed: 0x100_3000, available: 0x100_0000, .. })
+        Err(BootError::TooLittleMemory { needed: 0x120_2000, available: 0x100_0000, .. })
     ));
     let long = "x".repeat(2048);
     assert!(matches!(
@@ -165,6 +194,6 @@ fn what_does_not_fit_is_refused() {
     wrapping[64 + 40..64 + 48].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(matches!(boot_file(&wrapping, &ram(32), ""), Err(BootError::TooLittleMemory { .. })));
     let odd = file(&elf(false));
-    odd.as_file().write_at(&0x1_0000_u64.to_le_bytes(), 32).unwrap();
+    odd.as_file().write_at(&0x1000_0000_u64.to_le_bytes(), 32).unwrap();
     assert!(matches!(Kernel::open(odd.path()), Err(BootError::Truncated { .. })));
 }

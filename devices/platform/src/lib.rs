@@ -4,11 +4,13 @@ mod exit;
 mod ioapic;
 mod reset;
 mod serial;
+mod sleep;
 
 pub use exit::ExitPort;
 pub use ioapic::{IoApic, MessageSink};
-pub use reset::ResetPort;
+pub use reset::{PULSE_RESET, ResetPort};
 pub use serial::{Serial, SerialInput};
+pub use sleep::{POWER_OFF, SleepPorts};
 
 /// The I/O APIC's register block, in bytes.
 pub const IO_APIC_SIZE: u64 = 0x1000;
@@ -18,5 +20,9 @@ pub const COM1: (u64, u8) = (0x3f8, 4);
 pub const SERIAL_PORTS: u64 = 8;
 /// The keyboard controller's command port, of which guests use the reset command.
 pub const RESET_PORT: u64 = 0x64;
+/// ACPI's sleep control register, with the sleep status register behind it.
+pub const SLEEP_PORT: u64 = 0x600;
+/// Ports of both.
+pub const SLEEP_PORTS: u64 = 2;
 /// A byte written here ends the machine with that status.
 pub const EXIT_PORT: u64 = 0xf4;

@@ -3,8 +3,8 @@
 
 use cabana_bus::BusDevice;
 
-/// Pulse output line 0, which is the processor's reset line.
-const PULSE_RESET: u8 = 0xfe;
+/// The command that pulses output line 0, which is the processor's reset line.
+pub const PULSE_RESET: u8 = 0xfe;
 
 /// Calls back when the guest resets itself.
 pub struct ResetPort {

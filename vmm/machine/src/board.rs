@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
+use cabana_boot::x86_64::acpi;
 use cabana_bus::{Bus, BusDevice, Interrupt};
 use cabana_hv::x86::Msi;
 use cabana_hv::{Doorbell, HvError, MemorySlot, X86Vm};
 use cabana_memory::GuestRam;
 use cabana_platform::{
-    COM1, EXIT_PORT, ExitPort, IO_APIC_SIZE, IoApic, MessageSink, RESET_PORT, ResetPort,
-    SERIAL_PORTS, Serial, SerialInput,
+    COM1, EXIT_PORT, ExitPort, IO_APIC_SIZE, IoApic, MessageSink, POWER_OFF, PULSE_RESET,
+    RESET_PORT, ResetPort, SERIAL_PORTS, SLEEP_PORT, SLEEP_PORTS, Serial, SerialInput, SleepPorts,
 };
 use cabana_virtio::{MmioTransport, RegisterPage, VirtioDevice};
 
@@ -88,6 +89,14 @@ impl Board {
         Ok(input)
     }
 
+    /// Adds ACPI's sleep registers: a kernel powers off through them.
+    pub(crate) fn add_sleep(&mut self, control: &Arc<Control>) -> Result<(), MachineError> {
+        let ends = Arc::clone(control);
+        let sleep = SleepPorts::new(move || ends.end(Outcome::Exit(0)));
+        self.pio.insert(SLEEP_PORT..SLEEP_PORT + SLEEP_PORTS, Arc::new(sleep))?;
+        Ok(())
+    }
+
     /// Adds virtio devices in order.
     pub(crate) fn add_virtio(
         &mut self,
@@ -121,6 +130,24 @@ impl Board {
             line += &format!(" virtio_mmio.device=4K@{base:#x}:{pin}");
         }
         line
+    }
+
+    /// What ACPI tables say of a board with COM1 and sleep registers.
+    pub(crate) fn acpi_devices(&self) -> acpi::Devices {
+        let (port, pin) = COM1;
+        let virtio = (0..self.transports.len()).map(|index| self.pins.virtio_slot(index));
+        acpi::Devices {
+            serial: acpi::Device { start: port as u32, len: SERIAL_PORTS as u32, pin },
+            virtio: virtio
+                .map(|(base, pin)| acpi::Device {
+                    start: base as u32,
+                    len: VIRTIO_STRIDE as u32,
+                    pin,
+                })
+                .collect(),
+            reset: (RESET_PORT as u16, PULSE_RESET),
+            sleep: (SLEEP_PORT as u16, POWER_OFF),
+        }
     }
 
     fn pin(&self, pin: u8) -> Result<Arc<dyn Interrupt>, MachineError> {

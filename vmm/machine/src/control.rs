@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The guest wrote this status to the exit port.
+    /// The guest wrote this status to the exit port, or powered off by ACPI, which is 0.
     Exit(u8),
     /// The guest asked for a reset.
     Reset,

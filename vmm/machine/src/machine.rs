@@ -40,7 +40,7 @@ pub struct Setup {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Memory that devices bring along.
     pub device_memory: Vec<DeviceMemory>,
-    /// Where COM1's output goes; without it there is no COM1.
+    /// Where COM1's output goes; without it there is neither COM1 nor ACPI.
     pub serial: Option<Box<dyn Write + Send>>,
     /// Where moments of the start are noted.
     pub timeline: Arc<Timeline>,
@@ -151,6 +151,13 @@ impl Machine {
         let mut board = Board::new(&vm, &control, pins)?;
         let serial = setup.serial.map(|output| board.add_serial(output)).transpose()?;
         board.add_virtio(&ram, setup.devices)?;
+        // Kernels of others expect ACPI; to ours, parsing it would cost start-up time.
+        let acpi = if serial.is_some() {
+            board.add_sleep(&control)?;
+            Some(board.acpi_devices())
+        } else {
+            None
+        };
         timeline.mark("devices made");
 
         let command_line = setup.command_line + &board.command_line();
@@ -160,6 +167,7 @@ impl Machine {
             command_line: command_line.trim_start(),
             cpus,
             pins: pins.count,
+            acpi: acpi.as_ref(),
         };
         let start = x86_64::load(&boot, &ram)?;
         timeline.mark("kernel loaded");

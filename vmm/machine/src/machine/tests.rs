@@ -60,6 +60,14 @@ fn a_reset_and_a_triple_fault_are_told_apart() {
 }
 
 #[test]
+fn only_a_machine_with_com1_has_a_power_switch() {
+    let script = || [VmExit::PioWrite { port: 0x600, size: 1, data: 0x34 }, VmExit::Shutdown];
+    let foreign = Setup { serial: Some(Box::new(io::sink())), ..setup() };
+    assert_eq!(run(script(), foreign).0, Outcome::Exit(0));
+    assert_eq!(run(script(), setup()).0, Outcome::TripleFault);
+}
+
+#[test]
 fn nobody_home_reads_as_ones() {
     let script = [
         VmExit::MmioRead { addr: 0xe000_0000, size: 4 },
