@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         return Err(Failure::Start { program: cabana.display().to_string(), source });
     };
     say(&format!("xtask: running in the lab, because {why}"));
-    let mut writable = shared_folders(&arguments);
+    let mut writable = written_folders(&arguments);
     writable.extend(in_lab::current_folder());
     let options = Options { writable, ..Options::default() };
     let mut argv = vec![cabana.into_os_string(), "run".into()];
@@ -29,22 +29,37 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     in_lab::run(&options, &argv)
 }
 
-/// The host folders of the `--share HOST[:GUEST][:ro]` options, which must be writable in the lab.
+/// The folders that `cabana run` may write to, and which must therefore be writable in the lab: those
+/// of `--share HOST[:GUEST][:ro]`, and those in which the files of `--disk` and `--trace-boot` stand.
 /// What is no folder is left to `cabana`, which says so.
-fn shared_folders(arguments: &[OsString]) -> Vec<PathBuf> {
+fn written_folders(arguments: &[OsString]) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     let mut options = arguments.iter().take_while(|argument| *argument != "--");
     while let Some(argument) = options.next() {
-        let share = match argument.as_bytes().strip_prefix(b"--share") {
-            Some(b"") => options.next().map(|value| value.as_bytes()),
-            Some([b'=', value @ ..]) => Some(value),
-            _ => None,
+        let (name, value) = match split_at_equals(argument) {
+            Some((name, value)) => (name, Some(value)),
+            None => (argument.as_bytes(), None),
         };
-        let host = share.and_then(|share| share.split(|byte| *byte == b':').next());
-        folders.extend(host.map(|host| PathBuf::from(OsStr::from_bytes(host))));
+        if !matches!(name, b"--share" | b"--disk" | b"--trace-boot") {
+            continue;
+        }
+        let Some(value) = value.or_else(|| options.next().map(|value| value.as_bytes())) else {
+            continue;
+        };
+        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+        folders.extend(match name {
+            b"--share" => value.split(|byte| *byte == b':').next().map(path),
+            _ => path(value).parent().map(PathBuf::from),
+        });
     }
     folders.retain(|folder| folder.is_dir());
     folders
+}
+
+fn split_at_equals(argument: &OsStr) -> Option<(&[u8], &[u8])> {
+    let bytes = argument.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=')?;
+    Some((&bytes[..at], &bytes[at + 1..]))
 }
 
 #[cfg(test)]
@@ -52,13 +67,20 @@ mod tests {
     use super::*;
 
     fn folders(line: &str) -> Vec<PathBuf> {
-        shared_folders(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+        written_folders(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
     fn shares_are_found_in_both_spellings() {
         let expected = [PathBuf::from("."), PathBuf::from("/usr"), PathBuf::from("/etc")];
         assert_eq!(folders("--share .:/src -it --share=/usr:ro --share /etc -- ls"), expected);
+    }
+
+    #[test]
+    fn files_that_are_written_need_their_folders() {
+        let expected = [PathBuf::from("/etc"), PathBuf::from("/usr")];
+        assert_eq!(folders("--disk /etc/work.disk --trace-boot=/usr/boot.json -- ls"), expected);
+        assert!(folders("--disk here.disk --disk").is_empty());
     }
 
     #[test]
