@@ -17,7 +17,7 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use cabana_memory::{GuestAddress, GuestRam};
+use cabana_memory::{GuestAddress, GuestRam, MemoryError};
 
 use super::{IO_APIC, LOCAL_APIC, MAX_CPUS};
 use crate::BootError;
@@ -68,6 +68,21 @@ pub(super) fn write(
         return Err(BootError::TooManyCpus(cpus, MAX_CPUS));
     }
     Ok(ram.write_bytes(GuestAddress(at), &tables(at, cpus as u8, devices))?)
+}
+
+/// Writes at `at` what a BIOS has at the real-mode reset vector: code that resets the machine. Under
+/// hardware-reduced ACPI Linux asks for EFI's reset and, without EFI, jumps there (`reboot_init`,
+/// `native_machine_emergency_restart`); it would run through empty memory for ever.
+pub(super) fn write_reset_vector(
+    ram: &GuestRam,
+    at: u64,
+    devices: &Devices,
+) -> Result<(), MemoryError> {
+    let (port, value) = devices.reset;
+    let [low, high] = port.to_le_bytes();
+    // mov dx, port; mov al, value; out dx, al; hlt; jmp to the hlt.
+    let code = [0xba, low, high, 0xb0, value, 0xee, 0xf4, 0xeb, 0xfd];
+    ram.write_bytes(GuestAddress(at), &code)
 }
 
 /// All tables as they stand at `at`.

@@ -37,6 +37,8 @@ const BASE_RAM_END: u64 = 0x9_fc00;
 const ACPI_TABLES: u64 = 0xe_0000;
 /// The processor table, where a kernel looks for it in BIOS memory.
 const MP_TABLE: u64 = 0xf_0000;
+/// Where a kernel that restarts through the BIOS goes on, in real mode: F000:FFF0.
+const RESET_VECTOR: u64 = 0xf_fff0;
 /// Usable RAM above the legacy area.
 const EXTENDED_RAM: u64 = 0x10_0000;
 /// What a kernel without a limit of its own takes (`COMMAND_LINE_SIZE`), its NUL included.
@@ -116,6 +118,7 @@ pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
     mp_table::write(ram, MP_TABLE, boot.cpus, boot.pins)?;
     if let Some(devices) = boot.acpi {
         acpi::write(ram, ACPI_TABLES, boot.cpus, devices)?;
+        acpi::write_reset_vector(ram, RESET_VECTOR, devices)?;
     }
     let root_pointer = boot.acpi.map_or(0, |_| ACPI_TABLES);
 

@@ -115,10 +115,15 @@ fn acpi_is_announced_where_there_is_acpi() {
             let boot =
                 Boot { kernel: &kernel, initrd: None, command_line: "", cpus: 1, pins: 24, acpi };
             load(&boot, &ram).unwrap();
-            let (address, signature) =
-                if acpi.is_some() { (0xe_0000, *b"RSD PTR ") } else { (0, [0; 8]) };
+            // mov dx, 0x64; mov al, 0xfe; out dx, al
+            let (address, signature, reset) = if acpi.is_some() {
+                (0xe_0000, *b"RSD PTR ", *b"\xba\x64\0\xb0\xfe\xee")
+            } else {
+                (0, [0; 8], [0; 6])
+            };
             assert_eq!(ram.read::<u64>(GuestAddress(announced)).unwrap(), address);
             assert_eq!(ram.read::<[u8; 8]>(GuestAddress(0xe_0000)).unwrap(), signature);
+            assert_eq!(ram.read::<[u8; 6]>(GuestAddress(0xf_fff0)).unwrap(), reset);
         }
     }
 }
