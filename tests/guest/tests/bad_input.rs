@@ -81,7 +81,7 @@ fn store(host: &Host) -> (TempDir, PathBuf) {
         let staging = store.stage(kind, "default").unwrap();
         fs::write(staging.path().join(file), content).unwrap();
         if kind == Kind::Image {
-            fs::copy("/dev/null", staging.path().join(cabana_builder::SCRATCH)).unwrap();
+            fs::write(staging.path().join(cabana_builder::SCRATCH), []).unwrap();
         }
         staging.commit("of a test", std::collections::BTreeMap::new()).unwrap();
     }
@@ -130,7 +130,6 @@ fn a_share_that_cannot_be_one() {
     let share = |path: &Path| run(host, [OsStr::new("--share"), path.as_os_str()]);
     refused_at_once(share(&folder.path().join("none")), &["none: it does not exist"]);
     refused_at_once(share(&file), &["file: it is not a folder"]);
-    refused_at_once(run(host, ["--share", "/tmp:relative"]), &["relative"]);
 }
 
 #[test]
@@ -204,7 +203,7 @@ impl NobodysWorld {
 #[test]
 fn too_little_memory() {
     let Some(host) = host() else { return };
-    for size in ["0", "4K", "16M", "1000000000000T"] {
+    for size in ["0", "4K", "16M"] {
         refused_at_once(run(host, ["--memory", size]), &["memory"]);
     }
     refused_at_once(run(host, ["--memory", "100000001"]), &["100000001 bytes"]);
@@ -238,7 +237,7 @@ fn no_hypervisor() {
         return println!("skipped: only root can hide /dev/kvm");
     }
     for (hide, words) in [
-        ("mount -t tmpfs none /dev", "/dev/kvm: No such file"),
+        ("mount -t tmpfs none /dev", "there is no /dev/kvm"),
         ("mount --bind /dev/null /dev/kvm", "/dev/kvm"),
     ] {
         let script = format!("{hide}; exec \"$@\"");
@@ -257,8 +256,10 @@ fn no_hypervisor() {
 fn options_that_make_no_sense() {
     let Some(host) = host() else { return };
     for (words, complaint) in [
-        (&["run", "--memory", "much", "--", "true"][..], "write a number"),
-        (&["run", "--timeout", "soon", "--", "true"], "write a number"),
+        (&["run", "--memory", "much", "--", "true"][..], "is no unit"),
+        (&["run", "--timeout", "soon", "--", "true"], "is no unit"),
+        (&["run", "--memory", "99999999999T", "--", "true"], "too much"),
+        (&["run", "--share", "/tmp:relative", "--", "true"], "not an absolute path"),
         (&["run", "--no-such-option", "--", "true"], "--no-such-option"),
         (&["run"], "COMMAND"),
         (&["boot"], "--kernel"),

@@ -33,7 +33,7 @@ fn text(path: &Path) -> &str {
 fn the_exit_port_is_the_status_and_the_serial_port_the_output() {
     let Some(host) = host() else { return };
     let folder = tempfile::tempdir().unwrap();
-    for status in [0, 1, 77, 255] {
+    for status in [0, 77] {
         let initrd = hello(&folder, status);
         let ended = boot(
             host,
@@ -121,7 +121,7 @@ fn debian(host: &Host, folder: &TempDir) -> Option<[PathBuf; 2]> {
         return None;
     }
     let init = b"#!/bin/sh\nmount -t devtmpfs dev /dev\nmount -t proc proc /proc\n\
-                 mount -t sysfs sys /sys\nexec setsid cttyhack sh\n";
+                 mount -t sysfs sys /sys\nwhile :; do setsid cttyhack sh; done\n";
     let mut archive = Archive::new().folder("bin").folder("proc").folder("sys");
     archive = archive.program("bin/busybox", &busybox).program("init", init);
     for applet in ["sh", "mount", "setsid", "cttyhack", "reboot", "dd", "cat", "printf", "nproc"] {

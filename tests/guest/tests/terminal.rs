@@ -21,10 +21,11 @@ fn a_shell_at_a_terminal() {
         .type_in("until test \"$(stty size)\" = '50 132'; do sleep 0.1; done; echo re''sized\n");
     terminal.wait_for("resized\r\n");
 
-    // ^C ends the sleep and not the shell.
-    terminal.type_in("echo be''fore; sleep 1000\n");
+    // ^C ends the command and not the shell.
+    terminal.type_in("sh -c 'echo be\"\"fore; exec sleep 1000'\n");
     terminal.wait_for("before\r\n");
     terminal.type_in("\x03");
+    terminal.wait_for("# ");
     terminal.type_in("echo after $((40 + 2)) $?\n");
     terminal.wait_for("after 42 130\r\n");
 

@@ -74,6 +74,10 @@ impl Fate {
             Outcome::Exit(status) => {
                 Error::Agent(format!("the guest ended the machine with status {status}"))
             }
+            Outcome::Reset | Outcome::TripleFault if self.console.text().is_empty() => {
+                let why = "it ended without a word, as after a reboot from within";
+                Error::GuestPanicked(why.to_owned())
+            }
             Outcome::Reset | Outcome::TripleFault => {
                 Error::GuestPanicked(self.console.last_words())
             }
