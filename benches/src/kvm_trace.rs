@@ -69,7 +69,7 @@ impl KvmTrace {
         self.write(&format!("{exit}/trigger"), &format!("!{BY_REASON}"))?;
         self.write(&format!("{user}/trigger"), &format!("!{TO_USER}"))?;
         let exits = Exits {
-            by_reason: counts(&by_reason, |key| reason(key("isa")?, key("exit_reason")?)),
+            by_reason: counts(&by_reason, |key| Some(reason(key("isa")?, key("exit_reason")?))),
             to_user: counts(&to_user, |key| Some(user_reason(key("reason")?))),
         };
         Ok((result?, exits))
@@ -120,33 +120,39 @@ fn counts(text: &str, name: impl Fn(&dyn Fn(&str) -> Option<u32>) -> Option<Stri
 }
 
 /// An exit's name (AMD APM 2, appendix C; Intel SDM 3, appendix C).
-fn reason(isa: u32, code: u32) -> Option<String> {
+fn reason(isa: u32, code: u32) -> String {
     const VMX: u32 = 1;
-    let name = match (isa == VMX, code) {
-        (false, 0x400) => "nested page fault",
-        (false, 0x72) => "CPUID",
-        (false, 0x7b) => "port",
-        (false, 0x7c) => "MSR",
-        (false, 0x78) | (true, 12) => "HLT",
-        (false, 0x60) => "host's interrupt",
-        (false, 0x64) | (true, 7) => "interrupt window",
-        (false, 0x40..=0x5f) => "exception",
-        (false, 0x6e) => "RDTSC",
-        (false, 0x77) => "PAUSE",
-        (false, 0x7f) => "shutdown",
-        (false, 0x8d) => "XSETBV",
-        (false, 0x00..=0x3f | 0x65) => "control or debug register",
-        (true, 48) => "EPT violation",
-        (true, 49) => "EPT misconfiguration",
-        (true, 10) => "CPUID",
-        (true, 30) => "port",
-        (true, 31) => "RDMSR",
-        (true, 32) => "WRMSR",
-        (true, 1) => "host's interrupt",
-        (true, 52) => "preemption timer",
-        _ => return Some(format!("{} {code:#x}", if isa == VMX { "vmx" } else { "svm" })),
-    };
-    Some(name.to_owned())
+    if isa == VMX {
+        return match code {
+            1 => "host's interrupt",
+            7 => "interrupt window",
+            10 => "CPUID",
+            12 => "HLT",
+            28 => "control register",
+            30 => "port",
+            31 | 32 => "MSR",
+            48 => "nested page fault",
+            49 => "nested page misconfiguration",
+            52 => "preemption timer",
+            code => return format!("VMX {code}"),
+        }
+        .to_owned();
+    }
+    match code {
+        0x00..=0x3f | 0x65 => "control or debug register",
+        0x40..=0x5f => "exception",
+        0x60 => "host's interrupt",
+        0x64 => "interrupt window",
+        0x72 => "CPUID",
+        0x78 => "HLT",
+        0x7b => "port",
+        0x7c => "MSR",
+        0x7f => "shutdown",
+        0x8d => "XSETBV",
+        0x400 => "nested page fault",
+        code => return format!("SVM {code:#x}"),
+    }
+    .to_owned()
 }
 
 /// Why `KVM_RUN` returned (`linux/kvm.h`).
@@ -181,7 +187,7 @@ mod tests {
             { isa:          2, exit_reason:         20 } hitcount:          3\n\
             { isa:          2, exit_reason:       1024 } hitcount:       1500\n\n\
             Totals:\n    Hits: 1507\n";
-        let counts = counts(text, |key| reason(key("isa")?, key("exit_reason")?));
+        let counts = counts(text, |key| Some(reason(key("isa")?, key("exit_reason")?)));
         let pairs: Vec<_> = counts.iter().map(|c| (c.kind.as_str(), c.count)).collect();
         assert_eq!(pairs, [("nested page fault", 1500), ("control or debug register", 7)]);
     }

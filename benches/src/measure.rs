@@ -24,7 +24,7 @@ const COMMAND_LINE: &str =
 
 /// RAM of a guest with a trivial init, and of one of `cabana run` (its default).
 const SMALL_MIB: u64 = 128;
-const RUN_MIB: u64 = 1024;
+const RUN_MIB: u64 = 512;
 
 /// How long a guest is left alone between two looks, and how often it is looked at until it counts as
 /// idle. Several looks, because the instruction clock runs away while files come from the host.
@@ -56,8 +56,8 @@ pub struct Boot {
     pub kernel: PathBuf,
     /// A folder for files, on a file system in memory.
     pub work: PathBuf,
-    /// A store for `cabana run` in place of the user's.
-    pub store: Option<PathBuf>,
+    /// Move into a root in memory first; see [`stage::enter`].
+    pub stage: bool,
     /// Runs of each kind, besides the cold one.
     pub runs: usize,
     /// The clock's name in the report.
@@ -91,44 +91,46 @@ struct FullStart {
 }
 
 impl Boot {
-    /// Puts all that is measured into memory; see [`stage`].
-    pub fn stage(&mut self) -> Result<(), Error> {
-        let (programs, store) = (self.work.join("programs"), self.work.join("store"));
-        fs::create_dir(&programs).map_err(Error::file(&programs))?;
-        stage::programs(&[&self.cabana, &self.bare, &self.qemu], &programs)?;
-        stage::store(&store)?;
-        self.kernel = store.join("kernel/default/vmlinux");
-        self.store = Some(store);
-        Ok(())
-    }
-
     /// Start-up and memory beside QEMU, with `progress` told what comes.
     pub fn measure(&self, progress: &dyn Fn(&str)) -> Result<Report, Error> {
+        if self.stage {
+            progress("copying everything into memory");
+            stage::enter(&self.work.join("root"), &[&self.cabana, &self.bare, &self.qemu])?;
+        }
         let guests = Guests::make(&self.work)?;
-        let trace = KvmTrace::open();
+        let bench = Bench { boot: self, guests, trace: KvmTrace::open() };
         let mut report = Report::default();
         progress("the same kernel with a trivial init");
-        report.rows.extend(self.same_kernel(&guests, trace.as_ref())?);
+        report.rows.extend(bench.same_kernel()?);
         progress("cabana run with all of its devices");
-        report.rows.extend(self.all_devices()?);
+        report.rows.extend(bench.all_devices()?);
         progress("memory of idle machines");
-        report.rows.extend(self.idle_memory(&guests)?);
-        if let Some(trace) = &trace {
+        report.rows.extend(bench.idle_memory()?);
+        if let Some(trace) = &bench.trace {
             progress("exits by kind");
-            report.exits = self.exits(&guests, trace)?;
+            report.exits = bench.exits(trace)?;
         }
         report.environment = vec![
             ("host kernel of both VMMs".to_owned(), host_kernel()),
             ("guest kernel".to_owned(), guest_kernel(&self.kernel)?),
-            ("QEMU".to_owned(), self.qemu_version()?),
+            ("QEMU".to_owned(), bench.qemu_version()?),
         ];
         Ok(report)
     }
+}
 
+/// Everything in its place.
+struct Bench<'a> {
+    boot: &'a Boot,
+    guests: Guests,
+    trace: Option<KvmTrace>,
+}
+
+impl Bench<'_> {
     /// One vCPU, 128 MiB, no devices, an init that writes to the exit port at once.
-    fn same_kernel(&self, guests: &Guests, trace: Option<&KvmTrace>) -> Result<Vec<Row>, Error> {
-        let cabana = self.starts(|| self.bare(&guests.ending), 0, trace)?;
-        let qemu = self.starts(|| self.microvm(&guests.ending), QEMU_EXIT, trace)?;
+    fn same_kernel(&self) -> Result<Vec<Row>, Error> {
+        let cabana = self.starts(|| self.bare(&self.guests.ending), 0)?;
+        let qemu = self.starts(|| self.microvm(&self.guests.ending), QEMU_EXIT)?;
         let init = |starts: &[(Ended, Option<Duration>)]| {
             let moments = starts.iter().filter_map(|(ended, init)| Some(ended.ms_to((*init)?)));
             Summary::of(&moments.collect::<Vec<_>>())
@@ -180,21 +182,21 @@ impl Boot {
     }
 
     /// PSS without guest RAM, once the guest sleeps.
-    fn idle_memory(&self, guests: &Guests) -> Result<Vec<Row>, Error> {
+    fn idle_memory(&self) -> Result<Vec<Row>, Error> {
         let mut command = self.run_verb();
         let mut machine =
             process::start(command.args(["--", "sh", "-c", "echo up; exec sleep 3600"]))?;
         machine.first_byte()?;
         let full = settled(&machine, RUN_MIB)?;
         drop(machine);
-        let bare = settled(&process::start(&mut self.bare(&guests.idle))?, SMALL_MIB)?;
-        let qemu = settled(&process::start(&mut self.microvm(&guests.idle))?, SMALL_MIB)?;
+        let bare = settled(&process::start(&mut self.bare(&self.guests.idle))?, SMALL_MIB)?;
+        let qemu = settled(&process::start(&mut self.microvm(&self.guests.idle))?, SMALL_MIB)?;
         let one = |value: f64| Summary::of(&[value]);
         let mut rows = vec![
             self.row("idle cabana run, all devices, beside an empty microvm: VMM's own PSS", "MiB")
                 .values(one(full.vmm), one(qemu.vmm))
                 .target(MEMORY_MIB),
-            self.row("– guest RAM touched (1 GiB, and 128 MiB)", "MiB")
+            self.row("– guest RAM touched (of 512 MiB, and of 128 MiB)", "MiB")
                 .values(one(full.guest_ram), one(qemu.guest_ram)),
             self.row("– root image mapped from the page cache", "MiB")
                 .values(one(full.image), None),
@@ -203,12 +205,14 @@ impl Boot {
             self.row("– guest RAM touched", "MiB").values(one(bare.guest_ram), one(qemu.guest_ram)),
         ];
         // No time is in these.
-        rows.iter_mut().for_each(|row| row.clock = "–".to_owned());
+        for row in &mut rows {
+            "–".clone_into(&mut row.clock);
+        }
         Ok(rows)
     }
 
     /// One warm run of each, with every exit counted.
-    fn exits(&self, guests: &Guests, trace: &KvmTrace) -> Result<Vec<ExitTable>, Error> {
+    fn exits(&self, trace: &KvmTrace) -> Result<Vec<ExitTable>, Error> {
         let count = |of: &str, mut command: Command, code| {
             let (_, exits) = trace.exits(|| process::run(&mut command, code))?;
             Ok(ExitTable { of: of.to_owned(), by_reason: exits.by_reason, to_user: exits.to_user })
@@ -216,8 +220,8 @@ impl Boot {
         let mut whole = self.run_verb();
         whole.args(["--", "true"]);
         Ok(vec![
-            count("Cabana, trivial init, to its end", self.bare(&guests.ending), 0)?,
-            count("QEMU, trivial init, to its end", self.microvm(&guests.ending), QEMU_EXIT)?,
+            count("Cabana, trivial init, to its end", self.bare(&self.guests.ending), 0)?,
+            count("QEMU, trivial init, to its end", self.microvm(&self.guests.ending), QEMU_EXIT)?,
             count("cabana run -- true, to its end", whole, 0)?,
         ])
     }
@@ -227,11 +231,13 @@ impl Boot {
         &self,
         command: impl Fn() -> Command,
         code: i32,
-        trace: Option<&KvmTrace>,
     ) -> Result<Vec<(Ended, Option<Duration>)>, Error> {
         self.warm(|| {
             let run = || process::run(&mut command(), code);
-            trace.map_or_else(|| Ok((run()?, None)), |trace| trace.exit_port(run))
+            match &self.trace {
+                Some(trace) => trace.exit_port(run),
+                None => Ok((run()?, None)),
+            }
         })
     }
 
@@ -240,15 +246,15 @@ impl Boot {
         for _ in 0..COLD_RUNS {
             run()?;
         }
-        (0..self.runs).map(|_| run()).collect()
+        (0..self.boot.runs).map(|_| run()).collect()
     }
 
     /// `cabana run` with a share and a trace. The trace counts from the program's first line; what
     /// comes before (loading it) is the difference at the first output, which both sides see.
     fn full_start(&self) -> Result<FullStart, Error> {
-        let file = self.work.join("trace.json");
+        let file = self.boot.work.join("trace.json");
         let mut command = self.run_verb();
-        command.arg("--trace-boot").arg(&file).arg("--share").arg(&self.work);
+        command.arg("--trace-boot").arg(&file).arg("--share").arg(&self.boot.work);
         let ended = process::run(command.args(["--", "echo", "here"]), 0)?;
         let text = fs::read_to_string(&file).map_err(Error::file(&file))?;
         let malformed = |why: String| Error::Content { path: file.clone(), why };
@@ -265,33 +271,30 @@ impl Boot {
     }
 
     fn run_verb(&self) -> Command {
-        let mut command = Command::new(&self.cabana);
+        let mut command = Command::new(&self.boot.cabana);
         command.args(["run", "--cpus", "1", "--memory", &format!("{RUN_MIB}M")]);
-        if let Some(store) = &self.store {
-            command.env("CABANA_HOME", store);
-        }
         command
     }
 
     fn bare(&self, initrd: &Path) -> Command {
-        let mut command = Command::new(&self.bare);
-        command.arg(&self.kernel).arg(initrd).args([&SMALL_MIB.to_string(), COMMAND_LINE]);
+        let mut command = Command::new(&self.boot.bare);
+        command.arg(&self.boot.kernel).arg(initrd).args([&SMALL_MIB.to_string(), COMMAND_LINE]);
         command
     }
 
     fn microvm(&self, initrd: &Path) -> Command {
-        let qemu = Qemu { program: self.qemu.clone(), memory_mib: SMALL_MIB };
-        qemu.microvm(&self.kernel, initrd, COMMAND_LINE)
+        let qemu = Qemu { program: self.boot.qemu.clone(), memory_mib: SMALL_MIB };
+        qemu.microvm(&self.boot.kernel, initrd, COMMAND_LINE)
     }
 
     fn qemu_version(&self) -> Result<String, Error> {
-        let said = process::run(Command::new(&self.qemu).arg("--version"), 0)?.stdout;
+        let said = process::run(Command::new(&self.boot.qemu).arg("--version"), 0)?.stdout;
         let version = said.lines().next().unwrap_or_default();
         Ok(version.trim_start_matches("QEMU emulator version ").to_owned())
     }
 
     fn row(&self, figure: &str, unit: &str) -> Row {
-        empty_row(figure, unit, &self.clock)
+        empty_row(figure, unit, &self.boot.clock)
     }
 }
 

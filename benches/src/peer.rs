@@ -8,7 +8,7 @@ use crate::guests::EXIT_PORT;
 /// The exit status of QEMU when the guest writes 0 to its debug exit device: `(0 << 1) | 1`.
 pub const QEMU_EXIT: i32 = 1;
 
-/// QEMU and what it boots.
+/// QEMU and the size of its guests.
 #[derive(Clone, Debug)]
 pub struct Qemu {
     /// The program.
@@ -23,13 +23,10 @@ impl Qemu {
         let mut command = Command::new(&self.program);
         // `acpi=off`: the processor table of old, as the guest kernel has no ACPI. No legacy device
         // is left, and the firmware enters the kernel by PVH without option ROMs.
+        let machine = "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off";
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args([
-                "-M",
-                "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off",
-            ])
-            .args(["-accel", "kvm", "-smp", "1", "-m", &self.memory_mib.to_string()])
+            .args(["-M", machine, "-accel", "kvm", "-smp", "1", "-m", &self.memory_mib.to_string()])
             // XSAVE does not survive the lab's nested virtualization, and Cabana takes it away too.
             .args(["-cpu", "host,-xsave"])
             .arg("-kernel")

@@ -171,8 +171,8 @@ fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
         let padded = cells.iter().zip(widths).map(|(cell, width)| format!(" {cell:width$} |"));
         format!("|{}\n", padded.collect::<String>())
     };
-    let rule: String = widths.iter().map(|width| format!("{}|", "-".repeat(width + 2))).collect();
-    let mut text = line(headings) + "|" + &rule + "\n";
+    let rule = widths.map(|width| "-".repeat(width + 2)).join("|");
+    let mut text = format!("{}|{rule}|\n", line(headings));
     for row in rows {
         text += &line(row.each_ref().map(String::as_str));
     }

@@ -36,8 +36,7 @@ enum Task {
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,
-        /// Put programs, libraries and the store into memory first, mounted over themselves: for
-        /// the lab, where every file else is a wait for the host.
+        /// Move into a root in memory first: for the lab, where every file is a wait for the host.
         #[arg(long)]
         stage: bool,
         /// What the clock is called in the report.
@@ -71,10 +70,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Boot { cabana, bare, qemu, kernel, runs, stage, clock } => in_folder(|work| {
             let work = work.to_owned();
-            let mut boot = Boot { cabana, bare, qemu, kernel, work, store: None, runs, clock };
-            if stage {
-                boot.stage()?;
-            }
+            let boot = Boot { cabana, bare, qemu, kernel, work, runs, stage, clock };
             boot.measure(&|what| eprintln!("bench: {what}"))
         })
         .and_then(|report| print(&report)),
