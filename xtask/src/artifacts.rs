@@ -35,6 +35,11 @@ pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
     }
     let task = board.task("guest kernel");
     let staging = store.stage(Kind::Kernel, NAME)?;
+    // While this one waited for its turn, another may have built the same.
+    if has(store, Kind::Kernel, &inputs) {
+        task.done();
+        return Ok(());
+    }
     let (work, result) = (staging.work().join("build"), staging.work().join("result"));
     fs::create_dir_all(&work).map_err(Failure::file(&work))?;
     let options = cabana_kernel::Options { work, output: result, ..options };
