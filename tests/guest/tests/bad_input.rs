@@ -207,10 +207,12 @@ fn too_little_memory() {
         refused_at_once(run(host, ["--memory", size]), &["memory"]);
     }
     refused_at_once(run(host, ["--memory", "100000001"]), &["100000001 bytes"]);
-    // Enough to load, and not enough to run.
-    for size in ["32M", "48M"] {
+    // About enough to load: it runs, or says why not, but does not hang.
+    for size in ["29M", "30M", "32M"] {
         let ended = run(host, ["--memory", size]).end();
-        ended.failed_with(125, &["memory"]);
+        if ended.status() != 0 {
+            ended.failed_with(125, &[]);
+        }
     }
 }
 
@@ -238,7 +240,7 @@ fn no_hypervisor() {
     }
     for (hide, words) in [
         ("mount -t tmpfs none /dev", "there is no /dev/kvm"),
-        ("mount --bind /dev/null /dev/kvm", "/dev/kvm"),
+        ("mount --bind /dev/null /dev/kvm", "/dev/kvm is not KVM"),
     ] {
         let script = format!("{hide}; exec \"$@\"");
         let hidden = ["unshare", "--mount", "sh", "-ec", &script, "sh"];

@@ -78,7 +78,7 @@ pub(crate) fn probe(kvm: &Kvm) -> Probe {
     };
     found.verdict = match kvm.system() {
         Err(error) => cannot_open(kvm, &error),
-        Ok(system) => match missing(system) {
+        Ok(system) => match missing(kvm, system) {
             Some(why) => Verdict::TooOld { why },
             None => run(kvm, &mut found)
                 .unwrap_or_else(|error| Verdict::Broken { why: error.to_string() }),
@@ -130,8 +130,12 @@ fn what_to_do() -> &'static str {
 }
 
 /// The first thing that Cabana needs and this KVM lacks.
-fn missing(system: &System) -> Option<String> {
+fn missing(kvm: &Kvm, system: &System) -> Option<String> {
     let version = system.kvm.get_api_version();
+    if version < 0 {
+        let device = kvm.device.display();
+        return Some(format!("{device} is not KVM: something else stands in its place"));
+    }
     if version != KVM_API_VERSION as i32 {
         return Some(format!("its API has version {version}, not {KVM_API_VERSION}"));
     }
