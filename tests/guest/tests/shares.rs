@@ -17,7 +17,8 @@ struct Shared {
     read_only: TempDir,
 }
 
-/// The machine of most cases here. It ends with this process, its folders at the end of each run.
+/// The machine of most cases here. It ends with this process; its two folders stay among the temporary
+/// files, since nothing runs after the last case.
 fn shared() -> Option<&'static Shared> {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     let host = host()?;
