@@ -9,9 +9,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use cabana_protocol::{RootSetup, SetupFailed};
-use rustix::fs::{Mode, OFlags};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, inotify};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
 
@@ -24,6 +27,9 @@ const OVERLAY_OPTIONS: &CStr =
 
 /// `discard` returns the space of deleted files to the host.
 const SCRATCH_OPTIONS: &CStr = c"discard,noinit_itable,no_prefetch_block_bitmaps";
+
+/// How long a device's node may take to appear once the agent runs.
+const DEVICE_LIMIT: Duration = Duration::from_secs(5);
 
 const NO_PROGRAMS: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -77,6 +83,7 @@ pub(super) fn mount_kernel_file_systems() -> Vec<String> {
 
 /// Puts the root together and makes it the root of this and every later process.
 pub(super) fn mount_root(setup: &RootSetup) -> Result<Root, SetupFailed> {
+    await_device(&setup.image);
     let dax = if setup.dax { Some(c"dax=always") } else { None };
     mount(setup.image.as_str(), IMAGE, "erofs", MountFlags::RDONLY, dax)
         .map_err(|errno| device_failure(&setup.image, "erofs", errno))?;
@@ -91,8 +98,11 @@ pub(super) fn mount_root(setup: &RootSetup) -> Result<Root, SetupFailed> {
 /// for a disk.
 fn mount_scratch(device: Option<&str>) -> Result<Option<OwnedFd>, SetupFailed> {
     match device {
-        Some(device) => mount(device, SCRATCH, "ext4", MountFlags::NOATIME, SCRATCH_OPTIONS)
-            .map_err(|errno| device_failure(device, "ext4", errno))?,
+        Some(device) => {
+            await_device(device);
+            mount(device, SCRATCH, "ext4", MountFlags::NOATIME, SCRATCH_OPTIONS)
+                .map_err(|errno| device_failure(device, "ext4", errno))?;
+        }
         None => mount("scratch", SCRATCH, "tmpfs", MountFlags::NOATIME, c"mode=755")
             .map_err(|errno| failed("mounting RAM above the root image", io::Error::from(errno)))?,
     }
@@ -106,6 +116,31 @@ fn mount_scratch(device: Option<&str>) -> Result<Option<OwnedFd>, SetupFailed> {
         failed(format!("preparing {}", device.unwrap_or("RAM above the root image")), error)
     })?;
     Ok(device.map(|_| scratch))
+}
+
+/// Waits until a device's node is there, for drivers that probe in the background (pmem's does). The
+/// mount that follows says what is wrong with one that does not come.
+fn await_device(path: &str) {
+    let path = Path::new(path);
+    if path.exists() {
+        return;
+    }
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let Ok(watch) = inotify::init(flags) else { return };
+    if inotify::add_watch(&watch, "/dev", inotify::WatchFlags::CREATE).is_err() {
+        return;
+    }
+    let deadline = Instant::now() + DEVICE_LIMIT;
+    let mut events = [0; 1024];
+    while !path.exists() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(timeout) = left.try_into() else { return };
+        if !matches!(poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&timeout)), Ok(1)) {
+            return;
+        }
+        // That there were events is all they say.
+        while rustix::io::read(&watch, &mut events).is_ok() {}
+    }
 }
 
 /// Takes the kernel's file systems along and puts the new root over the initramfs.
