@@ -144,7 +144,9 @@ fn a_signal_during_the_start_ends_it() {
     let running = host.cabana(sh("sleep 1000")).start();
     std::thread::sleep(host.boot_time() / 4);
     running.signal(Signal::TERM);
-    assert_eq!(running.end().status(), 128 + 15);
+    // Before `cabana` takes signals the system ends it; a shell says 143 of both.
+    let status = running.end().status();
+    assert!([128 + 15, 1000 + 15].contains(&status), "{status}");
 }
 
 /// `cabana run` with a limit that leaves the machine time to start.
