@@ -1,6 +1,7 @@
 //! A machine with an agent in it: from its parts over readiness to its end.
 
 use std::fs::File;
+use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -169,12 +170,13 @@ impl Machine {
 
     /// Ends all processes, flushes shares and disks and ends the machine, in a bounded time.
     pub fn shutdown(mut self) -> Result<(), Error> {
-        let asked = frame::write_message(&mut self.control, &HostMessage::Shutdown);
-        let outcome = match asked {
-            Ok(()) => self.fate.wait(SHUTDOWN_LIMIT),
-            Err(error) => return Err(self.fate.explain(error)),
-        };
-        match outcome {
+        if let Err(error) = frame::write_message(&mut self.control, &HostMessage::Shutdown) {
+            return Err(self.fate.explain(error));
+        }
+        let control = self.control.clone();
+        let builder = thread::Builder::new().name("farewell".to_owned()).stack_size(128 << 10);
+        builder.spawn(|| hang_up(control)).map_err(Error::host("a thread"))?;
+        match self.fate.wait(SHUTDOWN_LIMIT) {
             Some(Outcome::Exit(cabana_protocol::exit_port::POWER_OFF)) => Ok(()),
             Some(outcome) => Err(self.fate.error(&outcome)),
             None => Err(Error::Agent("it did not shut down in time".to_owned())),
@@ -223,6 +225,16 @@ fn monitor(
     };
     let builder = thread::Builder::new().name("monitor".to_owned()).stack_size(128 << 10);
     builder.spawn(watch).map_err(Error::host("a thread"))
+}
+
+/// Waits for the agent's last message and closes the connection, for which the agent waits before it
+/// ends the machine. A machine that is gone ends this too.
+fn hang_up(mut control: VsockStream) {
+    while let Ok(message) = frame::read_message::<GuestMessage>(&mut control) {
+        if message == GuestMessage::Stopped {
+            return control.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// Ends a machine that never became one.
