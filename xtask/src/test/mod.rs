@@ -6,6 +6,7 @@ mod libtest;
 mod runner;
 mod summary;
 
+use std::cell::RefCell;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -87,7 +88,7 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
             Ok(()) => {}
             Err(why) => {
                 say(&format!("xtask: the tests that need KVM run in the lab, because {why}"));
-                let lab = Place::Lab(start_lab()?);
+                let lab = Place::Lab(RefCell::new(start_lab()?));
                 if suites.contains(&Suite::Hv) {
                     run("hv (lab)", &lab, Suite::Hv)?;
                 }

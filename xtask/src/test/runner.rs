@@ -1,5 +1,6 @@
 //! Runs one test binary, here or in the lab.
 
+use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -17,12 +18,15 @@ use crate::progress::say;
 /// test boots a guest in the lab some dozens of times.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
 
+/// In the lab this is enough, and more likely it is the lab's software processor that hangs.
+const LAB_SILENCE: Duration = Duration::from_secs(5 * 60);
+
 /// Where a binary runs.
 pub(super) enum Place {
     /// On this machine.
     Here,
-    /// In the lab.
-    Lab(Lab),
+    /// In the lab, whose machine is replaced when it hangs.
+    Lab(RefCell<Lab>),
 }
 
 /// Runs a binary, says in a line what came of it, and shows what failing tests printed.
@@ -39,7 +43,7 @@ pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<Report, 
     let start = Instant::now();
     let ended = match place {
         Place::Here => here(binary, &arguments)?,
-        Place::Lab(lab) => in_lab(lab, binary, &arguments)?,
+        Place::Lab(lab) => in_lab_or_anew(lab, &name, binary, &arguments)?,
     };
     let report = Report::read(&name, &ended.output).filter(|report| {
         // A binary that fails after its last test has failed all the same.
@@ -85,16 +89,36 @@ fn here(binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
     let mut child = command.spawn().map_err(Failure::file(&binary.executable))?;
     // Our copies of the pipe's writing end would keep its reader from the end.
     drop(command);
-    let (output, hung) = collect(&follow(reader));
+    let (output, hung) = collect(&follow(reader), SILENCE);
     if hung {
         let _ = child.kill();
     }
     let status = child.wait().map_err(Failure::file(&binary.executable))?;
-    Ok(Ended { output, how: if hung { hung_for() } else { status.to_string() } })
+    Ok(Ended { output, how: if hung { hung_for(SILENCE) } else { status.to_string() } })
 }
 
-/// Runs a binary in the lab, one test at a time: its machine has one processor.
-fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
+/// Runs a binary in the lab. If it falls silent, a new machine takes the lab's place and the binary
+/// runs once more; a second silence is a failure.
+fn in_lab_or_anew(
+    lab: &RefCell<Lab>,
+    name: &str,
+    binary: &Binary,
+    arguments: &[&str],
+) -> Result<Ended, Failure> {
+    let first = in_lab(&lab.borrow(), binary, arguments)?;
+    if let Some(ended) = first {
+        return Ok(ended);
+    }
+    let minutes = LAB_SILENCE.as_secs() / 60;
+    say(&format!("{name}: silent in the lab for {minutes} minutes; once more in a new machine"));
+    lab.replace(super::start_lab()?);
+    let second = in_lab(&lab.borrow(), binary, arguments)?;
+    Ok(second.unwrap_or_else(|| Ended { output: String::new(), how: hung_for(LAB_SILENCE) }))
+}
+
+/// Runs a binary in the lab, one test at a time: its machine has one processor. `None` if it falls
+/// silent.
+fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Option<Ended>, Failure> {
     let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
     let both = writer.try_clone().map_err(Failure::file("a pipe"))?;
     let command = cabana_lab::Command::new([binary.executable.as_os_str()])
@@ -106,22 +130,22 @@ fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Ended, Failu
         .stdout(writer)
         .stderr(both);
     let running = lab.spawn(command)?;
-    let control = running.control();
-    let (output, hung) = collect(&follow(reader));
+    let (output, hung) = collect(&follow(reader), LAB_SILENCE);
     if hung {
-        control.signal(9);
+        say(&output);
+        // To wait for it would be to wait for ever; its machine is about to be ended.
+        std::mem::forget(running);
+        return Ok(None);
     }
-    let status = running.wait()?;
-    let how = match status {
-        _ if hung => hung_for(),
+    let how = match running.wait()? {
         cabana_lab::ExitStatus::Code(code) => format!("exit status: {code}"),
         cabana_lab::ExitStatus::Signal(signal) => format!("signal: {signal}"),
     };
-    Ok(Ended { output, how })
+    Ok(Some(Ended { output, how }))
 }
 
-fn hung_for() -> String {
-    format!("it said nothing for {} minutes", SILENCE.as_secs() / 60)
+fn hung_for(silence: Duration) -> String {
+    format!("it said nothing for {} minutes", silence.as_secs() / 60)
 }
 
 /// Sends every line of a pipe to a channel.
@@ -138,10 +162,10 @@ fn follow(pipe: io::PipeReader) -> Receiver<String> {
 }
 
 /// Gathers lines to their end, or until none comes any more; whether it was so.
-fn collect(lines: &Receiver<String>) -> (String, bool) {
+fn collect(lines: &Receiver<String>, silence: Duration) -> (String, bool) {
     let mut output = String::new();
     loop {
-        match lines.recv_timeout(SILENCE) {
+        match lines.recv_timeout(silence) {
             Ok(line) => {
                 output.push_str(&line);
                 output.push('\n');
