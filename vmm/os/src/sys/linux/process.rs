@@ -1,19 +1,12 @@
-//! The life of this process: dying with its parent, its clock, its start.
+//! What belongs to this process: its limits, randomness, its clocks.
 
 use std::io;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{
-    Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
-};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
-
-/// This process is killed when the thread that started it ends.
-pub fn die_with_parent() -> io::Result<()> {
-    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
-}
 
 /// Lets this process open as many files as its hard limit allows: a file server holds one descriptor
 /// for each file that its guest knows. To be called by a program, not by a library.
