@@ -65,6 +65,14 @@ impl Fate {
         }
     }
 
+    /// An end after a shutdown: fine if the agent made it.
+    pub(crate) fn judge(&self, outcome: &Outcome) -> Result<(), Error> {
+        match outcome {
+            Outcome::Exit(exit_port::POWER_OFF) => Ok(()),
+            outcome => Err(self.error(outcome)),
+        }
+    }
+
     /// An end that nobody asked for.
     pub(crate) fn error(&self, outcome: &Outcome) -> Error {
         match outcome {

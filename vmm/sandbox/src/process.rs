@@ -4,22 +4,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use std::io::Write;
 
+use crate::{Command, Error, Link, Stream};
 use cabana_protocol::exec::StdinWindow;
 use cabana_protocol::frame::{self, Kind};
 use cabana_protocol::{ExecReply, ExecRequest, ExitStatus, Message, ProtocolError, TtySize};
-use cabana_vsock::VsockStream;
-
-use crate::fate::Fate;
-use crate::{Command, Error};
 
 /// A command that runs in the guest. Dropping it without having seen its end hangs it up.
 #[derive(Debug)]
 pub struct Process {
-    stream: VsockStream,
+    stream: Stream,
     /// The payload of the frame received last.
     buffer: Vec<u8>,
     input: ProcessInput,
-    fate: Arc<Fate>,
+    link: Arc<dyn Link>,
 }
 
 /// What happens to a [`Process`].
@@ -45,7 +42,7 @@ pub struct ProcessInput {
 #[derive(Debug)]
 struct Shared {
     /// Whole frames only, one writer at a time.
-    stream: Mutex<VsockStream>,
+    stream: Mutex<Stream>,
     window: Mutex<Window>,
     window_changed: Condvar,
 }
@@ -59,9 +56,9 @@ struct Window {
 
 impl Process {
     pub(crate) fn start(
-        stream: VsockStream,
+        stream: Stream,
         command: &Command,
-        fate: Arc<Fate>,
+        link: Arc<dyn Link>,
     ) -> Result<Self, Error> {
         let shared = Shared {
             stream: Mutex::new(stream.clone()),
@@ -69,8 +66,8 @@ impl Process {
             window_changed: Condvar::new(),
         };
         let input = ProcessInput { shared: Arc::new(shared) };
-        input.send(&ExecRequest::Exec(command.clone())).map_err(|error| fate.explain(error))?;
-        Ok(Self { stream, buffer: Vec::new(), input, fate })
+        input.send(&ExecRequest::Exec(command.clone())).map_err(|error| link.explain(error))?;
+        Ok(Self { stream, buffer: Vec::new(), input, link })
     }
 
     /// The way in.
@@ -81,7 +78,7 @@ impl Process {
     /// Waits for what happens next. After [`ProcessEvent::Exited`] or an error nothing comes.
     pub fn next_event(&mut self) -> Result<ProcessEvent<'_>, Error> {
         let output = loop {
-            match self.receive().map_err(|error| self.fate.explain(error))? {
+            match self.receive().map_err(|error| self.link.explain(error))? {
                 Received::Output(kind) => break kind,
                 Received::Reply(ExecReply::Started { pid }) => {
                     return Ok(ProcessEvent::Started(pid));
@@ -96,7 +93,7 @@ impl Process {
                     return Err(Error::Exec { shell_code, message: failed.message });
                 }
                 Received::Reply(ExecReply::StdinTaken(taken)) => {
-                    self.input.open_window(taken).map_err(|error| self.fate.explain(error))?;
+                    self.input.open_window(taken).map_err(|error| self.link.explain(error))?;
                 }
                 Received::Reply(ExecReply::StdinClosed) => self.input.close_window(),
             }

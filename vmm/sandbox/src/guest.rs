@@ -1,0 +1,192 @@
+//! The conversation with a machine's agent: greeting, commands, farewell. Where the machine runs makes
+//! no difference to it.
+
+use std::fmt;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use cabana_machine::Timeline;
+use cabana_os::process;
+use cabana_protocol::control::{
+    self, GuestMessage, Hello, HostMessage, Ready, RootSetup, ShareMount,
+};
+use cabana_protocol::{EXEC_PORT, PROTOCOL_VERSION, ProtocolError, frame};
+
+use crate::{Command, Error, MachineConfig, Process, Scratch, Share, Stream};
+
+/// How long an orderly shutdown may take before the machine is stopped all the same: the agent's own
+/// grace for processes, and time to flush a disk.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// The way to a machine: streams to its guest, and word of its end.
+pub trait Link: fmt::Debug + Send + Sync {
+    /// A stream to a vsock port of the guest.
+    fn connect(&self, port: u32) -> Result<Stream, Error>;
+
+    /// Says why a conversation ended: by the machine's end if there is one.
+    fn explain(&self, error: ProtocolError) -> Error;
+
+    /// Waits for the machine's end, at most for `limit`: fine if the agent ended it as it was asked to.
+    fn wait_end(&self, limit: Duration) -> Option<Result<(), Error>>;
+}
+
+/// What the agent is told at the start.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// The guest's name for itself.
+    pub hostname: String,
+    /// There is a disk for what the guest writes to its root file system.
+    pub has_disk: bool,
+    /// Folders to mount.
+    pub shares: Vec<ShareMount>,
+}
+
+impl Introduction {
+    /// What a machine of this configuration tells its agent.
+    pub fn of(config: &MachineConfig) -> Self {
+        let mount = |(index, share): (usize, &Share)| ShareMount {
+            name: share_name(index),
+            guest_path: share.guest.clone(),
+            read_only: share.read_only,
+        };
+        Self {
+            hostname: config.hostname.clone(),
+            has_disk: config.scratch != Scratch::Memory,
+            shares: config.shares.iter().enumerate().map(mount).collect(),
+        }
+    }
+}
+
+/// The name under which the `index`-th share appears in the virtio-fs device.
+pub(crate) fn share_name(index: usize) -> String {
+    format!("share{index}")
+}
+
+/// The guest's time-stamp counter at moments of its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamps {
+    /// The agent's first instruction.
+    pub agent: u64,
+    /// Ready for commands.
+    pub ready: u64,
+}
+
+/// An agent that is ready for commands.
+#[derive(Debug)]
+pub struct Guest {
+    link: Arc<dyn Link>,
+    control: Stream,
+    warnings: Vec<String>,
+    stamps: Stamps,
+}
+
+impl Guest {
+    /// Hello, set-up, ready, over the connection that the agent has made to the host's
+    /// [`CONTROL_PORT`](cabana_protocol::CONTROL_PORT).
+    pub fn greet(
+        link: Arc<dyn Link>,
+        control: Stream,
+        introduction: Introduction,
+        timeline: &Timeline,
+    ) -> Result<Self, Error> {
+        match converse(&control, introduction, timeline) {
+            Ok((hello, ready)) => {
+                let stamps = Stamps { agent: hello.tsc_main, ready: ready.tsc };
+                Ok(Self { link, control, warnings: ready.warnings, stamps })
+            }
+            Err(Greeting::Broken(error)) => Err(link.explain(error)),
+            Err(Greeting::Refused(error)) => Err(error),
+        }
+    }
+
+    /// Starts a command; several may run at once.
+    pub fn exec(&self, command: &Command) -> Result<Process, Error> {
+        Process::start(self.link.connect(EXEC_PORT)?, command, Arc::clone(&self.link))
+    }
+
+    /// What did not work at the start but does not stand in the way, one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The guest's clock at moments of its start.
+    pub fn stamps(&self) -> Stamps {
+        self.stamps
+    }
+
+    /// Ends all processes, flushes shares and disks and ends the machine, in a bounded time.
+    pub fn shutdown(&self) -> Result<(), Error> {
+        let mut control = self.control.clone();
+        if let Err(error) = frame::write_message(&mut control, &HostMessage::Shutdown) {
+            return Err(self.link.explain(error));
+        }
+        let builder = thread::Builder::new().name("farewell".to_owned()).stack_size(128 << 10);
+        builder.spawn(|| hang_up(control)).map_err(Error::host("a thread"))?;
+        self.link
+            .wait_end(SHUTDOWN_LIMIT)
+            .unwrap_or_else(|| Err(Error::Agent("it did not shut down in time".to_owned())))
+    }
+}
+
+/// Waits for the agent's last message and closes the connection, for which the agent waits before it
+/// ends the machine. A machine that is gone ends this too.
+fn hang_up(mut control: Stream) {
+    while let Ok(message) = frame::read_message::<GuestMessage>(&mut control) {
+        if message == GuestMessage::Stopped {
+            return control.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+enum Greeting {
+    Broken(ProtocolError),
+    Refused(Error),
+}
+
+impl From<ProtocolError> for Greeting {
+    fn from(error: ProtocolError) -> Self {
+        Self::Broken(error)
+    }
+}
+
+fn converse(
+    control: &Stream,
+    introduction: Introduction,
+    timeline: &Timeline,
+) -> Result<(Hello, Ready), Greeting> {
+    let mut stream = control.clone();
+    let GuestMessage::Hello(hello) = frame::read_message(&mut stream)? else {
+        return Err(ProtocolError::OutOfTurn("a message before Hello").into());
+    };
+    timeline.mark("agent connected");
+    if hello.protocol != PROTOCOL_VERSION {
+        let (agent, engine) = (hello.protocol, PROTOCOL_VERSION);
+        return Err(Greeting::Refused(Error::ProtocolVersion { agent, engine }));
+    }
+    let entropy = process::random_bytes()
+        .map_err(|error| Greeting::Refused(Error::host("random bytes")(error)))?;
+    let setup = control::Setup {
+        realtime_ns: process::realtime().as_nanos() as u64,
+        hostname: introduction.hostname,
+        entropy,
+        root: RootSetup {
+            image: "/dev/pmem0".to_owned(),
+            dax: true,
+            scratch: introduction.has_disk.then(|| "/dev/vda".to_owned()),
+        },
+        shares: introduction.shares,
+    };
+    frame::write_message(&mut stream, &HostMessage::Setup(setup))?;
+    match frame::read_message(&mut stream)? {
+        GuestMessage::Ready(ready) => {
+            timeline.mark("ready");
+            Ok((hello, ready))
+        }
+        GuestMessage::SetupFailed(failed) => {
+            Err(Greeting::Refused(Error::Setup { what: failed.what, why: failed.why }))
+        }
+        _ => Err(ProtocolError::OutOfTurn("a message before Ready").into()),
+    }
+}

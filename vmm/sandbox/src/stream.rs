@@ -1,0 +1,81 @@
+//! A stream to the guest, wherever the machine is: vsock in this process, a socket to another.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use cabana_vsock::VsockStream;
+
+/// What a [`Stream`] is made of: both directions through a shared reference, from any thread.
+pub trait Duplex: fmt::Debug + Send + Sync {
+    /// Waits for bytes; 0 is the end.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Waits until some of the bytes are taken.
+    fn transmit(&self, bytes: &[u8]) -> io::Result<usize>;
+    /// Ends one direction or both, for all clones.
+    fn shut(&self, how: Shutdown);
+}
+
+/// One end of a stream of bytes to the guest. Clones are the same end; it closes with the last one.
+#[derive(Clone, Debug)]
+pub struct Stream(Arc<dyn Duplex>);
+
+impl Stream {
+    /// Ends one direction or both.
+    pub fn shutdown(&self, how: Shutdown) {
+        self.0.shut(how);
+    }
+}
+
+impl<D: Duplex + 'static> From<D> for Stream {
+    fn from(end: D) -> Self {
+        Self(Arc::new(end))
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.receive(buffer)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.transmit(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Duplex for VsockStream {
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&mut &*self).read(buffer)
+    }
+
+    fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&mut &*self).write(bytes)
+    }
+
+    fn shut(&self, how: Shutdown) {
+        self.shutdown(how);
+    }
+}
+
+impl Duplex for UnixStream {
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&mut &*self).read(buffer)
+    }
+
+    fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&mut &*self).write(bytes)
+    }
+
+    fn shut(&self, how: Shutdown) {
+        // A peer that is gone has shut it already.
+        let _ = UnixStream::shutdown(self, how);
+    }
+}
