@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-block", DEVICE),
     ("cabana-console", DEVICE),
     ("cabana-fs", DEVICE),
+    ("cabana-netstack", &["os"]),
     ("cabana-pmem", DEVICE),
     ("cabana-rng", DEVICE),
     ("cabana-vsock", DEVICE),
