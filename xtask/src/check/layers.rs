@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-os", &[]),
     ("cabana-protocol", &[]),
     ("cabana-store", &[]),
+    ("cabana-egress", &[]),
     // The middle: cli → sandbox → machine → {boot, devices, hv} → {bus, memory} → os.
     ("cabana-memory", &["os"]),
     ("cabana-bus", &["os"]),
@@ -31,7 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cabana-sandbox",
         &[
             "machine", "hv-kvm", "boot", "hv", "virtio", "platform", "block", "console", "fs",
-            "pmem", "rng", "vsock", "bus", "memory", "os", "protocol", "store",
+            "pmem", "rng", "vsock", "egress", "bus", "memory", "os", "protocol", "store",
         ],
     ),
     ("cabana-cli", &["sandbox", "builder", "store"]),
