@@ -96,11 +96,18 @@ struct Waiting<W> {
 #[derive(Clone, Debug)]
 struct Given {
     ask: AskId,
-    /// `None`: all of the machine.
-    session: Option<Option<String>>,
+    whom: Whom,
     rule: Rule,
     allow: bool,
     until: Option<Duration>,
+}
+
+/// For whom an answer holds.
+#[derive(Clone, Debug)]
+enum Whom {
+    Machine,
+    /// A session, or what belongs to none.
+    Session(Option<String>),
 }
 
 /// What a remembered answer says.
@@ -170,17 +177,17 @@ impl<W> Asks<W> {
             Host::Name(name) => Rule::name(protocol, name, port),
             Host::Address(address) => Rule::address(protocol, address, port.unwrap_or_default()),
         };
-        let (holds_for, until) = match answer.remember {
-            Remember::Once => (Some(session.clone()), Some(now + ONCE)),
-            Remember::Session => (Some(session.clone()), None),
-            Remember::Machine => (None, None),
+        let (whom, until) = match answer.remember {
+            Remember::Once => (Whom::Session(session.clone()), Some(now + ONCE)),
+            Remember::Session => (Whom::Session(session.clone()), None),
+            Remember::Machine => (Whom::Machine, None),
         };
         if answer.allow || answer.remember != Remember::Once {
             self.answers.retain(|given| given.until.is_none_or(|until| until > now));
             if self.answers.len() >= MAX_ANSWERS {
                 self.answers.remove(0);
             }
-            self.answers.push(Given { ask, session: holds_for, rule, allow: answer.allow, until });
+            self.answers.push(Given { ask, whom, rule, allow: answer.allow, until });
         }
         Some((session, waiting.waiters))
     }
@@ -220,7 +227,10 @@ impl<W> Asks<W> {
     ) -> Option<Remembered> {
         let holds = |given: &&Given| {
             given.until.is_none_or(|until| until > now)
-                && given.session.as_ref().is_none_or(|own| own.as_deref() == session)
+                && match &given.whom {
+                    Whom::Machine => true,
+                    Whom::Session(own) => own.as_deref() == session,
+                }
                 && match (given.rule.target(), host) {
                     (Target::Name(pattern), Host::Name(name)) => pattern.matches(name),
                     (Target::Network(network), Host::Address(address)) => network.contains(address),

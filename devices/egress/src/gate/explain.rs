@@ -49,7 +49,8 @@ impl Gate {
         for address in addresses.iter().filter(|_| found) {
             match self.special.kind_of_answer(*address) {
                 None => {
-                    given += usize::from(rules.address_denied(*address, protocol, port).is_none())
+                    let denied = rules.address_denied(*address, protocol, port);
+                    given += usize::from(denied.is_none());
                 }
                 Some(kind) => {
                     let ruling = rules.address(&self.special, *address, protocol, port);

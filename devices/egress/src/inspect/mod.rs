@@ -223,7 +223,7 @@ fn classify(held: &[u8], expect: Expect) -> Result<Option<State>, Refusal> {
     let text = |byte: &&u8| (b' '..=b'~').contains(*byte) || **byte == b'\t';
     let length = line.iter().take_while(text).count();
     match line.get(length) {
-        None if held.len() > MAX_FIRST_LINE => Err(Refusal::TooLong),
+        _ if length > MAX_FIRST_LINE => Err(Refusal::TooLong),
         None => Ok(None),
         Some(b'\r' | b'\n') if is_request(line.get(..length).unwrap_or_default()) => Ok(Some(http)),
         // A byte above ASCII may stand in a request's target, so that it may be one all the same.
