@@ -66,7 +66,7 @@ pub fn serve<S: AsFd>(stream: S) -> Result<(), ExecError> {
         Ok(spawned) => spawned,
         Err(failed) => return link.finish(&ExecReply::Failed(failed)),
     };
-    link.send(&ExecReply::Started { pid: child.pid() })?;
+    link.send(&ExecReply::Started { pid: child.pid(), process: 0 })?;
     let mut session = Session { link, child, input, outputs, ended: None };
     match session.run() {
         Ok(status) => session.link.finish(&ExecReply::Exited(status)),
@@ -222,6 +222,10 @@ impl Session<'_> {
                         }
                     }
                     ExecRequest::Resize(size) => self.child.resize(size),
+                    ExecRequest::Attach { .. } => {
+                        return Err(ProtocolError::OutOfTurn("`Attach` after `Exec`").into());
+                    }
+                    ExecRequest::Detach => return Err(ProtocolError::Closed.into()),
                 },
                 other => return Err(ProtocolError::UnexpectedKind(other).into()),
             }

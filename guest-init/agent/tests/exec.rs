@@ -43,7 +43,7 @@ impl Host {
         let mut host = Self::connect();
         host.request(&ExecRequest::Exec(exec));
         match host.reply() {
-            ExecReply::Started { pid } => assert!(pid > 1),
+            ExecReply::Started { pid, .. } => assert!(pid > 1),
             other => panic!("{other:?}"),
         }
         host

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Kind, Message};
+use crate::session::Event;
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub enum GuestMessage {
     /// All processes have ended and all disks are flushed. The agent ends the machine when the host
     /// closes the connection, which it should do at once, or 100 ms later.
     Stopped,
+    /// Something happened. Comes at any time after [`Ready`](Self::Ready).
+    Event(Event),
 }
 
 /// What the host says.

@@ -19,6 +19,14 @@
 //!
 //! A host that closes the connection, or its sending half, ends the command: its process group
 //! receives SIGHUP and, a grace later, SIGKILL.
+//!
+//! A command that was started in the background ([`Exec::background`]) lives on. It is left by
+//! [`ExecRequest::Detach`], after which everything that is under way still comes, and
+//! [`ExecReply::Detached`] last, or by closing the connection, which loses what is under way. The guest
+//! keeps up to [`OUTPUT_BUFFER`] bytes of output; a command that writes more waits. A later connection
+//! whose first frame is [`ExecRequest::Attach`] is answered by [`ExecReply::Attached`] and then goes on as
+//! the first would have, beginning with what was kept. It takes the command over from a connection that
+//! is still attached, which is answered [`ExecReply::Detached`] in its turn.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +35,9 @@ use crate::frame::{Kind, Message};
 
 /// The most bytes of standard input that the host may have sent and the command not yet taken.
 pub const STDIN_WINDOW: usize = 256 * 1024;
+
+/// The most bytes of output that the guest keeps of a background command to which nobody is attached.
+pub const OUTPUT_BUFFER: usize = 1024 * 1024;
 
 /// What the host asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +49,14 @@ pub enum ExecRequest {
     Signal(i32),
     /// The terminal has a new size. Without a terminal it is ignored.
     Resize(TtySize),
+    /// Go on with a background command: the first frame in place of [`Exec`](Self::Exec).
+    Attach {
+        /// The number that [`ExecReply::Started`] gave it.
+        process: u64,
+    },
+    /// Leave the command running and end the connection. One that is not in the background is ended, as
+    /// by hanging up.
+    Detach,
 }
 
 /// A command. Strings are bytes, as Linux has them; none may contain a zero byte.
@@ -50,7 +69,7 @@ pub struct Exec {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Leaves the defaults out: `env` is the whole environment.
     pub clear_env: bool,
-    /// The working directory; `/` if absent.
+    /// The working directory; if absent, `/` or the home of the session.
     pub cwd: Option<Vec<u8>>,
     /// Gives the command a terminal of this size as its standard input, output and error.
     pub tty: Option<TtySize>,
@@ -59,6 +78,13 @@ pub struct Exec {
     /// Whether standard input comes over the connection; otherwise it is empty. A terminal always
     /// takes its input from the connection.
     pub stdin: bool,
+    /// The session to run in; absent: in the machine itself, as its root.
+    pub session: Option<String>,
+    /// Milliseconds after which the command is ended: SIGTERM to its process group, and SIGKILL two
+    /// seconds later. Its status is then [`ExitStatus::TimedOut`].
+    pub timeout_ms: Option<u64>,
+    /// Whether the command outlives its connection.
+    pub background: bool,
 }
 
 impl Exec {
@@ -85,6 +111,9 @@ pub enum ExecReply {
     Started {
         /// Its process identifier in the guest.
         pid: u32,
+        /// The number by which it can be attached to, if it is a background command. It is used once in
+        /// the machine's life.
+        process: u64,
     },
     /// The command could not be started.
     Failed(ExecFailed),
@@ -96,6 +125,16 @@ pub enum ExecReply {
     StdinClosed,
     /// The command ended and all of its output has been sent.
     Exited(ExitStatus),
+    /// The connection goes on with a background command.
+    Attached {
+        /// Its process identifier in the guest.
+        pid: u32,
+        /// How many bytes of standard input the host may send now; the window that
+        /// [`StdinTaken`](Self::StdinTaken) returns to.
+        window: u32,
+    },
+    /// The command runs on without this connection: the last frame.
+    Detached,
 }
 
 /// Why a command could not be started.
@@ -116,6 +155,12 @@ pub enum FailureKind {
     PermissionDenied,
     /// The working directory does not exist, is not a directory or may not be entered.
     BadCwd,
+    /// There is no such session.
+    NoSession,
+    /// There is no such background command.
+    NoProcess,
+    /// A limit of processes or memory is reached, the machine's or the session's.
+    Exhausted,
     /// Anything else, for example an empty `argv` or a file that is not a program.
     Other,
 }
@@ -126,7 +171,12 @@ impl FailureKind {
     pub fn shell_code(self) -> u8 {
         match self {
             Self::NotFound => 127,
-            Self::PermissionDenied | Self::BadCwd | Self::Other => 126,
+            Self::PermissionDenied
+            | Self::BadCwd
+            | Self::NoSession
+            | Self::NoProcess
+            | Self::Exhausted
+            | Self::Other => 126,
         }
     }
 }
@@ -138,14 +188,18 @@ pub enum ExitStatus {
     Code(u8),
     /// This signal ended it.
     Signal(u8),
+    /// It was ended because its time was over.
+    TimedOut,
 }
 
 impl ExitStatus {
-    /// The exit status by which shells report this end: 128 + n for signal n.
+    /// The exit status by which shells report this end: 128 + n for signal n, and 124, as `timeout(1)`
+    /// has it, for a time that was over.
     pub fn shell_code(self) -> u8 {
         match self {
             Self::Code(code) => code,
             Self::Signal(signal) => signal.saturating_add(128),
+            Self::TimedOut => 124,
         }
     }
 }
@@ -160,6 +214,11 @@ impl StdinWindow {
     /// A whole window, as at the start of a command.
     pub fn new() -> Self {
         Self { open: STDIN_WINDOW }
+    }
+
+    /// The window that an [`ExecReply::Attached`] tells of; a larger one is cut to a whole window.
+    pub fn attached(window: u32) -> Self {
+        Self { open: STDIN_WINDOW.min(window as usize) }
     }
 
     /// How many bytes may be sent now.

@@ -38,6 +38,14 @@ pub enum Kind {
     Stdout = 6,
     /// Raw bytes of the command's standard error.
     Stderr = 7,
+    /// A [`Request`](crate::Request).
+    Request = 8,
+    /// A [`Reply`](crate::Reply).
+    Reply = 9,
+    /// An [`Entry`](crate::Entry) of a transfer.
+    Entry = 10,
+    /// Raw bytes of a file or a tunnel; none at all is their end.
+    Data = 11,
 }
 
 impl TryFrom<u8> for Kind {
@@ -52,6 +60,10 @@ impl TryFrom<u8> for Kind {
             5 => Self::Stdin,
             6 => Self::Stdout,
             7 => Self::Stderr,
+            8 => Self::Request,
+            9 => Self::Reply,
+            10 => Self::Entry,
+            11 => Self::Data,
             unknown => return Err(ProtocolError::UnknownKind(unknown)),
         })
     }
@@ -277,7 +289,7 @@ mod tests {
         write_frame(&mut bytes, Kind::Stdout, b"output").unwrap();
         write_frame(&mut bytes, Kind::Stdin, b"").unwrap();
         write_frame(&mut bytes, Kind::Stderr, &vec![7; MAX_PAYLOAD]).unwrap();
-        write_message(&mut bytes, &ExecReply::Started { pid: 300 }).unwrap();
+        write_message(&mut bytes, &ExecReply::Started { pid: 300, process: 7 }).unwrap();
         for cut in [1, 4, 5, 6, 4096, bytes.len()] {
             let mut decoder = Decoder::new();
             let mut frames = Vec::new();
@@ -293,7 +305,10 @@ mod tests {
             assert_eq!(frames[1], (Kind::Stdin, Vec::new()));
             assert_eq!(frames[2], (Kind::Stderr, vec![7; MAX_PAYLOAD]));
             let last = Frame { kind: frames[3].0, payload: &frames[3].1 };
-            assert_eq!(last.message::<ExecReply>().unwrap(), ExecReply::Started { pid: 300 });
+            assert_eq!(
+                last.message::<ExecReply>().unwrap(),
+                ExecReply::Started { pid: 300, process: 7 }
+            );
         }
     }
 
@@ -326,7 +341,7 @@ mod tests {
             ([1, 0, 4, 0, 5], true),
             ([255; 5], true),
             ([0, 0, 0, 0, 0], false),
-            ([1, 0, 0, 0, 8], false),
+            ([1, 0, 0, 0, 12], false),
         ] {
             let mut decoder = Decoder::new();
             decoder.push(&header);

@@ -6,8 +6,9 @@
 //!   agent says [`GuestMessage::Hello`], the host answers [`HostMessage::Setup`], the agent applies it
 //!   and says [`GuestMessage::Ready`] or [`GuestMessage::SetupFailed`]. The machine lives as long as
 //!   this connection: when the host closes it, the agent shuts the machine down.
-//! - An **exec connection** is made by the host to the guest's [`EXEC_PORT`], one for each command. See
-//!   [`exec`] for its frames and their order.
+//! - An **exec connection** is made by the host to the guest's [`EXEC_PORT`], one for each command or
+//!   other request. See [`exec`] for a command's frames and their order, and [`service`] for what is no
+//!   command: sessions, files, tunnels.
 //!
 //! Each end treats the other as hostile: lengths are bounded before anything is allocated, and every
 //! malformed byte is a typed [`ProtocolError`] that ends the one connection it came over.
@@ -19,6 +20,8 @@ mod error;
 pub mod exec;
 pub mod exit_port;
 pub mod frame;
+pub mod service;
+pub mod session;
 
 pub use control::{
     GuestMessage, Hello, HostMessage, Ready, RootSetup, Setup, SetupFailed, ShareMount,
@@ -29,9 +32,11 @@ pub use frame::{
     Decoder, Frame, Kind, MAX_PAYLOAD, Message, read_frame, read_message, write_frame,
     write_message,
 };
+pub use service::{Cause, Entry, Failed, ProcessInfo, Reply, Request};
+pub use session::{Event, SessionInfo, SessionLimits, SessionSpec};
 
 /// The generation of messages that this crate speaks; [`Hello::protocol`] carries it.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The host's vsock context identifier (virtio 1.3 §5.10.4).
 pub const HOST_CID: u32 = 2;

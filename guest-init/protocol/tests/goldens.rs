@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use cabana_protocol::{
-    Decoder, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, FailureKind, GuestMessage,
-    Hello, HostMessage, Kind, Message, PROTOCOL_VERSION, Ready, RootSetup, Setup, SetupFailed,
+    Cause, Decoder, Entry, Event, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, Failed,
+    FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, PROTOCOL_VERSION, ProcessInfo,
+    Ready, Reply, Request, RootSetup, SessionInfo, SessionLimits, SessionSpec, Setup, SetupFailed,
     ShareMount, TtySize, write_frame,
 };
 
@@ -29,6 +30,13 @@ fn guest_name(message: &GuestMessage) -> &'static str {
         GuestMessage::SetupFailed(_) => "setup-failed",
         GuestMessage::Pong(_) => "pong",
         GuestMessage::Stopped => "stopped",
+        GuestMessage::Event(event) => match event {
+            Event::OutOfMemory { .. } => "event-out-of-memory",
+            Event::ProcessLimit { .. } => "event-process-limit",
+            Event::SessionDied { .. } => "event-session-died",
+            Event::ProcessEnded { .. } => "event-process-ended",
+            Event::Lost(_) => "event-lost",
+        },
     }
 }
 
@@ -45,6 +53,8 @@ fn request_name(message: &ExecRequest) -> &'static str {
         ExecRequest::Exec(_) => "exec",
         ExecRequest::Signal(_) => "signal",
         ExecRequest::Resize(_) => "resize",
+        ExecRequest::Attach { .. } => "attach",
+        ExecRequest::Detach => "detach",
     }
 }
 
@@ -55,19 +65,72 @@ fn reply_name(message: &ExecReply) -> &'static str {
             FailureKind::NotFound => "failed-not-found",
             FailureKind::PermissionDenied => "failed-permission-denied",
             FailureKind::BadCwd => "failed-bad-cwd",
+            FailureKind::NoSession => "failed-no-session",
+            FailureKind::NoProcess => "failed-no-process",
+            FailureKind::Exhausted => "failed-exhausted",
             FailureKind::Other => "failed-other",
         },
         ExecReply::StdinTaken(_) => "stdin-taken",
         ExecReply::StdinClosed => "stdin-closed",
         ExecReply::Exited(ExitStatus::Code(_)) => "exited-code",
         ExecReply::Exited(ExitStatus::Signal(_)) => "exited-signal",
+        ExecReply::Exited(ExitStatus::TimedOut) => "exited-timed-out",
+        ExecReply::Attached { .. } => "attached",
+        ExecReply::Detached => "detached",
+    }
+}
+
+fn service_name(message: &Request) -> &'static str {
+    match message {
+        Request::CreateSession(_) => "create-session",
+        Request::UpdateSession { .. } => "update-session",
+        Request::RemoveSession { .. } => "remove-session",
+        Request::ListSessions => "list-sessions",
+        Request::ListProcesses => "list-processes",
+        Request::AddShare { .. } => "add-share",
+        Request::RemoveShare { .. } => "remove-share",
+        Request::Push { .. } => "push",
+        Request::Pull { .. } => "pull",
+        Request::Connect { .. } => "connect",
+        Request::Listen { .. } => "listen",
+        Request::Accept { .. } => "accept",
+    }
+}
+
+fn service_reply_name(message: &Reply) -> &'static str {
+    match message {
+        Reply::Done => "done",
+        Reply::Session(_) => "session",
+        Reply::Sessions(_) => "sessions",
+        Reply::Processes(_) => "processes",
+        Reply::Connected => "connected",
+        Reply::Listening { .. } => "listening",
+        Reply::Incoming { .. } => "incoming",
+        Reply::Failed(failed) => match failed.cause {
+            Cause::Invalid => "refused-invalid",
+            Cause::NotFound => "refused-not-found",
+            Cause::Exists => "refused-exists",
+            Cause::Denied => "refused-denied",
+            Cause::Exhausted => "refused-exhausted",
+            Cause::Unsupported => "refused-unsupported",
+            Cause::Other => "refused-other",
+        },
+    }
+}
+
+fn entry_name(message: &Entry) -> &'static str {
+    match message {
+        Entry::File { .. } => "entry-file",
+        Entry::Folder { .. } => "entry-folder",
+        Entry::Link { .. } => "entry-link",
+        Entry::End => "entry-end",
     }
 }
 
 fn guest_samples() -> Vec<GuestMessage> {
     vec![
         GuestMessage::Hello(Hello {
-            protocol: 1,
+            protocol: 2,
             agent_version: "0.1.0".into(),
             tsc_main: 0x0123_4567_89ab_cdef,
             monotonic_ns: 12_345_678,
@@ -83,6 +146,16 @@ fn guest_samples() -> Vec<GuestMessage> {
         }),
         GuestMessage::Pong(300),
         GuestMessage::Stopped,
+        GuestMessage::Event(Event::OutOfMemory {
+            session: Some("chat-1".into()),
+            pid: 4711,
+            command: "python3".into(),
+            memory: 123_456_789,
+        }),
+        GuestMessage::Event(Event::ProcessLimit { session: "chat-1".into() }),
+        GuestMessage::Event(Event::SessionDied { session: "chat-1".into() }),
+        GuestMessage::Event(Event::ProcessEnded { process: 300, status: ExitStatus::Code(1) }),
+        GuestMessage::Event(Event::Lost(300)),
     ]
 }
 
@@ -118,9 +191,14 @@ fn request_samples() -> Vec<ExecRequest> {
             tty: Some(TtySize { rows: 24, cols: 200 }),
             term: Some("xterm".into()),
             stdin: true,
+            session: Some("chat-1".into()),
+            timeout_ms: Some(90_000),
+            background: true,
         }),
         ExecRequest::Signal(15),
         ExecRequest::Resize(TtySize { rows: 50, cols: 132 }),
+        ExecRequest::Attach { process: 300 },
+        ExecRequest::Detach,
     ]
 }
 
@@ -128,15 +206,107 @@ fn reply_samples() -> Vec<ExecReply> {
     let failed =
         |kind| ExecReply::Failed(ExecFailed { kind, message: "`x` cannot be started".into() });
     vec![
-        ExecReply::Started { pid: 4711 },
+        ExecReply::Started { pid: 4711, process: 300 },
         failed(FailureKind::NotFound),
         failed(FailureKind::PermissionDenied),
         failed(FailureKind::BadCwd),
+        failed(FailureKind::NoSession),
+        failed(FailureKind::NoProcess),
+        failed(FailureKind::Exhausted),
         failed(FailureKind::Other),
         ExecReply::StdinTaken(65_536),
         ExecReply::StdinClosed,
         ExecReply::Exited(ExitStatus::Code(200)),
         ExecReply::Exited(ExitStatus::Signal(9)),
+        ExecReply::Exited(ExitStatus::TimedOut),
+        ExecReply::Attached { pid: 4711, window: 65_536 },
+        ExecReply::Detached,
+    ]
+}
+
+fn limits() -> SessionLimits {
+    SessionLimits {
+        memory: Some(1 << 28),
+        pids: Some(512),
+        cpu_weight: Some(200),
+        cpu_max: Some(1500),
+        io_read: Some(100 << 20),
+        io_write: Some(50 << 20),
+        disk: Some(1 << 30),
+    }
+}
+
+fn session() -> SessionInfo {
+    SessionInfo {
+        name: "chat-1".into(),
+        uid: 10_001,
+        limits: limits(),
+        shares: vec!["/src".into()],
+        network: true,
+        pids: 3,
+        memory: 1 << 20,
+        disk: 1 << 22,
+    }
+}
+
+fn service_samples() -> Vec<Request> {
+    let (name, session) = (String::from("chat-1"), Some(String::from("chat-1")));
+    let share = ShareMount { name: "src".into(), guest_path: "/src".into(), read_only: false };
+    vec![
+        Request::CreateSession(SessionSpec {
+            name: name.clone(),
+            limits: limits(),
+            shares: vec![share.clone()],
+            network: true,
+        }),
+        Request::UpdateSession { name: name.clone(), limits: SessionLimits::default() },
+        Request::RemoveSession { name },
+        Request::ListSessions,
+        Request::ListProcesses,
+        Request::AddShare { session: session.clone(), share },
+        Request::RemoveShare { session: session.clone(), guest_path: "/src".into() },
+        Request::Push { session: session.clone(), path: b"in".to_vec() },
+        Request::Pull { session: session.clone(), path: b"/etc/hosts".to_vec() },
+        Request::Connect { session: session.clone(), address: "127.0.0.1".into(), port: 8080 },
+        Request::Listen { session, address: "::1".into(), port: 0 },
+        Request::Accept { connection: 300 },
+    ]
+}
+
+fn service_reply_samples() -> Vec<Reply> {
+    let failed =
+        |cause| Reply::Failed(Failed { cause, message: "session `x`: there is none".into() });
+    vec![
+        Reply::Done,
+        Reply::Session(session()),
+        Reply::Sessions(vec![session()]),
+        Reply::Processes(vec![ProcessInfo {
+            process: 300,
+            pid: 4711,
+            session: Some("chat-1".into()),
+            command: "sleep 60".into(),
+            attached: true,
+            status: Some(ExitStatus::Signal(9)),
+        }]),
+        Reply::Connected,
+        Reply::Listening { port: 8080 },
+        Reply::Incoming { connection: 300 },
+        failed(Cause::Invalid),
+        failed(Cause::NotFound),
+        failed(Cause::Exists),
+        failed(Cause::Denied),
+        failed(Cause::Exhausted),
+        failed(Cause::Unsupported),
+        failed(Cause::Other),
+    ]
+}
+
+fn entry_samples() -> Vec<Entry> {
+    vec![
+        Entry::File { path: b"a/b".to_vec(), mode: 0o644, modified_ns: 1_700_000_000_123_456_789 },
+        Entry::Folder { path: b"a".to_vec(), mode: 0o755 },
+        Entry::Link { path: b"l".to_vec(), target: b"a/b".to_vec() },
+        Entry::End,
     ]
 }
 
@@ -163,8 +333,16 @@ fn frames() -> BTreeMap<String, Vec<u8>> {
     add(&mut frames, host_samples(), host_name);
     add(&mut frames, request_samples(), request_name);
     add(&mut frames, reply_samples(), reply_name);
-    for (name, kind) in [("stdin", Kind::Stdin), ("stdout", Kind::Stdout), ("stderr", Kind::Stderr)]
-    {
+    add(&mut frames, service_samples(), service_name);
+    add(&mut frames, service_reply_samples(), service_reply_name);
+    add(&mut frames, entry_samples(), entry_name);
+    let raw = [
+        ("stdin", Kind::Stdin),
+        ("stdout", Kind::Stdout),
+        ("stderr", Kind::Stderr),
+        ("data", Kind::Data),
+    ];
+    for (name, kind) in raw {
         let mut bytes = Vec::new();
         write_frame(&mut bytes, kind, b"raw bytes\n").unwrap();
         frames.insert(name.into(), bytes);

@@ -257,6 +257,10 @@ fn relay(
                 _ => {
                     match frame.message()? {
                         ExecReply::Started { .. } => {}
+                        ExecReply::Attached { .. } | ExecReply::Detached => {
+                            let answer = "an answer to what was not asked";
+                            return Err(ProtocolError::OutOfTurn(answer).into());
+                        }
                         ExecReply::StdinTaken(taken) => gate.taken(taken)?,
                         ExecReply::StdinClosed => gate.close(),
                         ExecReply::Exited(status) => return Ok(status),

@@ -80,7 +80,7 @@ impl Process {
         let output = loop {
             match self.receive().map_err(|error| self.link.explain(error))? {
                 Received::Output(kind) => break kind,
-                Received::Reply(ExecReply::Started { pid }) => {
+                Received::Reply(ExecReply::Started { pid, .. }) => {
                     return Ok(ProcessEvent::Started(pid));
                 }
                 Received::Reply(ExecReply::Exited(status)) => {
@@ -96,6 +96,10 @@ impl Process {
                     self.input.open_window(taken).map_err(|error| self.link.explain(error))?;
                 }
                 Received::Reply(ExecReply::StdinClosed) => self.input.close_window(),
+                Received::Reply(ExecReply::Attached { .. } | ExecReply::Detached) => {
+                    let answer = "an answer to what was not asked";
+                    return Err(Error::Protocol(ProtocolError::OutOfTurn(answer)));
+                }
             }
         };
         Ok(match output {

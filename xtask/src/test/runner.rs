@@ -140,6 +140,7 @@ fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Option<Ended
     let how = match running.wait()? {
         cabana_lab::ExitStatus::Code(code) => format!("exit status: {code}"),
         cabana_lab::ExitStatus::Signal(signal) => format!("signal: {signal}"),
+        cabana_lab::ExitStatus::TimedOut => "time over".to_owned(),
     };
     Ok(Some(Ended { output, how }))
 }
