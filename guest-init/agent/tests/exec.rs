@@ -200,13 +200,15 @@ fn stdin_that_comes_together_with_the_request_is_not_left_lying() {
 
 #[test]
 fn a_command_that_closes_its_stdin_is_reported_and_runs_on() {
-    let script = "exec <&-; echo closed; sleep 0.2; echo done";
+    let script = "exec <&-; trap go=1 USR1; echo closed; \
+                  while [ -z \"$go\" ]; do sleep 0.05; done; echo done";
     let mut host = Host::start(Exec { stdin: true, ..shell(script) });
     host.until("closed\n");
     host.stdin(b"nobody reads this");
     assert_eq!(host.reply(), ExecReply::StdinClosed);
     host.stdin(b"nor this");
     host.stdin(b"");
+    host.request(&ExecRequest::Signal(10));
     let (status, stdout, _) = host.finish();
     assert_eq!((status, &stdout[..]), (ExitStatus::Code(0), &b"closed\ndone\n"[..]));
 }
