@@ -35,6 +35,7 @@ mod host;
 mod message;
 mod names;
 mod nodes;
+mod observer;
 mod server;
 mod share;
 pub mod wire;

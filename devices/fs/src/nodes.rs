@@ -194,7 +194,7 @@ mod tests {
     fn share(dir: &std::path::Path) -> Arc<Attached> {
         let shares = ShareTable::default();
         let share = Share { name: "s".into(), path: dir.into(), read_only: false };
-        shares.attach(&share, Time::default()).unwrap();
+        shares.attach(&share, None, Time::default()).unwrap();
         shares.from(0).remove(0)
     }
 

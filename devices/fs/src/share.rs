@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::host::{Handle, Time};
 use crate::names::Name;
+use crate::observer::{Change, Observer};
 use crate::wire::{self, Errno, Result};
 
 /// A host folder to be shared.
@@ -61,6 +62,7 @@ pub(crate) struct Attached {
     pub(crate) name: CString,
     pub(crate) root: Handle,
     read_only: bool,
+    observer: Option<Arc<dyn Observer>>,
     live: AtomicBool,
 }
 
@@ -68,6 +70,21 @@ impl Attached {
     /// Fails where the guest may change nothing.
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.read_only { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
+    /// Makes a change, unless the share is read-only or its observer refuses. Every change that the
+    /// guest asks for is made here.
+    pub(crate) fn change<T>(
+        &self,
+        change: &Change<'_>,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.check_writable()?;
+        let Some(observer) = &self.observer else { return make() };
+        observer.before(change)?;
+        let result = make();
+        observer.after(change, result.is_ok());
+        result
     }
 
     /// False once it is detached.
@@ -91,7 +108,12 @@ struct Inner {
 }
 
 impl ShareTable {
-    pub(crate) fn attach(&self, share: &Share, now: Time) -> std::result::Result<(), ShareError> {
+    pub(crate) fn attach(
+        &self,
+        share: &Share,
+        observer: Option<Arc<dyn Observer>>,
+        now: Time,
+    ) -> std::result::Result<(), ShareError> {
         let bad_name = || ShareError::Name(share.name.clone());
         let name = CString::new(share.name.as_str()).map_err(|_| bad_name())?;
         Name::of_entry(&name).ok_or_else(bad_name)?;
@@ -104,7 +126,8 @@ impl ShareTable {
         inner.changed = now;
         let id = inner.last_id;
         let live = AtomicBool::new(true);
-        let attached = Attached { id, name, root, read_only: share.read_only, live };
+        let read_only = share.read_only;
+        let attached = Attached { id, name, root, read_only, observer, live };
         inner.by_id.insert(id, Arc::new(attached));
         Ok(())
     }
@@ -181,7 +204,7 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         let attach = |name: &str, path: &Path| {
-            table.attach(&share(name, path), Time::default()).unwrap_err().to_string()
+            table.attach(&share(name, path), None, Time::default()).unwrap_err().to_string()
         };
         assert!(attach("a", &dir.path().join("none")).contains("does not exist"));
         assert!(attach("a", &file).contains("is not a folder"));
@@ -189,7 +212,7 @@ mod tests {
         for name in ["", ".", "..", "a/b", "a\0b"] {
             assert!(attach(name, dir.path()).contains("choose a name"), "{name:?}");
         }
-        table.attach(&share("a", dir.path()), Time::default()).unwrap();
+        table.attach(&share("a", dir.path()), None, Time::default()).unwrap();
         assert!(attach("a", dir.path()).contains("choose another name"));
     }
 
@@ -197,11 +220,11 @@ mod tests {
     fn a_name_is_free_again_after_detaching() {
         let table = ShareTable::default();
         let dir = tempfile::tempdir().unwrap();
-        table.attach(&share("a", dir.path()), Time::default()).unwrap();
+        table.attach(&share("a", dir.path()), None, Time::default()).unwrap();
         let detached = table.detach("a", Time::default()).unwrap();
         assert!(!detached.is_live());
         assert!(table.detach("a", Time::default()).is_none());
-        table.attach(&share("a", dir.path()), Time::default()).unwrap();
+        table.attach(&share("a", dir.path()), None, Time::default()).unwrap();
         assert!(table.from(0).iter().all(|share| share.id > detached.id));
     }
 }

@@ -14,6 +14,7 @@ use crate::host::{self, Access, NewTime, Stat, Time};
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
 use crate::nodes::Node;
+use crate::observer::Change;
 use crate::server::file::open_node;
 use crate::server::{FileServer, MAX_NAMES};
 use crate::wire::{self, Errno, InHeader, Result, fattr, mode};
@@ -151,15 +152,17 @@ impl FileServer {
             }
         }
         if has(fattr::MODE) {
-            node.handle.set_permissions(node.kind, input.mode)?;
+            change_attributes(&node, || node.handle.set_permissions(node.kind, input.mode))?;
         }
         if has(fattr::SIZE) {
-            if has(fattr::FH) {
-                let open = self.handles.get(input.fh, header.nodeid)?;
-                host::set_len(&open.as_file()?.file, input.size)?;
-            } else {
-                host::set_len(&open_node(&node, Access::WRITE)?.0, input.size)?;
-            }
+            node.share.change(&Change::Content { node: &node }, || {
+                if has(fattr::FH) {
+                    let open = self.handles.get(input.fh, header.nodeid)?;
+                    host::set_len(&open.as_file()?.file, input.size)
+                } else {
+                    host::set_len(&open_node(&node, Access::WRITE)?.0, input.size)
+                }
+            })?;
         }
         let accessed = new_time(
             has(fattr::ATIME),
@@ -172,7 +175,7 @@ impl FileServer {
             Time { sec: input.mtime as i64, nsec: input.mtimensec },
         );
         if accessed.is_some() || modified.is_some() {
-            node.handle.set_times(accessed, modified)?;
+            change_attributes(&node, || node.handle.set_times(accessed, modified))?;
         }
         put_attr(reply, self.attr(&node.handle.stat()?))
     }
@@ -213,6 +216,11 @@ impl FileServer {
 fn put_attr(reply: &mut impl Reply, attr: wire::Attr) -> Result<()> {
     let (attr_valid, attr_valid_nsec) = (VALID.as_secs(), VALID.subsec_nanos());
     message::write(reply, &wire::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr })
+}
+
+/// Makes a change to what stands beside a node's content.
+pub(super) fn change_attributes(node: &Node, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    node.share.change(&Change::Attributes { node }, make)
 }
 
 fn is_removed(directory: &Node) -> bool {

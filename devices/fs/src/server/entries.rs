@@ -8,6 +8,7 @@ use crate::host::{self, Access, Handle};
 use crate::message::{self, Reply, Request};
 use crate::names::{Name, TARGET_MAX, take_string};
 use crate::nodes::Node;
+use crate::observer::Change;
 use crate::server::file::{access, open_node};
 use crate::server::{FileServer, MAX_NAMES};
 use crate::wire::{self, Errno, InHeader, Result, mode, open};
@@ -23,7 +24,10 @@ impl FileServer {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
         let access = access(input.flags);
-        match directory.handle.create(name, input.mode, access) {
+        let made = directory
+            .share
+            .change(&make(&directory, name), || directory.handle.create(name, input.mode, access));
+        match made {
             Ok(file) => self.put_created(reply, &directory, file, access),
             // The host was faster than the guest knows.
             Err(Errno::EEXIST) if input.flags & open::EXCL == 0 => {
@@ -85,7 +89,7 @@ impl FileServer {
         let node = self.nodes.get(entry.nodeid)?;
         let (file, _) = open_node(&node, access(flags))?;
         if flags & open::TRUNC != 0 {
-            host::set_len(&file, 0)?;
+            node.share.change(&Change::Content { node: &node }, || host::set_len(&file, 0))?;
         }
         self.handles.insert(Open::File(OpenFile::new(node, file, access(flags))))
     }
@@ -110,10 +114,10 @@ impl FileServer {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
-        match input.mode & mode::TYPE {
-            mode::REGULAR => drop(directory.handle.create(name, input.mode, Access::READ)?),
-            kind => directory.handle.make_special(name, kind, input.mode)?,
-        }
+        directory.share.change(&make(&directory, name), || match input.mode & mode::TYPE {
+            mode::REGULAR => directory.handle.create(name, input.mode, Access::READ).map(drop),
+            kind => directory.handle.make_special(name, kind, input.mode),
+        })?;
         self.put_made(reply, &directory, name, input.mode)
     }
 
@@ -127,7 +131,9 @@ impl FileServer {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
-        directory.handle.make_directory(name, input.mode)?;
+        directory.share.change(&make(&directory, name), || {
+            directory.handle.make_directory(name, input.mode)
+        })?;
         self.put_made(reply, &directory, name, mode::DIRECTORY | input.mode & !mode::TYPE)
     }
 
@@ -146,7 +152,9 @@ impl FileServer {
             _ => return Err(Errno::ENAMETOOLONG),
         }
         let directory = self.writable_node(header.nodeid)?;
-        directory.handle.make_symlink(name, target)?;
+        directory
+            .share
+            .change(&make(&directory, name), || directory.handle.make_symlink(name, target))?;
         self.put_made(reply, &directory, name, mode::SYMLINK | 0o777)
     }
 
@@ -188,7 +196,9 @@ impl FileServer {
         if target.kind == mode::DIRECTORY {
             return Err(Errno::EPERM);
         }
-        directory.handle.link(name, &target.handle)?;
+        directory
+            .share
+            .change(&make(&directory, name), || directory.handle.link(name, &target.handle))?;
         let entry = self.resolve(&directory, name)?;
         self.put_entry(reply, &entry)
     }
@@ -196,13 +206,17 @@ impl FileServer {
     pub(super) fn unlink(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
-        self.writable_node(header.nodeid)?.handle.unlink(name)
+        let directory = self.writable_node(header.nodeid)?;
+        let change = Change::Unlink { directory: &directory, name };
+        directory.share.change(&change, || directory.handle.unlink(name))
     }
 
     pub(super) fn rmdir(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
-        self.writable_node(header.nodeid)?.handle.remove_directory(name)
+        let directory = self.writable_node(header.nodeid)?;
+        let change = Change::Rmdir { directory: &directory, name };
+        directory.share.change(&change, || directory.handle.remove_directory(name))
     }
 
     pub(super) fn rename(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
@@ -232,7 +246,10 @@ impl FileServer {
         let directory = self.writable_node(header.nodeid)?;
         let to = self.writable_node(to)?;
         check_same_share(&directory, &to)?;
-        directory.handle.rename(name, &to.handle, to_name, flags)
+        let change = Change::Rename { from: &directory, name, to: &to, to_name, flags };
+        directory
+            .share
+            .change(&change, || directory.handle.rename(name, &to.handle, to_name, flags))
     }
 
     pub(super) fn readlink(&self, header: &InHeader, reply: &mut impl Reply) -> Result<()> {
@@ -242,6 +259,10 @@ impl FileServer {
         }
         reply.put(&node.handle.read_link()?)
     }
+}
+
+fn make<'a>(directory: &'a Node, name: Name<'a>) -> Change<'a> {
+    Change::Make { directory, name }
 }
 
 /// Shares are file systems of their own.

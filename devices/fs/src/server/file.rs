@@ -11,6 +11,7 @@ use crate::handles::{Open, OpenFile};
 use crate::host::{self, Access, Stat};
 use crate::message::{self, Reply, Request};
 use crate::nodes::Node;
+use crate::observer::Change;
 use crate::server::{FileServer, MAX_TRANSFER};
 use crate::wire::{self, Errno, InHeader, Result, mode, open};
 
@@ -71,10 +72,14 @@ impl FileServer {
         if opening == Opening::Stale {
             return Err(Errno::ESTALE);
         }
-        if truncate && access.write {
-            host::set_len(&file, 0)?;
-        } else if truncate {
-            host::set_len(&open_node(&node, Access::WRITE)?.0, 0)?;
+        if truncate {
+            node.share.change(&Change::Content { node: &node }, || {
+                if access.write {
+                    host::set_len(&file, 0)
+                } else {
+                    host::set_len(&open_node(&node, Access::WRITE)?.0, 0)
+                }
+            })?;
         }
         let keep = opening == Opening::Unchanged && !truncate;
         let open_flags = if keep { open::KEEP_CACHE } else { 0 };
@@ -115,7 +120,9 @@ impl FileServer {
         if open.append.swap(append, Ordering::Relaxed) != append {
             host::set_append(&open.file, append)?;
         }
-        let count = request.write_file(&open.file, input.offset, input.size as usize)?;
+        let count = open.node.share.change(&Change::Content { node: &open.node }, || {
+            request.write_file(&open.file, input.offset, input.size as usize)
+        })?;
         message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
     }
 
@@ -144,7 +151,10 @@ impl FileServer {
             return Err(Errno::EOPNOTSUPP);
         }
         let open = self.handles.get(input.fh, header.nodeid)?;
-        host::allocate(&open.as_file()?.file, input.mode, input.offset, input.length)
+        let open = open.as_file()?;
+        open.node.share.change(&Change::Content { node: &open.node }, || {
+            host::allocate(&open.file, input.mode, input.offset, input.length)
+        })
     }
 
     pub(super) fn lseek(
@@ -177,8 +187,10 @@ impl FileServer {
         let from = self.handles.get(input.fh_in, header.nodeid)?;
         let to = self.handles.get(input.fh_out, input.nodeid_out)?;
         let len = usize::try_from(input.len).unwrap_or(usize::MAX).min(MAX_COPY);
-        let (from, to) = (&from.as_file()?.file, &to.as_file()?.file);
-        let count = host::copy_range(from, input.off_in, to, input.off_out, len)?;
+        let (from, to) = (from.as_file()?, to.as_file()?);
+        let count = to.node.share.change(&Change::Content { node: &to.node }, || {
+            host::copy_range(&from.file, input.off_in, &to.file, input.off_out, len)
+        })?;
         message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
     }
 }

@@ -19,6 +19,7 @@ use crate::host::{Owner, Time, descriptor_limit};
 use crate::message::{self, Reply, ReplyBuffer, Request};
 use crate::names::{NAME_MAX, TARGET_MAX};
 use crate::nodes::{InodeNumbers, Node, NodeTable};
+use crate::observer::Observer;
 use crate::share::{Share, ShareError, ShareTable};
 use crate::wire::{self, Errno, InHeader, Result, init, opcode};
 
@@ -114,7 +115,16 @@ impl FileServer {
 
     /// Adds a share; the guest sees it at its next look into the root.
     pub fn attach(&self, share: &Share) -> std::result::Result<(), ShareError> {
-        self.shares.attach(share, now())
+        self.attach_observed(share, None)
+    }
+
+    /// Adds a share whose observer hears of every change before it is made.
+    pub(crate) fn attach_observed(
+        &self,
+        share: &Share,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> std::result::Result<(), ShareError> {
+        self.shares.attach(share, observer, now())
     }
 
     /// Takes a share away and closes all that the guest has of it; what the guest still asks of

@@ -9,6 +9,7 @@ use crate::message::{self, Reply, Request};
 use crate::names::{NAME_MAX, take_string};
 use crate::nodes::Node;
 use crate::server::FileServer;
+use crate::server::attributes::change_attributes;
 use crate::wire::{self, Errno, InHeader, Result, mode};
 
 /// The namespace that passes.
@@ -29,8 +30,7 @@ impl FileServer {
             return Err(Errno::EINVAL);
         }
         let node = self.xattr_node(header.nodeid)?;
-        node.share.check_writable()?;
-        node.handle.set_xattr(name, value, input.flags)
+        change_attributes(&node, || node.handle.set_xattr(name, value, input.flags))
     }
 
     pub(super) fn getxattr(
@@ -80,8 +80,7 @@ impl FileServer {
         let bytes = message::read_rest(request, NAME_MAX + 1)?;
         let (name, _) = take_name(&bytes)?;
         let node = self.xattr_node(header.nodeid)?;
-        node.share.check_writable()?;
-        node.handle.remove_xattr(name)
+        change_attributes(&node, || node.handle.remove_xattr(name))
     }
 
     fn xattr_node(&self, id: u64) -> Result<Arc<Node>> {
