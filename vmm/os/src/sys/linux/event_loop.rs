@@ -131,11 +131,30 @@ impl LoopHandle {
         interest: Interest,
         handler: impl FnMut(Interest) + Send + 'static,
     ) -> io::Result<Token> {
+        self.register(source, flags(interest), Box::new(handler))
+    }
+
+    /// Like [`LoopHandle::add`] for both directions, edge-triggered: the handler is called when more has
+    /// become possible, and not again before that. Who stops early goes on by itself.
+    pub fn add_edge(
+        &self,
+        source: impl AsFd,
+        handler: impl FnMut(Interest) + Send + 'static,
+    ) -> io::Result<Token> {
+        self.register(source, flags(Interest::BOTH) | epoll::EventFlags::ET, Box::new(handler))
+    }
+
+    fn register(
+        &self,
+        source: impl AsFd,
+        flags: epoll::EventFlags,
+        handler: Handler,
+    ) -> io::Result<Token> {
         let token = self.shared.next_token.fetch_add(1, Ordering::Relaxed);
         let fd = source.as_fd().try_clone_to_owned()?;
         let mut registrations = self.shared.lock();
-        epoll::add(&self.shared.epoll, &fd, epoll::EventData::new_u64(token), flags(interest))?;
-        registrations.by_token.insert(token, Registration { fd, handler: Some(Box::new(handler)) });
+        epoll::add(&self.shared.epoll, &fd, epoll::EventData::new_u64(token), flags)?;
+        registrations.by_token.insert(token, Registration { fd, handler: Some(handler) });
         Ok(Token(token))
     }
 
@@ -320,6 +339,20 @@ mod tests {
         event.signal();
         receiver.recv_timeout(SOON).unwrap();
         assert!(receiver.recv().is_err());
+    }
+
+    #[test]
+    fn an_edge_calls_once_for_what_stays_ready() {
+        let events = EventLoop::spawn("test").unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let _token =
+            events.handle().add_edge(&reader, move |ready| sender.send(ready).unwrap()).unwrap();
+        for _ in 0..2 {
+            io::Write::write_all(&mut writer, b"x").unwrap();
+            assert!(receiver.recv_timeout(SOON).unwrap().readable);
+            assert!(receiver.recv_timeout(Duration::from_millis(20)).is_err());
+        }
     }
 
     #[test]

@@ -1,0 +1,674 @@
+//! The other half: the host's sockets. One [`Relay`] serves a machine on the thread of one event loop; it
+//! moves bytes between the [`Stack`] and sockets and does what the [`Gate`] says.
+//!
+//! Back-pressure goes from end to end: the guest's bytes are read only as the host's socket takes them, which
+//! closes the window that the guest sees; the host's are read only as there is room in the window that the
+//! guest offers. Nothing else is buffered.
+
+mod names;
+mod socket;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use cabana_os::{Event as Wake, Interest, LoopHandle, Timer, Token};
+
+use self::names::Names;
+use self::socket::{Echo, Stream};
+use crate::capture::Capture;
+use crate::config::{self, GATEWAY_V4, GATEWAY_V6, Limits};
+use crate::gate::{Flow, FlowId, Gate, Opening, Order, Protocol, Waker};
+use crate::stack::{Event, Stack, StackCounters};
+
+/// Where names are answered (RFC 1035 §4.2).
+const NAMES_PORT: u16 = 53;
+/// Datagrams of a flow that wait for the gate.
+const MAX_HELD: usize = 16;
+/// Datagrams or connections taken from one socket before the others have their turn.
+const ROUND: usize = 64;
+/// The first port that connections into the guest come from.
+const FIRST_EPHEMERAL: u16 = 49_152;
+/// How long a listener rests when the host has no more descriptors.
+const REST: Duration = Duration::from_millis(200);
+
+/// A port of the host's that leads to one of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Publish {
+    /// Where the host listens.
+    pub host: SocketAddr,
+    /// Where it leads.
+    pub guest: SocketAddr,
+}
+
+/// What a machine's network is to be.
+pub struct NetworkConfig {
+    /// The largest IP packet between guest and stack.
+    pub mtu: u16,
+    /// What the guest can make the host hold.
+    pub limits: Limits,
+    /// Who decides what leaves.
+    pub gate: Box<dyn Gate>,
+    /// Ports of the host's that lead into the guest.
+    pub publish: Vec<Publish>,
+    /// Where frames are noted.
+    pub capture: Option<Capture>,
+}
+
+/// Why a network cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A port that is taken, or an address that the host has not.
+    #[error("cannot listen on {address}: {source}")]
+    Publish {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The host refused a timer or an event.
+    #[error("cannot prepare the network: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// Figures of a machine's network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkCounters {
+    /// What the stack has seen and holds.
+    pub stack: StackCounters,
+    /// Flows that the gate refused.
+    pub denied: u64,
+    /// Bytes of connections and datagrams that left the guest.
+    pub bytes_sent: u64,
+    /// Bytes that came to the guest.
+    pub bytes_received: u64,
+}
+
+/// A machine's network, cheap to clone; it ends with the last clone and the device.
+#[derive(Clone)]
+pub struct Network {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    relay: Mutex<Relay>,
+    /// The relay has something to do that no socket tells it.
+    wake: Wake,
+    timer: Timer,
+}
+
+/// The state behind a [`Network`].
+struct Relay {
+    stack: Stack,
+    gate: Box<dyn Gate>,
+    records: HashMap<FlowId, Record>,
+    listeners: Vec<Listener>,
+    events: LoopHandle,
+    tokens: Vec<Token>,
+    this: Weak<Shared>,
+    began: Instant,
+    /// When the timer wakes.
+    alarm: Option<Duration>,
+    /// Flows that stopped in the middle so that others have their turn.
+    again: Vec<FlowId>,
+    /// Tells the device that there are frames.
+    notify: Option<Waker>,
+    /// The driver begins anew.
+    restart: Option<bool>,
+    capture: Option<Capture>,
+    counters: NetworkCounters,
+    next_port: u16,
+}
+
+struct Listener {
+    socket: TcpListener,
+    guest: SocketAddr,
+    token: Option<Token>,
+    /// It rests until then.
+    resting: Option<Duration>,
+}
+
+/// A flow and its other side.
+struct Record {
+    flow: Flow,
+    outside: Outside,
+    /// The gate knows of it.
+    gated: bool,
+    sent: u64,
+    received: u64,
+}
+
+enum Outside {
+    /// The gate has not said yet.
+    Held { datagrams: Vec<Vec<u8>> },
+    /// The gate said no: datagrams are answered so, until the flow is forgotten.
+    Refused,
+    Stream(Box<Stream>),
+    Datagrams { socket: socket2::Socket, token: Token, echo: Option<Echo> },
+    Names(Names),
+}
+
+impl Network {
+    /// A network whose sockets are served on `events`, as is the device that uses it.
+    pub fn start(config: NetworkConfig, events: LoopHandle) -> Result<Self, NetworkError> {
+        let mut listeners = Vec::new();
+        for Publish { host, guest } in config.publish {
+            let listen = || {
+                let socket = TcpListener::bind(host)?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            };
+            let socket = listen().map_err(|source| NetworkError::Publish { address: host, source })?;
+            listeners.push(Listener { socket, guest, token: None, resting: None });
+        }
+        let seed = u64::from_le_bytes(cabana_os::process::random_bytes()?);
+        let (wake, timer) = (Wake::new()?, Timer::new()?);
+        let shared = Arc::new_cyclic(|this| Shared {
+            relay: Mutex::new(Relay {
+                stack: Stack::new(config.limits, config.mtu, seed),
+                gate: config.gate,
+                records: HashMap::new(),
+                listeners,
+                events,
+                tokens: Vec::new(),
+                this: Weak::clone(this),
+                began: Instant::now(),
+                alarm: None,
+                again: Vec::new(),
+                notify: None,
+                restart: None,
+                capture: config.capture,
+                counters: NetworkCounters::default(),
+                next_port: FIRST_EPHEMERAL,
+            }),
+            wake,
+            timer,
+        });
+        shared.lock().begin(&shared)?;
+        Ok(Self { shared })
+    }
+
+    /// Figures of it.
+    pub fn counters(&self) -> NetworkCounters {
+        let relay = self.shared.lock();
+        NetworkCounters { stack: relay.stack.counters(), ..relay.counters }
+    }
+
+    /// The addresses that [`Publish`]ed ports listen on: what port 0 became.
+    pub fn published(&self) -> Vec<SocketAddr> {
+        let relay = self.shared.lock();
+        relay.listeners.iter().filter_map(|listener| listener.socket.local_addr().ok()).collect()
+    }
+}
+
+/// What a network card needs of a network. All calls but the first come from the loop's thread.
+pub trait FrameLink: Send {
+    /// A driver begins: what there was with one before is over. It takes TCP packets without a checksum if
+    /// `trusting`. `notify` is called when there may be frames to receive, from any thread.
+    fn start(&self, trusting: bool, notify: Waker);
+
+    /// Takes a frame that the guest sent.
+    fn transmit(&self, frame: &[u8]);
+
+    /// All frames that there were have been taken: act on them.
+    fn flush(&self);
+
+    /// Shows the next frame for the guest to `take`; false if there is none.
+    fn receive(&self, take: &mut dyn FnMut(&[u8])) -> bool;
+}
+
+impl FrameLink for Network {
+    fn start(&self, trusting: bool, notify: Waker) {
+        let mut relay = self.shared.lock();
+        relay.notify = Some(notify);
+        relay.restart = Some(trusting);
+        self.shared.wake.signal();
+    }
+
+    fn transmit(&self, frame: &[u8]) {
+        let mut relay = self.shared.lock();
+        relay.apply_restart();
+        if let Some(capture) = &mut relay.capture {
+            capture.frame(frame);
+        }
+        let now = relay.now();
+        relay.stack.input(now, frame);
+        // Opens and datagrams are rare, and hold memory: they are dealt with at once.
+        relay.take_events();
+    }
+
+    fn flush(&self) {
+        self.shared.lock().settle();
+    }
+
+    fn receive(&self, take: &mut dyn FnMut(&[u8])) -> bool {
+        let mut relay = self.shared.lock();
+        relay.apply_restart();
+        let now = relay.now();
+        let Relay { stack, capture, .. } = &mut *relay;
+        let Some(frame) = stack.output(now) else {
+            // What ended with its last frame.
+            relay.settle();
+            return false;
+        };
+        if let Some(capture) = capture {
+            capture.frame(frame);
+        }
+        take(frame);
+        true
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Relay> {
+        self.relay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Relay {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Registers what wakes the relay.
+    fn begin(&mut self, shared: &Arc<Shared>) -> Result<(), NetworkError> {
+        let this = Weak::clone(&self.this);
+        self.tokens.push(self.events.add_event(&shared.wake, move || {
+            if let Some(shared) = this.upgrade() {
+                let mut relay = shared.lock();
+                relay.apply_restart();
+                for id in std::mem::take(&mut relay.again) {
+                    relay.pump(id);
+                }
+                relay.settle();
+            }
+        })?);
+        let this = Weak::clone(&self.this);
+        self.tokens.push(self.events.add(&shared.timer, Interest::READ, move |_| {
+            if let Some(shared) = this.upgrade() {
+                shared.timer.take();
+                let mut relay = shared.lock();
+                relay.alarm = None;
+                relay.expire();
+                relay.settle();
+            }
+        })?);
+        for index in 0..self.listeners.len() {
+            let this = Weak::clone(&self.this);
+            let Some(listener) = self.listeners.get_mut(index) else { continue };
+            let token = self.events.add(&listener.socket, Interest::READ, move |_| {
+                if let Some(shared) = this.upgrade() {
+                    let mut relay = shared.lock();
+                    relay.take_connections(index);
+                    relay.settle();
+                }
+            })?;
+            listener.token = Some(token);
+            self.tokens.push(token);
+        }
+        let this = Weak::clone(&self.this);
+        self.gate.start(Arc::new(move || {
+            if let Some(shared) = this.upgrade() {
+                shared.wake.signal();
+            }
+        }));
+        Ok(())
+    }
+
+    fn apply_restart(&mut self) {
+        if let Some(trusting) = self.restart.take() {
+            self.stack.restart(trusting);
+            self.take_events();
+        }
+    }
+
+    /// Everything that follows from what has just happened.
+    fn settle(&mut self) {
+        let now = self.now();
+        self.take_events();
+        while let Some(order) = self.gate.poll(now) {
+            match order {
+                Order::Open(id, opening) => self.open(id, opening),
+                Order::Answer(id, message) => self.answer(id, &message),
+                Order::Close(id) => self.stack.abort(id),
+            }
+            self.take_events();
+        }
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+        self.set_alarm(now);
+        if self.stack.has_output()
+            && let Some(notify) = &self.notify
+        {
+            notify();
+        }
+    }
+
+    fn set_alarm(&mut self, now: Duration) {
+        let resting = self.listeners.iter().filter_map(|listener| listener.resting).min();
+        let next = [self.stack.deadline(), self.gate.deadline(), resting].into_iter().flatten().min();
+        // A timer that wakes too early sets itself anew; that is cheaper than to set it at every packet.
+        if let Some(next) = next
+            && self.alarm.is_none_or(|alarm| next < alarm)
+            && let Some(shared) = self.this.upgrade()
+        {
+            self.alarm = Some(next);
+            shared.timer.set(Some(next.saturating_sub(now)));
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = self.now();
+        self.stack.expire(now);
+        for listener in &mut self.listeners {
+            if listener.resting.is_some_and(|until| until <= now) {
+                listener.resting = None;
+                if let Some(token) = listener.token {
+                    let _ = self.events.modify(token, Interest::READ);
+                }
+            }
+        }
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.stack.event() {
+            match event {
+                Event::Open(id, flow) => self.ask(id, flow),
+                Event::Ready(id) => self.pump(id),
+                Event::Datagram(id, payload) => self.send_datagram(id, payload),
+                Event::Closed { id, broken } => self.close(id, broken),
+            }
+        }
+    }
+
+    /// A new flow of the guest's.
+    fn ask(&mut self, id: FlowId, flow: Flow) {
+        let names = config::is_gateway(flow.destination.ip())
+            && flow.destination.port() == NAMES_PORT
+            && flow.protocol != Protocol::Icmp;
+        let outside =
+            if names { Outside::Names(Names::default()) } else { Outside::Held { datagrams: Vec::new() } };
+        let record = Record { flow, outside, gated: !names, sent: 0, received: 0 };
+        self.records.insert(id, record);
+        if !names {
+            let opening = self.gate.open(self.now(), id, &flow);
+            self.open(id, opening);
+        } else if flow.protocol == Protocol::Tcp {
+            self.stack.accept(self.now(), id);
+        }
+    }
+
+    /// What becomes of a flow that waits.
+    fn open(&mut self, id: FlowId, opening: Opening) {
+        let Some(record) = self.records.get_mut(&id) else { return };
+        let Outside::Held { datagrams } = &mut record.outside else { return };
+        let waiting = std::mem::take(datagrams);
+        let protocol = record.flow.protocol;
+        let opened = match opening {
+            Opening::Hold => {
+                *datagrams = waiting;
+                return;
+            }
+            Opening::Refuse => {
+                self.counters.denied += 1;
+                record.outside = Outside::Refused;
+                None
+            }
+            Opening::Connect { to, inspect } if protocol == Protocol::Tcp => {
+                self.watch(id, socket::connect(to), inspect)
+            }
+            Opening::Connect { to, .. } => self.watch_datagrams(id, to),
+            Opening::Serve(socket) if protocol == Protocol::Tcp => {
+                let ready = socket.set_nonblocking(true).map(|()| socket);
+                self.watch(id, ready, false)
+            }
+            Opening::Serve(_) => None,
+        };
+        match (opened, protocol) {
+            (Some(()), _) => {}
+            (None, Protocol::Tcp) => return self.stack.reject(id),
+            (None, _) => {
+                if let Some(record) = self.records.get_mut(&id) {
+                    record.outside = Outside::Refused;
+                }
+            }
+        }
+        for datagram in waiting {
+            self.send_datagram(id, datagram);
+        }
+    }
+
+    /// Puts a socket that connects, or has, behind a connection of the guest's.
+    fn watch(&mut self, id: FlowId, socket: io::Result<socket2::Socket>, inspect: bool) -> Option<()> {
+        let socket = socket.ok()?;
+        let this = Weak::clone(&self.this);
+        let token = self.events.add_edge(&socket, move |ready| on_socket(&this, id, ready)).ok()?;
+        let stream = Stream::new(socket, token, inspect);
+        self.records.get_mut(&id)?.outside = Outside::Stream(Box::new(stream));
+        Some(())
+    }
+
+    fn watch_datagrams(&mut self, id: FlowId, to: SocketAddr) -> Option<()> {
+        let record = self.records.get_mut(&id)?;
+        let echo = (record.flow.protocol == Protocol::Icmp).then(|| Echo::new(to));
+        let socket = match &echo {
+            Some(echo) => echo.socket().ok()?,
+            None => socket::datagrams(to).ok()?,
+        };
+        let this = Weak::clone(&self.this);
+        let token = self.events.add_edge(&socket, move |ready| on_socket(&this, id, ready)).ok()?;
+        record.outside = Outside::Datagrams { socket, token, echo };
+        Some(())
+    }
+
+    /// A socket has become ready.
+    fn ready(&mut self, id: FlowId, ready: Interest) {
+        let now = self.now();
+        let Some(record) = self.records.get_mut(&id) else { return };
+        if let Outside::Stream(stream) = &mut record.outside {
+            stream.readable |= ready.readable;
+            stream.writable |= ready.writable;
+            if stream.connecting && ready.writable {
+                match stream.connected() {
+                    Ok(true) => {
+                        stream.connecting = false;
+                        // What the guest is told now it would not have been told otherwise.
+                        if !stream.inward && !self.stack.accept(now, id) {
+                            return;
+                        }
+                    }
+                    Ok(false) => return,
+                    Err(_) => return self.stack.reject(id),
+                }
+            }
+        }
+        self.pump(id);
+    }
+
+    /// Moves what can be moved between a flow's two sides.
+    fn pump(&mut self, id: FlowId) {
+        let now = self.now();
+        let Some(record) = self.records.get_mut(&id) else { return };
+        match &mut record.outside {
+            Outside::Stream(stream) => {
+                if stream.connecting {
+                    return;
+                }
+                let moved = stream.pump(id, &mut self.stack, &mut *self.gate);
+                record.sent += moved.sent;
+                record.received += moved.received;
+                self.counters.bytes_sent += moved.sent;
+                self.counters.bytes_received += moved.received;
+                if moved.refused {
+                    self.counters.denied += 1;
+                }
+                if moved.broken || moved.refused {
+                    self.stack.abort(id);
+                }
+            }
+            Outside::Datagrams { socket, echo, .. } => {
+                let mut room = [0; 65_535];
+                for _ in 0..ROUND {
+                    let Ok(len) = io::Read::read(&mut &*socket, &mut room) else { return };
+                    let Some(bytes) = room.get(..len) else { return };
+                    let payload = match echo {
+                        Some(echo) => echo.reply(bytes),
+                        None => Some(bytes),
+                    };
+                    if let Some(payload) = payload
+                        && self.stack.datagram(now, id, payload)
+                    {
+                        record.received += payload.len() as u64;
+                        self.counters.bytes_received += payload.len() as u64;
+                    }
+                }
+                self.again.push(id);
+                if let Some(shared) = self.this.upgrade() {
+                    shared.wake.signal();
+                }
+            }
+            Outside::Names(names) => {
+                let mut messages = Vec::new();
+                let fine = names.pump(id, &mut self.stack, &mut messages);
+                let flow = record.flow;
+                for message in messages {
+                    self.gate.query(now, id, &flow, &message);
+                }
+                if !fine {
+                    self.stack.abort(id);
+                }
+            }
+            Outside::Held { .. } | Outside::Refused => {}
+        }
+    }
+
+    fn send_datagram(&mut self, id: FlowId, payload: Vec<u8>) {
+        let now = self.now();
+        let Some(record) = self.records.get_mut(&id) else { return };
+        match &mut record.outside {
+            Outside::Held { datagrams } => {
+                if datagrams.len() < MAX_HELD {
+                    datagrams.push(payload);
+                }
+            }
+            Outside::Refused => self.stack.prohibit(id, &payload),
+            Outside::Datagrams { socket, echo, .. } => {
+                let sent = match echo {
+                    Some(echo) => socket.send(&echo.request(&payload)),
+                    None => socket.send(&payload),
+                };
+                // What the host cannot send is lost, as on any network.
+                if sent.is_ok() {
+                    record.sent += payload.len() as u64;
+                    self.counters.bytes_sent += payload.len() as u64;
+                }
+            }
+            Outside::Names(_) => {
+                let flow = record.flow;
+                self.gate.query(now, id, &flow, &payload);
+            }
+            Outside::Stream(_) => {}
+        }
+    }
+
+    fn answer(&mut self, id: FlowId, message: &[u8]) {
+        let now = self.now();
+        let Some(record) = self.records.get_mut(&id) else { return };
+        let Outside::Names(names) = &mut record.outside else { return };
+        if record.flow.protocol == Protocol::Udp {
+            self.stack.datagram(now, id, message);
+        } else if names.answer(id, message, &mut self.stack).is_none() {
+            self.stack.abort(id);
+        }
+    }
+
+    /// A flow is gone on the guest's side.
+    fn close(&mut self, id: FlowId, broken: bool) {
+        let now = self.now();
+        let Some(record) = self.records.remove(&id) else { return };
+        match record.outside {
+            Outside::Stream(stream) => {
+                self.events.remove(stream.token);
+                stream.close(broken);
+            }
+            Outside::Datagrams { token, .. } => self.events.remove(token),
+            Outside::Held { .. } | Outside::Refused | Outside::Names(_) => {}
+        }
+        if record.gated {
+            self.gate.closed(now, id, record.sent, record.received);
+        }
+    }
+
+    /// Somebody connects to a published port.
+    fn take_connections(&mut self, index: usize) {
+        let now = self.now();
+        for _ in 0..ROUND {
+            let Some(listener) = self.listeners.get_mut(index) else { return };
+            let guest = listener.guest;
+            match listener.socket.accept() {
+                Ok((socket, _)) => self.connect_inward(socket2::Socket::from(socket), guest),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => {
+                    listener.resting = Some(now + REST);
+                    if let Some(token) = listener.token {
+                        let _ = self.events.modify(token, Interest::NONE);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn connect_inward(&mut self, socket: socket2::Socket, guest: SocketAddr) {
+        let now = self.now();
+        let gateway = if guest.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() };
+        let from = SocketAddr::new(gateway, self.next_port);
+        self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
+        let opened = socket.set_nonblocking(true).ok().and_then(|()| self.stack.connect(now, from, guest));
+        let Some(id) = opened else {
+            let _ = socket.set_linger(Some(Duration::ZERO));
+            return;
+        };
+        let flow = Flow { protocol: Protocol::Tcp, source: guest, destination: from };
+        let outside = Outside::Held { datagrams: Vec::new() };
+        self.records.insert(id, Record { flow, outside, gated: false, sent: 0, received: 0 });
+        if self.watch(id, Ok(socket), false).is_none() {
+            self.stack.abort(id);
+        } else if let Some(Record { outside: Outside::Stream(stream), .. }) = self.records.get_mut(&id) {
+            stream.inward = true;
+        }
+    }
+}
+
+fn on_socket(this: &Weak<Shared>, id: FlowId, ready: Interest) {
+    if let Some(shared) = this.upgrade() {
+        let mut relay = shared.lock();
+        relay.ready(id, ready);
+        relay.settle();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        for token in self.tokens.drain(..) {
+            self.events.remove(token);
+        }
+        for (_, record) in self.records.drain() {
+            match record.outside {
+                Outside::Stream(stream) => self.events.remove(stream.token),
+                Outside::Datagrams { token, .. } => self.events.remove(token),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("counters", &self.counters()).finish()
+    }
+}

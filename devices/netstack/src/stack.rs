@@ -1,0 +1,690 @@
+//! The pure part: frames in, frames out, and what happened in between. No sockets, no clock, no threads: a
+//! test or a fuzzer drives it as it likes.
+//!
+//! A connection that the guest opens costs little until the other side is there: the first segment is kept,
+//! [`Event::Open`] says so, and only [`Stack::accept`] makes buffers and lets the guest see an answer.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use smoltcp::wire::{EthernetAddress, IpProtocol};
+
+use crate::config::{self, GUEST_MAC, Limits, MAX_MTU, MIN_MTU};
+use crate::gate::{Flow, FlowId, Protocol};
+use crate::packet::{self, Content, Echo, Ip};
+use crate::tcp::{Connection, Outbox, Shape};
+
+/// Replies that wait for the guest to take them; beyond that they are lost, as on any link.
+const MAX_REPLIES: usize = 512;
+/// Room for one direction of a connection, at least.
+const MIN_BUFFER: usize = 4 << 10;
+/// The largest first segment with all its options: two headers of 60 bytes.
+const MAX_OPENING: usize = 128;
+
+/// Something that happened.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest wants a flow. Nothing of it moves before [`Stack::accept`] or, for datagrams, before the
+    /// owner sends them on.
+    Open(FlowId, Flow),
+    /// A connection has bytes, room or an end that it had not before.
+    Ready(FlowId),
+    /// A datagram of the guest's: for ICMP, the data of an echo request behind its sequence number (2 bytes).
+    Datagram(FlowId, Vec<u8>),
+    /// The flow is gone, and its name with it.
+    Closed {
+        /// Which one.
+        id: FlowId,
+        /// It was broken off, by either end or by a time limit.
+        broken: bool,
+    },
+}
+
+/// What the stack has seen and holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackCounters {
+    /// Frames from the guest.
+    pub frames_in: u64,
+    /// Frames to the guest.
+    pub frames_out: u64,
+    /// Frames from the guest that hold nothing that is served: fragments, foreign protocols, nonsense.
+    pub ignored: u64,
+    /// Packets from an address that is none of the guest's.
+    pub forged: u64,
+    /// Packets that found a limit reached.
+    pub over_limit: u64,
+    /// Flows that there are.
+    pub flows: u64,
+    /// Flows that there have been.
+    pub flows_opened: u64,
+    /// Bytes of connections' buffers.
+    pub memory: u64,
+}
+
+/// A flow's state.
+#[derive(Debug)]
+enum State {
+    /// The guest's first segment, whose other side is not there yet.
+    Opening(Vec<u8>),
+    /// A connection.
+    Live(Box<Connection>),
+    /// Datagrams.
+    Datagrams,
+}
+
+#[derive(Debug)]
+struct Entry {
+    flow: Flow,
+    state: State,
+    /// It stands in the queue of those that may have a packet for the guest.
+    queued: bool,
+    /// Its owner has been told of an [`Event::Ready`] that it has not taken yet.
+    told: bool,
+    /// Not established, and counted as such.
+    half_open: bool,
+    deadline: Option<Duration>,
+    /// When a datagram last passed.
+    used: Duration,
+}
+
+/// The stack.
+#[derive(Debug)]
+pub struct Stack {
+    limits: Limits,
+    shape: Shape,
+    guest_mac: EthernetAddress,
+    flows: HashMap<FlowId, Entry>,
+    by_key: HashMap<Flow, FlowId>,
+    next_id: FlowId,
+    seed: u64,
+    ready: VecDeque<FlowId>,
+    timers: BTreeSet<(Duration, FlowId)>,
+    events: VecDeque<Event>,
+    replies: VecDeque<Vec<u8>>,
+    outbox: Outbox,
+    last_reply: Vec<u8>,
+    half_open: usize,
+    datagrams: usize,
+    memory: usize,
+    counters: StackCounters,
+}
+
+impl Stack {
+    /// A stack for a link of this MTU. `seed` makes sequence numbers that differ from run to run.
+    pub fn new(limits: Limits, mtu: u16, seed: u64) -> Self {
+        Self {
+            limits,
+            shape: Shape { mtu: mtu.clamp(MIN_MTU, MAX_MTU), trusting: false },
+            guest_mac: GUEST_MAC,
+            flows: HashMap::new(),
+            by_key: HashMap::new(),
+            next_id: 1,
+            seed,
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            events: VecDeque::new(),
+            replies: VecDeque::new(),
+            outbox: Outbox::new(),
+            last_reply: Vec::new(),
+            half_open: 0,
+            datagrams: 0,
+            memory: 0,
+            counters: StackCounters::default(),
+        }
+    }
+
+    /// The guest's driver has begun anew: it takes TCP packets without checksums if it says so. What there
+    /// was with the driver before is broken off.
+    pub fn restart(&mut self, trusting: bool) {
+        self.shape.trusting = trusting;
+        self.replies.clear();
+        let all: Vec<FlowId> = self.flows.keys().copied().collect();
+        for id in all {
+            self.remove(id, true);
+        }
+    }
+
+    /// The largest IP packet.
+    pub fn mtu(&self) -> u16 {
+        self.shape.mtu
+    }
+
+    /// What the stack has seen and holds.
+    pub fn counters(&self) -> StackCounters {
+        StackCounters { flows: self.flows.len() as u64, memory: self.memory as u64, ..self.counters }
+    }
+
+    /// The next thing that happened.
+    pub fn event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        if let Event::Ready(id) = event
+            && let Some(entry) = self.flows.get_mut(&id)
+        {
+            entry.told = false;
+        }
+        Some(event)
+    }
+
+    /// Takes a frame of the guest's.
+    pub fn input(&mut self, now: Duration, frame: &[u8]) {
+        self.counters.frames_in += 1;
+        match packet::parse(frame) {
+            Some(Content::Arp(request)) => {
+                let reply = packet::arp_reply(request, self.guest_mac);
+                self.answer(reply);
+            }
+            Some(Content::Ip(ip)) => self.input_ip(now, &ip),
+            None => self.counters.ignored += 1,
+        }
+    }
+
+    fn input_ip(&mut self, now: Duration, ip: &Ip<'_>) {
+        // A guest that asks for a neighbour may do so from a link-local address, or from none.
+        if ip.protocol == IpProtocol::Icmpv6
+            && let Some(reply) = packet::neighbor_reply(ip, self.guest_mac)
+        {
+            return self.answer(Some(reply));
+        }
+        if is_for_many(ip.destination) {
+            self.counters.ignored += 1;
+            return;
+        }
+        if !config::is_guest(ip.source) {
+            self.counters.forged += 1;
+            return;
+        }
+        match ip.protocol {
+            IpProtocol::Tcp => self.input_tcp(now, ip),
+            IpProtocol::Udp => {
+                let Some((source, destination, payload)) = packet::udp(ip) else {
+                    self.counters.ignored += 1;
+                    return;
+                };
+                let flow = flow(Protocol::Udp, ip, source, destination);
+                self.input_datagram(now, flow, payload.to_vec());
+            }
+            IpProtocol::Icmp | IpProtocol::Icmpv6 => self.input_echo(now, ip),
+            _ => {
+                self.counters.ignored += 1;
+                let error = packet::prohibited(ip.whole, self.guest_mac);
+                self.answer(error);
+            }
+        }
+    }
+
+    fn input_tcp(&mut self, now: Duration, ip: &Ip<'_>) {
+        let Some(segment) = packet::tcp(ip) else {
+            self.counters.ignored += 1;
+            return;
+        };
+        let flow = flow(Protocol::Tcp, ip, segment.source_port, segment.destination_port);
+        match self.by_key.get(&flow) {
+            Some(&id) => self.input_segment(now, id, ip.whole),
+            None if segment.opens => self.open_tcp(now, flow, ip.whole),
+            None => {
+                let reset = packet::reset(ip.whole, self.guest_mac);
+                self.answer(reset);
+            }
+        }
+    }
+
+    fn open_tcp(&mut self, now: Duration, flow: Flow, whole: &[u8]) {
+        // A silent loss: the guest tries again, and by then there may be room.
+        if self.half_open >= self.limits.half_open
+            || self.flows.len() >= self.limits.flows
+            || whole.len() > MAX_OPENING
+        {
+            self.counters.over_limit += 1;
+            return;
+        }
+        let id = self.insert(now, flow, State::Opening(whole.to_vec()));
+        self.set_deadline(id, Some(now + self.limits.handshake));
+        self.events.push_back(Event::Open(id, flow));
+    }
+
+    fn input_segment(&mut self, now: Duration, id: FlowId, packet: &[u8]) {
+        let Some(entry) = self.flows.get_mut(&id) else { return };
+        let State::Live(connection) = &mut entry.state else {
+            // The guest repeats its first segment, or gives up.
+            if is_reset(packet) {
+                self.remove(id, true);
+            }
+            return;
+        };
+        connection.input(now, packet, &mut self.outbox);
+        if let Some(reply) = self.outbox.take() {
+            let reply = reply.to_vec();
+            self.answer_ip(reply);
+        }
+        self.touch(id);
+        self.tell(id);
+    }
+
+    fn input_datagram(&mut self, now: Duration, flow: Flow, payload: Vec<u8>) {
+        let id = match self.by_key.get(&flow) {
+            Some(&id) => id,
+            None if self.datagrams >= self.limits.datagram_flows || self.flows.len() >= self.limits.flows => {
+                self.counters.over_limit += 1;
+                return;
+            }
+            None => {
+                let id = self.insert(now, flow, State::Datagrams);
+                self.set_deadline(id, Some(now + self.limits.idle));
+                self.events.push_back(Event::Open(id, flow));
+                id
+            }
+        };
+        if let Some(entry) = self.flows.get_mut(&id) {
+            entry.used = now;
+        }
+        self.events.push_back(Event::Datagram(id, payload));
+    }
+
+    fn input_echo(&mut self, now: Duration, ip: &Ip<'_>) {
+        let Some(echo) = packet::echo_request(ip) else {
+            self.counters.ignored += 1;
+            return;
+        };
+        if config::is_gateway(ip.destination) {
+            let reply = packet::echo_reply(ip.destination, ip.source, &echo, self.guest_mac);
+            return self.answer(reply);
+        }
+        let mut message = echo.sequence.to_be_bytes().to_vec();
+        message.extend_from_slice(echo.data);
+        self.input_datagram(now, flow(Protocol::Icmp, ip, echo.ident, 0), message);
+    }
+
+    /// The other side of a connection is there: the guest gets its answer. False, with the flow gone, if
+    /// there is no memory for it.
+    pub fn accept(&mut self, now: Duration, id: FlowId) -> bool {
+        let buffer = self.buffer();
+        let seed = self.next_seed();
+        let (shape, memory) = (self.shape, self.memory);
+        let Some(entry) = self.flows.get_mut(&id) else { return false };
+        let State::Opening(first) = &mut entry.state else { return false };
+        let first = std::mem::take(first);
+        let connection = (memory + 2 * buffer <= self.limits.memory)
+            .then(|| Connection::listen(shape, entry.flow.destination, buffer, seed).ok())
+            .flatten();
+        let Some(connection) = connection else {
+            self.counters.over_limit += 1;
+            self.refuse(id, &first);
+            return false;
+        };
+        self.memory += connection.memory;
+        entry.state = State::Live(Box::new(connection));
+        self.input_segment(now, id, &first);
+        true
+    }
+
+    /// The other side is not there or not allowed: the guest's attempt is reset.
+    pub fn reject(&mut self, id: FlowId) {
+        let Some(entry) = self.flows.get_mut(&id) else { return };
+        match &mut entry.state {
+            State::Opening(first) => {
+                let first = std::mem::take(first);
+                self.refuse(id, &first);
+            }
+            State::Live(_) => self.abort(id),
+            State::Datagrams => self.remove(id, true),
+        }
+    }
+
+    fn refuse(&mut self, id: FlowId, first: &[u8]) {
+        let reset = packet::reset(first, self.guest_mac);
+        self.answer(reset);
+        self.remove(id, true);
+    }
+
+    /// Tells the guest that a datagram like this one of the flow may not go where it wants.
+    pub fn prohibit(&mut self, id: FlowId, payload: &[u8]) {
+        let Some(entry) = self.flows.get(&id) else { return };
+        let Flow { source, destination, protocol } = entry.flow;
+        let error = match protocol {
+            Protocol::Udp => {
+                // The error quotes what the guest sent.
+                packet::udp_frame(source, destination, payload, self.shape.mtu, self.guest_mac)
+                    .and_then(|frame| packet::prohibited(frame.get(packet::ETHERNET..)?, self.guest_mac))
+            }
+            Protocol::Icmp | Protocol::Tcp => None,
+        };
+        self.answer(error);
+    }
+
+    /// Opens a connection to the guest; `None` if a limit is reached or the endpoints are in use.
+    pub fn connect(&mut self, now: Duration, from: SocketAddr, guest: SocketAddr) -> Option<FlowId> {
+        let flow = Flow { protocol: Protocol::Tcp, source: guest, destination: from };
+        let buffer = self.buffer();
+        if self.by_key.contains_key(&flow)
+            || !config::is_guest(guest.ip())
+            || self.half_open >= self.limits.half_open
+            || self.flows.len() >= self.limits.flows
+            || self.memory + 2 * buffer > self.limits.memory
+        {
+            self.counters.over_limit += 1;
+            return None;
+        }
+        let seed = self.next_seed();
+        let connection = Connection::connect(self.shape, from, guest, buffer, seed).ok()?;
+        self.memory += connection.memory;
+        let id = self.insert(now, flow, State::Live(Box::new(connection)));
+        self.set_deadline(id, Some(now + self.limits.handshake));
+        self.touch(id);
+        Some(id)
+    }
+
+    /// Sends a datagram to the guest: for ICMP, the sequence number and the data of an echo reply. False if
+    /// it does not fit.
+    pub fn datagram(&mut self, now: Duration, id: FlowId, payload: &[u8]) -> bool {
+        let Some(entry) = self.flows.get_mut(&id) else { return false };
+        entry.used = now;
+        let Flow { source, destination, protocol } = entry.flow;
+        let frame = match protocol {
+            Protocol::Icmp => payload.split_at_checked(2).and_then(|(sequence, data)| {
+                let sequence = u16::from_be_bytes([*sequence.first()?, *sequence.get(1)?]);
+                let echo = Echo { ident: source.port(), sequence, data };
+                packet::echo_reply(destination.ip(), source.ip(), &echo, self.guest_mac)
+            }),
+            _ => packet::udp_frame(destination, source, payload, self.shape.mtu, self.guest_mac),
+        };
+        let fits = frame.as_ref().is_some_and(|frame| {
+            frame.len() <= packet::ETHERNET + usize::from(self.shape.mtu)
+        });
+        if fits {
+            self.answer(frame);
+        }
+        fits
+    }
+
+    /// The flow that a name stands for.
+    pub fn flow(&self, id: FlowId) -> Option<Flow> {
+        Some(self.flows.get(&id)?.flow)
+    }
+
+    /// The guest has shaken hands.
+    pub fn is_established(&self, id: FlowId) -> bool {
+        self.live(id).is_some_and(Connection::is_established)
+    }
+
+    /// The guest sends no more, and everything that it sent has been read.
+    pub fn guest_finished(&self, id: FlowId) -> bool {
+        self.live(id).is_some_and(|connection| connection.guest_finished())
+    }
+
+    /// Shows bytes of the guest's to `take`, which says how many of them it took; so many are returned.
+    pub fn read(&mut self, id: FlowId, take: impl FnOnce(&[u8]) -> usize) -> usize {
+        let Some(connection) = self.live_mut(id) else { return 0 };
+        if connection.unread() == 0 {
+            return 0;
+        }
+        let taken = connection.read(take);
+        if taken > 0 {
+            self.touch(id);
+        }
+        taken
+    }
+
+    /// Whether the guest takes more bytes now.
+    pub fn has_room(&self, id: FlowId) -> bool {
+        self.live(id).is_some_and(Connection::has_room)
+    }
+
+    /// Lets `fill` put bytes for the guest into a buffer; it says how many, and so many are returned.
+    pub fn write(&mut self, id: FlowId, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        let Some(connection) = self.live_mut(id) else { return 0 };
+        if !connection.has_room() {
+            return 0;
+        }
+        let filled = connection.write(fill);
+        if filled > 0 {
+            self.touch(id);
+        }
+        filled
+    }
+
+    /// The guest gets no more bytes than those written: it reads to the end of the stream.
+    pub fn finish(&mut self, id: FlowId) {
+        if let Some(connection) = self.live_mut(id) {
+            connection.finish();
+            self.touch(id);
+        }
+    }
+
+    /// Breaks a connection off: the guest sees a reset.
+    pub fn abort(&mut self, id: FlowId) {
+        let Some(entry) = self.flows.get_mut(&id) else { return };
+        if let State::Live(connection) = &mut entry.state {
+            connection.abort();
+            self.touch(id);
+        } else {
+            self.reject(id);
+        }
+    }
+
+    /// Forgets a flow without a word to the guest.
+    pub fn forget(&mut self, id: FlowId) {
+        self.remove(id, false);
+    }
+
+    /// Whether [`Stack::output`] may have something.
+    pub fn has_output(&self) -> bool {
+        !self.replies.is_empty() || !self.ready.is_empty()
+    }
+
+    /// The next frame for the guest, if there is one. A guest that takes none leaves everything where it is.
+    pub fn output(&mut self, now: Duration) -> Option<&[u8]> {
+        if let Some(reply) = self.replies.pop_front() {
+            self.counters.frames_out += 1;
+            self.last_reply = reply;
+            return Some(&self.last_reply);
+        }
+        while let Some(id) = self.ready.pop_front() {
+            let Some(entry) = self.flows.get_mut(&id) else { continue };
+            entry.queued = false;
+            let State::Live(connection) = &mut entry.state else { continue };
+            if connection.output(now, &mut self.outbox) {
+                self.touch(id);
+                break;
+            }
+            self.settle(now, id);
+        }
+        let guest = self.guest_mac;
+        let frame = self.outbox.take()?;
+        packet::put_ethernet(frame, guest);
+        self.counters.frames_out += 1;
+        Some(frame)
+    }
+
+    /// When [`Stack::expire`] has something to do.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Does what is due.
+    pub fn expire(&mut self, now: Duration) {
+        while let Some(&(at, id)) = self.timers.first() {
+            if at > now {
+                return;
+            }
+            self.timers.pop_first();
+            let Some(entry) = self.flows.get_mut(&id) else { continue };
+            entry.deadline = None;
+            let (used, half_open) = (entry.used, entry.half_open);
+            match &entry.state {
+                State::Opening(_) => self.remove(id, true),
+                State::Live(connection) if half_open && !connection.is_established() => {
+                    if used + self.limits.handshake <= now {
+                        self.abort(id);
+                    }
+                    self.touch(id);
+                }
+                State::Live(_) => self.touch(id),
+                State::Datagrams if used + self.limits.idle <= now => self.remove(id, false),
+                State::Datagrams => self.set_deadline(id, Some(used + self.limits.idle)),
+            }
+        }
+    }
+
+    /// Notes where a connection stands after it had nothing to send.
+    fn settle(&mut self, now: Duration, id: FlowId) {
+        let Some(entry) = self.flows.get_mut(&id) else { return };
+        let State::Live(connection) = &mut entry.state else { return };
+        if let Some(broken) = connection.is_over() {
+            self.remove(id, broken);
+            return;
+        }
+        let established = connection.is_established();
+        let mut deadline = connection.deadline(now);
+        if entry.half_open {
+            if established {
+                entry.half_open = false;
+                self.half_open -= 1;
+            } else {
+                let last = entry.used + self.limits.handshake;
+                deadline = Some(deadline.map_or(last, |at| at.min(last)));
+            }
+        }
+        // What smoltcp could not do at once it does a little later, never in a tight loop.
+        let soonest = now + Duration::from_millis(1);
+        self.set_deadline(id, deadline.map(|at| at.max(soonest)));
+    }
+
+    fn insert(&mut self, now: Duration, flow: Flow, state: State) -> FlowId {
+        let id = self.next_id;
+        self.next_id += 1;
+        let half_open = !matches!(state, State::Datagrams);
+        self.half_open += usize::from(half_open);
+        self.datagrams += usize::from(!half_open);
+        self.counters.flows_opened += 1;
+        self.by_key.insert(flow, id);
+        let entry = Entry {
+            flow,
+            state,
+            queued: false,
+            told: false,
+            half_open,
+            deadline: None,
+            used: now,
+        };
+        self.flows.insert(id, entry);
+        id
+    }
+
+    fn remove(&mut self, id: FlowId, broken: bool) {
+        let Some(entry) = self.flows.remove(&id) else { return };
+        self.by_key.remove(&entry.flow);
+        if let Some(at) = entry.deadline {
+            self.timers.remove(&(at, id));
+        }
+        self.half_open -= usize::from(entry.half_open);
+        match entry.state {
+            State::Live(connection) => self.memory -= connection.memory,
+            State::Datagrams => self.datagrams -= 1,
+            State::Opening(_) => {}
+        }
+        self.events.push_back(Event::Closed { id, broken });
+    }
+
+    fn set_deadline(&mut self, id: FlowId, deadline: Option<Duration>) {
+        let Some(entry) = self.flows.get_mut(&id) else { return };
+        if entry.deadline == deadline {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut entry.deadline, deadline) {
+            self.timers.remove(&(before, id));
+        }
+        if let Some(at) = deadline {
+            self.timers.insert((at, id));
+        }
+    }
+
+    /// The connection may have a packet for the guest.
+    fn touch(&mut self, id: FlowId) {
+        if let Some(entry) = self.flows.get_mut(&id)
+            && !std::mem::replace(&mut entry.queued, true)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    fn tell(&mut self, id: FlowId) {
+        if let Some(entry) = self.flows.get_mut(&id)
+            && !std::mem::replace(&mut entry.told, true)
+        {
+            self.events.push_back(Event::Ready(id));
+        }
+    }
+
+    fn answer(&mut self, frame: Option<Vec<u8>>) {
+        let Some(frame) = frame else { return };
+        if self.replies.len() < MAX_REPLIES {
+            self.replies.push_back(frame);
+        } else {
+            self.counters.over_limit += 1;
+        }
+    }
+
+    fn answer_ip(&mut self, mut frame: Vec<u8>) {
+        packet::put_ethernet(&mut frame, self.guest_mac);
+        self.answer(Some(frame));
+    }
+
+    /// How large a new connection's buffers are: less as memory runs out, so that many small ones fit where
+    /// few large ones did not.
+    fn buffer(&self) -> usize {
+        let left = self.limits.memory.saturating_sub(self.memory);
+        (left / 1024).clamp(MIN_BUFFER, self.limits.buffer.max(MIN_BUFFER))
+    }
+
+    fn next_seed(&mut self) -> u64 {
+        // SplitMix64: distinct seeds from one.
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.seed;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn live(&self, id: FlowId) -> Option<&Connection> {
+        match &self.flows.get(&id)?.state {
+            State::Live(connection) => Some(connection),
+            _ => None,
+        }
+    }
+
+    fn live_mut(&mut self, id: FlowId) -> Option<&mut Connection> {
+        match &mut self.flows.get_mut(&id)?.state {
+            State::Live(connection) => Some(connection),
+            _ => None,
+        }
+    }
+}
+
+fn flow(protocol: Protocol, ip: &Ip<'_>, source: u16, destination: u16) -> Flow {
+    Flow {
+        protocol,
+        source: SocketAddr::new(ip.source, source),
+        destination: SocketAddr::new(ip.destination, destination),
+    }
+}
+
+/// Whether an address means nobody or more than one: such packets never leave.
+fn is_for_many(address: IpAddr) -> bool {
+    address.is_multicast()
+        || address.is_unspecified()
+        || match address {
+            IpAddr::V4(v4) => v4.is_broadcast(),
+            // Link-local: there is nobody on the link but the gateway.
+            IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80,
+        }
+}
+
+/// Whether a TCP packet is a reset.
+fn is_reset(whole: &[u8]) -> bool {
+    let header = match whole.first().map(|byte| byte >> 4) {
+        Some(4) => whole.first().map_or(0, |byte| usize::from(byte & 0xf) * 4),
+        _ => 40,
+    };
+    whole.get(header + 13).is_some_and(|flags| flags & 4 != 0)
+}
