@@ -20,11 +20,13 @@ mod packet;
 mod relay;
 mod stack;
 mod tcp;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use capture::Capture;
 pub use config::{
-    GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, MAX_MTU, MAX_SESSIONS,
-    MIN_MTU, PREFIX_V4, PREFIX_V6, session_addresses,
+    GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, MAX_MTU,
+    MAX_SESSIONS, MIN_MTU, PREFIX_V4, PREFIX_V6, session_addresses,
 };
 pub use gate::{DenyAll, Flow, FlowId, Gate, Inspection, Opening, Order, Protocol, Waker};
 pub use relay::{FrameLink, Network, NetworkConfig, NetworkCounters, NetworkError, Publish};

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable,
-    Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr,
-    Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
-    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr,
+    IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet, Ipv6Repr,
+    NdiscNeighborFlags, NdiscRepr, RawHardwareAddress, TcpControl, TcpPacket, TcpRepr,
+    TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use crate::config::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
@@ -114,7 +115,9 @@ pub(crate) fn arp_reply(request: &[u8], guest: EthernetAddress) -> Option<Vec<u8
 
 /// The answer to a neighbour solicitation for the gateway (RFC 4861 §7.2.4).
 pub(crate) fn neighbor_reply(ip: &Ip<'_>, guest: EthernetAddress) -> Option<Vec<u8>> {
-    let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip.source, ip.destination) else { return None };
+    let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip.source, ip.destination) else {
+        return None;
+    };
     let packet = Icmpv6Packet::new_checked(ip.payload).ok()?;
     let checks = ChecksumCapabilities::default();
     let repr = Icmpv6Repr::parse(&source, &destination, &packet, &checks).ok()?;
@@ -122,11 +125,17 @@ pub(crate) fn neighbor_reply(ip: &Ip<'_>, guest: EthernetAddress) -> Option<Vec<
         return None;
     };
     let advert = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
-        flags: NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::OVERRIDE,
+        flags: NdiscNeighborFlags::SOLICITED
+            | NdiscNeighborFlags::ROUTER
+            | NdiscNeighborFlags::OVERRIDE,
         target_addr: GATEWAY_V6,
         lladdr: Some(RawHardwareAddress::from(GATEWAY_MAC)),
     });
-    let to = if source.is_unspecified() { Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1) } else { source };
+    let to = if source.is_unspecified() {
+        Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1)
+    } else {
+        source
+    };
     Some(icmpv6(&advert, GATEWAY_V6, to, LINK_HOP_LIMIT, guest))
 }
 
@@ -149,9 +158,16 @@ pub(crate) fn echo_request<'a>(ip: &Ip<'a>) -> Option<Echo<'a>> {
             _ => return None,
         },
         _ => {
-            let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip.source, ip.destination) else { return None };
+            let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip.source, ip.destination) else {
+                return None;
+            };
             let packet = Icmpv6Packet::new_checked(ip.payload).ok()?;
-            match Icmpv6Repr::parse(&source, &destination, &packet, &ChecksumCapabilities::default()) {
+            match Icmpv6Repr::parse(
+                &source,
+                &destination,
+                &packet,
+                &ChecksumCapabilities::default(),
+            ) {
                 Ok(Icmpv6Repr::EchoRequest { ident, seq_no, .. }) => (ident, seq_no),
                 _ => return None,
             }
@@ -161,7 +177,12 @@ pub(crate) fn echo_request<'a>(ip: &Ip<'a>) -> Option<Echo<'a>> {
 }
 
 /// An echo reply.
-pub(crate) fn echo_reply(from: IpAddr, to: IpAddr, echo: &Echo<'_>, guest: EthernetAddress) -> Option<Vec<u8>> {
+pub(crate) fn echo_reply(
+    from: IpAddr,
+    to: IpAddr,
+    echo: &Echo<'_>,
+    guest: EthernetAddress,
+) -> Option<Vec<u8>> {
     let (ident, seq_no, data) = (echo.ident, echo.sequence, echo.data);
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -183,8 +204,11 @@ pub(crate) fn prohibited(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>
             let header = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()).ok()?;
             let data = packet.payload();
             let reason = Icmpv4DstUnreachable::CommProhibited;
-            let error =
-                Icmpv4Repr::DstUnreachable { reason, header, data: data.get(..QUOTED).unwrap_or(data) };
+            let error = Icmpv4Repr::DstUnreachable {
+                reason,
+                header,
+                data: data.get(..QUOTED).unwrap_or(data),
+            };
             Some(icmpv4(&error, header.dst_addr, header.src_addr, guest))
         }
         _ => {
@@ -192,8 +216,11 @@ pub(crate) fn prohibited(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>
             let header = Ipv6Repr::parse(&packet).ok()?;
             let data = packet.payload();
             let reason = Icmpv6DstUnreachable::AdminProhibit;
-            let error =
-                Icmpv6Repr::DstUnreachable { reason, header, data: data.get(..QUOTED).unwrap_or(data) };
+            let error = Icmpv6Repr::DstUnreachable {
+                reason,
+                header,
+                data: data.get(..QUOTED).unwrap_or(data),
+            };
             Some(icmpv6(&error, header.dst_addr, header.src_addr, HOP_LIMIT, guest))
         }
     }
@@ -216,7 +243,13 @@ pub(crate) fn udp_frame(
 ) -> Option<Vec<u8>> {
     let (source, destination) = (IpAddress::from(from.ip()), IpAddress::from(to.ip()));
     let header = UdpRepr { src_port: from.port(), dst_port: to.port() };
-    let ip = ip_repr(from.ip(), to.ip(), IpProtocol::Udp, header.header_len() + payload.len(), HOP_LIMIT)?;
+    let ip = ip_repr(
+        from.ip(),
+        to.ip(),
+        IpProtocol::Udp,
+        header.header_len() + payload.len(),
+        HOP_LIMIT,
+    )?;
     if ip.buffer_len() > usize::from(mtu) {
         return None;
     }
@@ -293,11 +326,21 @@ pub(crate) fn reset(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>> {
     let ip = ip_repr(other, guest_ip, IpProtocol::Tcp, answer.buffer_len(), HOP_LIMIT)?;
     Some(ip_frame(&ip, guest, |bytes| {
         let (from, to) = (IpAddress::from(other), IpAddress::from(guest_ip));
-        answer.emit(&mut TcpPacket::new_unchecked(bytes), &from, &to, &ChecksumCapabilities::default());
+        answer.emit(
+            &mut TcpPacket::new_unchecked(bytes),
+            &from,
+            &to,
+            &ChecksumCapabilities::default(),
+        );
     }))
 }
 
-fn icmpv4(repr: &Icmpv4Repr<'_>, from: std::net::Ipv4Addr, to: std::net::Ipv4Addr, guest: EthernetAddress) -> Vec<u8> {
+fn icmpv4(
+    repr: &Icmpv4Repr<'_>,
+    from: std::net::Ipv4Addr,
+    to: std::net::Ipv4Addr,
+    guest: EthernetAddress,
+) -> Vec<u8> {
     let ip = IpRepr::Ipv4(Ipv4Repr {
         src_addr: from,
         dst_addr: to,
@@ -330,7 +373,13 @@ fn icmpv6(
     })
 }
 
-fn ip_repr(from: IpAddr, to: IpAddr, protocol: IpProtocol, len: usize, hop_limit: u8) -> Option<IpRepr> {
+fn ip_repr(
+    from: IpAddr,
+    to: IpAddr,
+    protocol: IpProtocol,
+    len: usize,
+    hop_limit: u8,
+) -> Option<IpRepr> {
     (from.is_ipv4() == to.is_ipv4())
         .then(|| IpRepr::new(from.into(), to.into(), protocol, len, hop_limit))
 }

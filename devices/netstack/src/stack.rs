@@ -152,7 +152,11 @@ impl Stack {
 
     /// What the stack has seen and holds.
     pub fn counters(&self) -> StackCounters {
-        StackCounters { flows: self.flows.len() as u64, memory: self.memory as u64, ..self.counters }
+        StackCounters {
+            flows: self.flows.len() as u64,
+            memory: self.memory as u64,
+            ..self.counters
+        }
     }
 
     /// The next thing that happened.
@@ -264,7 +268,9 @@ impl Stack {
     fn input_datagram(&mut self, now: Duration, flow: Flow, payload: Vec<u8>) {
         let id = match self.by_key.get(&flow) {
             Some(&id) => id,
-            None if self.datagrams >= self.limits.datagram_flows || self.flows.len() >= self.limits.flows => {
+            None if self.datagrams >= self.limits.datagram_flows
+                || self.flows.len() >= self.limits.flows =>
+            {
                 self.counters.over_limit += 1;
                 return;
             }
@@ -345,7 +351,9 @@ impl Stack {
             Protocol::Udp => {
                 // The error quotes what the guest sent.
                 packet::udp_frame(source, destination, payload, self.shape.mtu, self.guest_mac)
-                    .and_then(|frame| packet::prohibited(frame.get(packet::ETHERNET..)?, self.guest_mac))
+                    .and_then(|frame| {
+                        packet::prohibited(frame.get(packet::ETHERNET..)?, self.guest_mac)
+                    })
             }
             Protocol::Icmp | Protocol::Tcp => None,
         };
@@ -353,7 +361,12 @@ impl Stack {
     }
 
     /// Opens a connection to the guest; `None` if a limit is reached or the endpoints are in use.
-    pub fn connect(&mut self, now: Duration, from: SocketAddr, guest: SocketAddr) -> Option<FlowId> {
+    pub fn connect(
+        &mut self,
+        now: Duration,
+        from: SocketAddr,
+        guest: SocketAddr,
+    ) -> Option<FlowId> {
         let flow = Flow { protocol: Protocol::Tcp, source: guest, destination: from };
         let buffer = self.buffer();
         if self.by_key.contains_key(&flow)
@@ -388,9 +401,9 @@ impl Stack {
             }),
             _ => packet::udp_frame(destination, source, payload, self.shape.mtu, self.guest_mac),
         };
-        let fits = frame.as_ref().is_some_and(|frame| {
-            frame.len() <= packet::ETHERNET + usize::from(self.shape.mtu)
-        });
+        let fits = frame
+            .as_ref()
+            .is_some_and(|frame| frame.len() <= packet::ETHERNET + usize::from(self.shape.mtu));
         if fits {
             self.answer(frame);
         }
@@ -558,15 +571,8 @@ impl Stack {
         self.datagrams += usize::from(!half_open);
         self.counters.flows_opened += 1;
         self.by_key.insert(flow, id);
-        let entry = Entry {
-            flow,
-            state,
-            queued: false,
-            told: false,
-            half_open,
-            deadline: None,
-            used: now,
-        };
+        let entry =
+            Entry { flow, state, queued: false, told: false, half_open, deadline: None, used: now };
         self.flows.insert(id, entry);
         id
     }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken,
+};
 use smoltcp::socket::tcp::{ConnectError, ListenError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as Span, Instant};
 use smoltcp::wire::{HardwareAddress, IpCidr};
@@ -159,7 +161,11 @@ impl Connection {
         let mut connection = Self::new(shape, local, buffer, seed);
         let socket = connection.sockets.get_mut::<Socket<'_>>(connection.handle);
         socket
-            .connect(connection.interface.context(), (guest.ip(), guest.port()), (local.ip(), local.port()))
+            .connect(
+                connection.interface.context(),
+                (guest.ip(), guest.port()),
+                (local.ip(), local.port()),
+            )
             .map_err(OpenError::Connect)?;
         Ok(connection)
     }
@@ -258,11 +264,12 @@ impl Connection {
     /// Shows the guest's bytes to `take`, which says how many it took.
     pub(crate) fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> usize {
         let socket = self.socket();
-        socket.recv(|bytes| {
-            let taken = take(bytes).min(bytes.len());
-            (taken, taken)
-        })
-        .unwrap_or(0)
+        socket
+            .recv(|bytes| {
+                let taken = take(bytes).min(bytes.len());
+                (taken, taken)
+            })
+            .unwrap_or(0)
     }
 
     /// Whether there is room for bytes to the guest.
@@ -273,11 +280,12 @@ impl Connection {
     /// Lets `fill` write bytes for the guest into the room that there is; it says how many it wrote.
     pub(crate) fn write(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let socket = self.socket();
-        socket.send(|room| {
-            let filled = fill(room).min(room.len());
-            (filled, filled)
-        })
-        .unwrap_or(0)
+        socket
+            .send(|room| {
+                let filled = fill(room).min(room.len());
+                (filled, filled)
+            })
+            .unwrap_or(0)
     }
 
     /// No more bytes for the guest after those written.
@@ -299,6 +307,8 @@ fn instant(now: Duration) -> Instant {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("state", &self.socket_ref().state()).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("state", &self.socket_ref().state())
+            .finish_non_exhaustive()
     }
 }

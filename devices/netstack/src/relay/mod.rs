@@ -142,11 +142,17 @@ struct Record {
 
 enum Outside {
     /// The gate has not said yet.
-    Held { datagrams: Vec<Vec<u8>> },
+    Held {
+        datagrams: Vec<Vec<u8>>,
+    },
     /// The gate said no: datagrams are answered so, until the flow is forgotten.
     Refused,
     Stream(Box<Stream>),
-    Datagrams { socket: socket2::Socket, token: Token, echo: Option<Echo> },
+    Datagrams {
+        socket: socket2::Socket,
+        token: Token,
+        echo: Option<Echo>,
+    },
     Names(Names),
 }
 
@@ -160,7 +166,8 @@ impl Network {
                 socket.set_nonblocking(true)?;
                 Ok(socket)
             };
-            let socket = listen().map_err(|source| NetworkError::Publish { address: host, source })?;
+            let socket =
+                listen().map_err(|source| NetworkError::Publish { address: host, source })?;
             listeners.push(Listener { socket, guest, token: None, resting: None });
         }
         let seed = u64::from_le_bytes(cabana_os::process::random_bytes()?);
@@ -349,7 +356,8 @@ impl Relay {
 
     fn set_alarm(&mut self, now: Duration) {
         let resting = self.listeners.iter().filter_map(|listener| listener.resting).min();
-        let next = [self.stack.deadline(), self.gate.deadline(), resting].into_iter().flatten().min();
+        let next =
+            [self.stack.deadline(), self.gate.deadline(), resting].into_iter().flatten().min();
         // A timer that wakes too early sets itself anew; that is cheaper than to set it at every packet.
         if let Some(next) = next
             && self.alarm.is_none_or(|alarm| next < alarm)
@@ -389,8 +397,11 @@ impl Relay {
         let names = config::is_gateway(flow.destination.ip())
             && flow.destination.port() == NAMES_PORT
             && flow.protocol != Protocol::Icmp;
-        let outside =
-            if names { Outside::Names(Names::default()) } else { Outside::Held { datagrams: Vec::new() } };
+        let outside = if names {
+            Outside::Names(Names::default())
+        } else {
+            Outside::Held { datagrams: Vec::new() }
+        };
         let record = Record { flow, outside, gated: !names, sent: 0, received: 0 };
         self.records.insert(id, record);
         if !names {
@@ -442,7 +453,12 @@ impl Relay {
     }
 
     /// Puts a socket that connects, or has, behind a connection of the guest's.
-    fn watch(&mut self, id: FlowId, socket: io::Result<socket2::Socket>, inspect: bool) -> Option<()> {
+    fn watch(
+        &mut self,
+        id: FlowId,
+        socket: io::Result<socket2::Socket>,
+        inspect: bool,
+    ) -> Option<()> {
         let socket = socket.ok()?;
         let this = Weak::clone(&self.this);
         let token = self.events.add_edge(&socket, move |ready| on_socket(&this, id, ready)).ok()?;
@@ -628,7 +644,8 @@ impl Relay {
         let gateway = if guest.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() };
         let from = SocketAddr::new(gateway, self.next_port);
         self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
-        let opened = socket.set_nonblocking(true).ok().and_then(|()| self.stack.connect(now, from, guest));
+        let opened =
+            socket.set_nonblocking(true).ok().and_then(|()| self.stack.connect(now, from, guest));
         let Some(id) = opened else {
             let _ = socket.set_linger(Some(Duration::ZERO));
             return;
@@ -638,7 +655,9 @@ impl Relay {
         self.records.insert(id, Record { flow, outside, gated: false, sent: 0, received: 0 });
         if self.watch(id, Ok(socket), false).is_none() {
             self.stack.abort(id);
-        } else if let Some(Record { outside: Outside::Stream(stream), .. }) = self.records.get_mut(&id) {
+        } else if let Some(Record { outside: Outside::Stream(stream), .. }) =
+            self.records.get_mut(&id)
+        {
             stream.inward = true;
         }
     }

@@ -18,7 +18,12 @@ pub(super) struct Names {
 
 impl Names {
     /// Reads whole messages and writes answers that wait. False if the guest broke the rules.
-    pub(super) fn pump(&mut self, id: FlowId, stack: &mut Stack, messages: &mut Vec<Vec<u8>>) -> bool {
+    pub(super) fn pump(
+        &mut self,
+        id: FlowId,
+        stack: &mut Stack,
+        messages: &mut Vec<Vec<u8>>,
+    ) -> bool {
         let inbox = &mut self.inbox;
         loop {
             let taken = stack.read(id, |bytes| {
