@@ -31,4 +31,4 @@ pub use config::{
 pub use gate::{DenyAll, Flow, FlowId, Gate, Inspection, Opening, Order, Protocol, Waker};
 pub use relay::{FrameLink, Network, NetworkConfig, NetworkCounters, NetworkError, Publish};
 pub use smoltcp::wire::EthernetAddress;
-pub use stack::{Event, Stack, StackCounters};
+pub use stack::{Event, Outgoing, Stack, StackCounters};

@@ -22,6 +22,9 @@ const LINK_HOP_LIMIT: u8 = 255;
 /// The most of a refused packet that goes back in an ICMP error (RFC 1812 §4.3.2.3, RFC 4443 §2.4).
 const QUOTED: usize = 512;
 
+/// Where TCP has its checksum.
+pub(crate) const TCP_CHECKSUM: usize = 16;
+
 /// A packet, cut to the length that its header tells.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ip<'a> {
@@ -333,6 +336,28 @@ pub(crate) fn reset(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>> {
             &ChecksumCapabilities::default(),
         );
     }))
+}
+
+/// Leaves the checksum of a TCP packet to whoever takes the frame: the field holds the sum of the pseudo-header
+/// (RFC 9293 §3.1), as Linux hands frames to a network card. Says where the sum begins.
+pub(crate) fn leave_checksum(frame: &mut [u8]) -> Option<u16> {
+    let packet = frame.get_mut(ETHERNET..)?;
+    let (header, addresses) = match packet.first()? >> 4 {
+        4 => (usize::from(packet.first()? & 0xf) * 4, 12..20),
+        _ => (40, 8..40),
+    };
+    let len = packet.len().checked_sub(header)?;
+    let words = packet.get(addresses)?.chunks_exact(2).map(|word| match word {
+        [high, low] => u32::from(*high) << 8 | u32::from(*low),
+        _ => 0,
+    });
+    let mut sum: u32 = words.sum::<u32>() + u32::from(u8::from(IpProtocol::Tcp)) + len as u32;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let field = packet.get_mut(header + TCP_CHECKSUM..header + TCP_CHECKSUM + 2)?;
+    field.copy_from_slice(&(sum as u16).to_be_bytes());
+    u16::try_from(ETHERNET + header).ok()
 }
 
 fn icmpv4(

@@ -41,6 +41,15 @@ pub enum Event {
     },
 }
 
+/// A frame for the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// The frame.
+    pub frame: &'a [u8],
+    /// TCP's checksum is left out: it is to be summed from here on, over what its field holds.
+    pub checksum_from: Option<u16>,
+}
+
 /// What the stack has seen and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StackCounters {
@@ -134,7 +143,8 @@ impl Stack {
         }
     }
 
-    /// The guest's driver has begun anew: it takes TCP packets without checksums if it says so. What there
+    /// The guest's driver has begun anew: it takes TCP packets with a checksum left out
+    /// if `trusting`. What there
     /// was with the driver before is broken off.
     pub fn restart(&mut self, trusting: bool) {
         self.shape.trusting = trusting;
@@ -486,11 +496,11 @@ impl Stack {
     }
 
     /// The next frame for the guest, if there is one. A guest that takes none leaves everything where it is.
-    pub fn output(&mut self, now: Duration) -> Option<&[u8]> {
+    pub fn output(&mut self, now: Duration) -> Option<Outgoing<'_>> {
         if let Some(reply) = self.replies.pop_front() {
             self.counters.frames_out += 1;
             self.last_reply = reply;
-            return Some(&self.last_reply);
+            return Some(Outgoing { frame: &self.last_reply, checksum_from: None });
         }
         while let Some(id) = self.ready.pop_front() {
             let Some(entry) = self.flows.get_mut(&id) else { continue };
@@ -502,11 +512,12 @@ impl Stack {
             }
             self.settle(now, id);
         }
-        let guest = self.guest_mac;
+        let (guest, trusting) = (self.guest_mac, self.shape.trusting);
         let frame = self.outbox.take()?;
         packet::put_ethernet(frame, guest);
         self.counters.frames_out += 1;
-        Some(frame)
+        let checksum_from = if trusting { packet::leave_checksum(frame) } else { None };
+        Some(Outgoing { frame, checksum_from })
     }
 
     /// When [`Stack::expire`] has something to do.

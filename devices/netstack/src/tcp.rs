@@ -25,7 +25,7 @@ const TIMEOUT: Span = Span::from_secs(600);
 pub(crate) struct Shape {
     /// The largest IP packet.
     pub(crate) mtu: u16,
-    /// The driver takes TCP packets without a checksum (`VIRTIO_NET_F_GUEST_CSUM`).
+    /// The driver takes TCP packets whose checksum is left out (`VIRTIO_NET_F_GUEST_CSUM`).
     pub(crate) trusting: bool,
 }
 

@@ -307,7 +307,9 @@ impl Shared {
         let kernel = &mut *kernel;
         loop {
             let mut inbound = Vec::new();
-            while inbound.len() < 64 && link.receive(&mut |frame| inbound.push(frame.to_vec())) {}
+            while inbound.len() < 64
+                && link.receive(&mut |outgoing| inbound.push(outgoing.frame.to_vec()))
+            {}
             let quiet = inbound.is_empty();
             for frame in inbound {
                 if kernel.keep_seen {

@@ -168,7 +168,8 @@ fn round(seed: u64, frames: usize) {
             }
         }
         for _ in 0..random.below(6) {
-            let Some(frame) = stack.output(now) else { break };
+            let Some(outgoing) = stack.output(now) else { break };
+            let frame = outgoing.frame;
             assert!(frame.len() <= 14 + usize::from(MAX_MTU));
             if seen.len() < 32 {
                 seen.push(frame.to_vec());

@@ -165,11 +165,21 @@ impl Queue {
 
     /// Returns a buffer to the driver with `written` bytes in its writable part.
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
-        let slot = u64::from(self.next_used.0 % self.layout.size);
-        let entry = GuestAddress(self.layout.used + 4 + 8 * slot);
-        self.ram.write(entry, u32::from(chain.head()).to_le())?;
-        self.ram.write(GuestAddress(entry.0 + 4), written.to_le())?;
-        self.next_used += 1;
+        self.push_all([(chain, written)])
+    }
+
+    /// Returns buffers that belong together: the driver sees all of them or none.
+    pub fn push_all<'a>(
+        &mut self,
+        buffers: impl IntoIterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        for (chain, written) in buffers {
+            let slot = u64::from(self.next_used.0 % self.layout.size);
+            let entry = GuestAddress(self.layout.used + 4 + 8 * slot);
+            self.ram.write(entry, u32::from(chain.head()).to_le())?;
+            self.ram.write(GuestAddress(entry.0 + 4), written.to_le())?;
+            self.next_used += 1;
+        }
         Ok(self.ram.store_u16(GuestAddress(self.layout.used + 2), self.next_used.0)?)
     }
 

@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-block", DEVICE),
     ("cabana-console", DEVICE),
     ("cabana-fs", DEVICE),
+    ("cabana-net", &["netstack", "virtio", "bus", "memory", "os"]),
     ("cabana-netstack", &["os"]),
     ("cabana-pmem", DEVICE),
     ("cabana-rng", DEVICE),
@@ -32,7 +33,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cabana-sandbox",
         &[
             "machine", "hv-kvm", "boot", "hv", "virtio", "platform", "block", "console", "fs",
-            "pmem", "rng", "vsock", "egress", "bus", "memory", "os", "protocol", "store",
+            "net", "netstack", "egress", "pmem", "rng", "vsock", "bus", "memory", "os", "protocol",
+            "store",
         ],
     ),
     ("cabana-cli", &["sandbox", "builder", "store"]),

@@ -21,7 +21,7 @@ use self::socket::{Echo, Stream};
 use crate::capture::Capture;
 use crate::config::{self, GATEWAY_V4, GATEWAY_V6, Limits};
 use crate::gate::{Flow, FlowId, Gate, Opening, Order, Protocol, Waker};
-use crate::stack::{Event, Stack, StackCounters};
+use crate::stack::{Event, Outgoing, Stack, StackCounters};
 
 /// Where names are answered (RFC 1035 §4.2).
 const NAMES_PORT: u16 = 53;
@@ -212,8 +212,8 @@ impl Network {
 
 /// What a network card needs of a network. All calls but the first come from the loop's thread.
 pub trait FrameLink: Send {
-    /// A driver begins: what there was with one before is over. It takes TCP packets without a checksum if
-    /// `trusting`. `notify` is called when there may be frames to receive, from any thread.
+    /// A driver begins: what there was with one before is over. It takes TCP packets with a checksum left
+    /// out if `trusting`. `notify` is called when there may be frames to receive, from any thread.
     fn start(&self, trusting: bool, notify: Waker);
 
     /// Takes a frame that the guest sent.
@@ -223,7 +223,7 @@ pub trait FrameLink: Send {
     fn flush(&self);
 
     /// Shows the next frame for the guest to `take`; false if there is none.
-    fn receive(&self, take: &mut dyn FnMut(&[u8])) -> bool;
+    fn receive(&self, take: &mut dyn FnMut(Outgoing<'_>)) -> bool;
 }
 
 impl FrameLink for Network {
@@ -250,20 +250,20 @@ impl FrameLink for Network {
         self.shared.lock().settle();
     }
 
-    fn receive(&self, take: &mut dyn FnMut(&[u8])) -> bool {
+    fn receive(&self, take: &mut dyn FnMut(Outgoing<'_>)) -> bool {
         let mut relay = self.shared.lock();
         relay.apply_restart();
         let now = relay.now();
         let Relay { stack, capture, .. } = &mut *relay;
-        let Some(frame) = stack.output(now) else {
+        let Some(outgoing) = stack.output(now) else {
             // What ended with its last frame.
             relay.settle();
             return false;
         };
         if let Some(capture) = capture {
-            capture.frame(frame);
+            capture.frame(outgoing.frame);
         }
-        take(frame);
+        take(outgoing);
         true
     }
 }
