@@ -152,29 +152,19 @@ pub(crate) struct Echo<'a> {
 
 /// Reads an echo request.
 pub(crate) fn echo_request<'a>(ip: &Ip<'a>) -> Option<Echo<'a>> {
-    let (ident, sequence) = match ip.protocol {
-        IpProtocol::Icmp => match Icmpv4Repr::parse(
-            &Icmpv4Packet::new_checked(ip.payload).ok()?,
-            &ChecksumCapabilities::default(),
-        ) {
-            Ok(Icmpv4Repr::EchoRequest { ident, seq_no, .. }) => (ident, seq_no),
-            _ => return None,
-        },
-        _ => {
-            let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip.source, ip.destination) else {
-                return None;
-            };
+    let checks = ChecksumCapabilities::default();
+    let (ident, sequence) = match (ip.source, ip.destination) {
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let packet = Icmpv6Packet::new_checked(ip.payload).ok()?;
-            match Icmpv6Repr::parse(
-                &source,
-                &destination,
-                &packet,
-                &ChecksumCapabilities::default(),
-            ) {
+            match Icmpv6Repr::parse(&source, &destination, &packet, &checks) {
                 Ok(Icmpv6Repr::EchoRequest { ident, seq_no, .. }) => (ident, seq_no),
                 _ => return None,
             }
         }
+        _ => match Icmpv4Repr::parse(&Icmpv4Packet::new_checked(ip.payload).ok()?, &checks) {
+            Ok(Icmpv4Repr::EchoRequest { ident, seq_no, .. }) => (ident, seq_no),
+            _ => return None,
+        },
     };
     Some(Echo { ident, sequence, data: ip.payload.get(8..)? })
 }
@@ -201,32 +191,27 @@ pub(crate) fn echo_reply(
 
 /// "Communication administratively prohibited" for a packet of the guest's (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
 pub(crate) fn prohibited(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>> {
-    match whole.first()? >> 4 {
-        4 => {
-            let packet = Ipv4Packet::new_checked(whole).ok()?;
-            let header = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()).ok()?;
-            let data = packet.payload();
-            let reason = Icmpv4DstUnreachable::CommProhibited;
-            let error = Icmpv4Repr::DstUnreachable {
-                reason,
-                header,
-                data: data.get(..QUOTED).unwrap_or(data),
-            };
-            Some(icmpv4(&error, header.dst_addr, header.src_addr, guest))
-        }
-        _ => {
-            let packet = Ipv6Packet::new_checked(whole).ok()?;
-            let header = Ipv6Repr::parse(&packet).ok()?;
-            let data = packet.payload();
-            let reason = Icmpv6DstUnreachable::AdminProhibit;
-            let error = Icmpv6Repr::DstUnreachable {
-                reason,
-                header,
-                data: data.get(..QUOTED).unwrap_or(data),
-            };
-            Some(icmpv6(&error, header.dst_addr, header.src_addr, HOP_LIMIT, guest))
-        }
+    let quoted = |data: &'_ [u8]| data.len().min(QUOTED);
+    if is_v4(whole)? {
+        let packet = Ipv4Packet::new_checked(whole).ok()?;
+        let header = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()).ok()?;
+        let data = packet.payload();
+        let reason = Icmpv4DstUnreachable::CommProhibited;
+        let error = Icmpv4Repr::DstUnreachable { reason, header, data: data.get(..quoted(data))? };
+        Some(icmpv4(&error, header.dst_addr, header.src_addr, guest))
+    } else {
+        let packet = Ipv6Packet::new_checked(whole).ok()?;
+        let header = Ipv6Repr::parse(&packet).ok()?;
+        let data = packet.payload();
+        let reason = Icmpv6DstUnreachable::AdminProhibit;
+        let error = Icmpv6Repr::DstUnreachable { reason, header, data: data.get(..quoted(data))? };
+        Some(icmpv6(&error, header.dst_addr, header.src_addr, HOP_LIMIT, guest))
     }
+}
+
+/// Whether a packet is of IPv4; `None` if there is none.
+pub(crate) fn is_v4(whole: &[u8]) -> Option<bool> {
+    Some(whole.first()? >> 4 == 4)
 }
 
 /// The ports of a datagram and what it carries. Checksums are not looked at: between guest and stack there
@@ -292,17 +277,13 @@ pub(crate) fn tcp(ip: &Ip<'_>) -> Option<Segment> {
 
 /// The reset that answers a segment (RFC 9293 §3.5.2); nothing answers a reset.
 pub(crate) fn reset(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>> {
-    let frame = match whole.first()? >> 4 {
-        4 => {
-            let packet = Ipv4Packet::new_checked(whole).ok()?;
-            (IpAddr::V4(packet.src_addr()), IpAddr::V4(packet.dst_addr()), packet.payload())
-        }
-        _ => {
-            let packet = Ipv6Packet::new_checked(whole).ok()?;
-            (IpAddr::V6(packet.src_addr()), IpAddr::V6(packet.dst_addr()), packet.payload())
-        }
+    let (guest_ip, other, payload) = if is_v4(whole)? {
+        let packet = Ipv4Packet::new_checked(whole).ok()?;
+        (IpAddr::V4(packet.src_addr()), IpAddr::V4(packet.dst_addr()), packet.payload())
+    } else {
+        let packet = Ipv6Packet::new_checked(whole).ok()?;
+        (IpAddr::V6(packet.src_addr()), IpAddr::V6(packet.dst_addr()), packet.payload())
     };
-    let (guest_ip, other, payload) = frame;
     let packet = TcpPacket::new_checked(payload).ok()?;
     if packet.rst() {
         return None;
@@ -342,10 +323,8 @@ pub(crate) fn reset(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>> {
 /// (RFC 9293 §3.1), as Linux hands frames to a network card. Says where the sum begins.
 pub(crate) fn leave_checksum(frame: &mut [u8]) -> Option<u16> {
     let packet = frame.get_mut(ETHERNET..)?;
-    let (header, addresses) = match packet.first()? >> 4 {
-        4 => (usize::from(packet.first()? & 0xf) * 4, 12..20),
-        _ => (40, 8..40),
-    };
+    let (header, addresses) =
+        if is_v4(packet)? { (usize::from(packet.first()? & 0xf) * 4, 12..20) } else { (40, 8..40) };
     let len = packet.len().checked_sub(header)?;
     let words = packet.get(addresses)?.chunks_exact(2).map(|word| match word {
         [high, low] => u32::from(*high) << 8 | u32::from(*low),

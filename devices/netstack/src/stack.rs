@@ -432,7 +432,7 @@ impl Stack {
 
     /// The guest sends no more, and everything that it sent has been read.
     pub fn guest_finished(&self, id: FlowId) -> bool {
-        self.live(id).is_some_and(|connection| connection.guest_finished())
+        self.live(id).is_some_and(Connection::guest_finished)
     }
 
     /// Shows bytes of the guest's to `take`, which says how many of them it took; so many are returned.

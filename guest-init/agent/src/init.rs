@@ -6,6 +6,7 @@
 mod arch;
 mod control;
 mod mounts;
+mod network;
 mod processes;
 mod settings;
 mod shares;
@@ -128,6 +129,9 @@ fn apply(setup: &Setup, warnings: &mut Vec<String>) -> Result<Root, SetupFailed>
     settings::set_hostname(&setup.hostname, warnings);
     let root = mounts::mount_root(&setup.root)?;
     shares::mount_all(&setup.shares)?;
+    if let Some(network) = &setup.network {
+        network::set_up(network, warnings);
+    }
     Ok(root)
 }
 

@@ -243,6 +243,7 @@ fn setup() -> Setup {
         entropy,
         root: RootSetup { image: "/dev/vda".into(), dax: false, scratch: Some("/dev/vdb".into()) },
         shares: Vec::new(),
+        network: None,
     }
 }
 

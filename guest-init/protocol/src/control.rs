@@ -65,6 +65,28 @@ pub struct Setup {
     /// Connected folders; all of them are children of the virtio-fs device with tag
     /// [`SHARES_TAG`].
     pub shares: Vec<ShareMount>,
+    /// The network card, if there is one.
+    pub network: Option<NetworkSetup>,
+}
+
+/// How the network card is to be set up. The gateways answer names too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSetup {
+    /// The card's name in the guest, for example `eth0`. Its hardware address and its MTU are the
+    /// device's.
+    pub interface: String,
+    /// The guest's IPv4 address.
+    pub v4: [u8; 4],
+    /// Bits of the network in it.
+    pub v4_prefix: u8,
+    /// The way to everywhere else.
+    pub v4_gateway: [u8; 4],
+    /// The guest's IPv6 address.
+    pub v6: [u8; 16],
+    /// Bits of the network in it.
+    pub v6_prefix: u8,
+    /// The way to everywhere else.
+    pub v6_gateway: [u8; 16],
 }
 
 /// The tag of the one virtio-fs device that serves all connected folders.

@@ -24,7 +24,8 @@ pub mod service;
 pub mod session;
 
 pub use control::{
-    GuestMessage, Hello, HostMessage, Ready, RootSetup, Setup, SetupFailed, ShareMount,
+    GuestMessage, Hello, HostMessage, NetworkSetup, Ready, RootSetup, Setup, SetupFailed,
+    ShareMount,
 };
 pub use error::ProtocolError;
 pub use exec::{Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, FailureKind, TtySize};

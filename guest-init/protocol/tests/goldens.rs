@@ -16,9 +16,9 @@ use std::{env, fs};
 
 use cabana_protocol::{
     Cause, Decoder, Entry, Event, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, Failed,
-    FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, PROTOCOL_VERSION, ProcessInfo,
-    Ready, Reply, Request, RootSetup, SessionInfo, SessionLimits, SessionSpec, Setup, SetupFailed,
-    ShareMount, TtySize, write_frame,
+    FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, NetworkSetup, PROTOCOL_VERSION,
+    ProcessInfo, Ready, Reply, Request, RootSetup, SessionInfo, SessionLimits, SessionSpec, Setup,
+    SetupFailed, ShareMount, TtySize, write_frame,
 };
 
 /// Every message has a sample: a variant that is new does not compile here until it has a name, and
@@ -175,6 +175,15 @@ fn host_samples() -> Vec<HostMessage> {
                 ShareMount { name: "src".into(), guest_path: "/src".into(), read_only: false },
                 ShareMount { name: "doc".into(), guest_path: "/usr/doc".into(), read_only: true },
             ],
+            network: Some(NetworkSetup {
+                interface: "eth0".into(),
+                v4: [10, 107, 0, 2],
+                v4_prefix: 16,
+                v4_gateway: [10, 107, 0, 1],
+                v6: [0xfd, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+                v6_prefix: 64,
+                v6_gateway: [0xfd, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+            }),
         }),
         HostMessage::Ping(300),
         HostMessage::Shutdown,

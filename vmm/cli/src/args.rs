@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use cabana_sandbox::Publish;
+
 use crate::units::{self, DiskArg, ShareArg};
 
 /// Hard-isolated Linux sandboxes that start in milliseconds.
@@ -43,6 +45,20 @@ pub(crate) struct RunArgs {
     /// Show a folder of the host in the guest, by default under the same path.
     #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
     pub(crate) shares: Vec<ShareArg>,
+
+    /// Give the machine a network card. What leaves through it is decided on the host: nothing does
+    /// unless it is allowed.
+    #[arg(long)]
+    pub(crate) net: bool,
+
+    /// Lead a port of the host's, of its loopback unless an address is given, to a TCP port of the
+    /// guest's; implies --net.
+    #[arg(long = "publish", value_name = "[ADDRESS:]PORT:GUEST", value_parser = units::publish)]
+    pub(crate) publish: Vec<Publish>,
+
+    /// Write what the guest sends and receives to FILE, for Wireshark or tcpdump; implies --net.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
 
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]

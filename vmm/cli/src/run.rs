@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_sandbox::{
-    Command, Error, Machine, MachineConfig, Process, ProcessEvent, ProcessInput, Scratch, Share,
-    Timeline,
+    Command, Error, Machine, MachineConfig, NetworkConfig, Process, ProcessEvent, ProcessInput,
+    Scratch, Share, Timeline,
 };
 use cabana_store::{Kind, Store};
 
@@ -168,6 +168,12 @@ fn config(args: RunArgs, started: Start) -> Result<MachineConfig, Failure> {
         Some(path) => Scratch::Persistent { path, template },
         None => Scratch::Temporary { template, folder: std::env::temp_dir() },
     };
+    let network = args.net || !args.publish.is_empty() || args.pcap.is_some();
+    let network = network.then(|| NetworkConfig {
+        publish: args.publish,
+        capture: args.pcap,
+        ..NetworkConfig::default()
+    });
     let timeline = Arc::new(Timeline::new());
     started.mark(&timeline);
     timeline.mark("artifacts found");
@@ -178,6 +184,7 @@ fn config(args: RunArgs, started: Start) -> Result<MachineConfig, Failure> {
         agent,
         image: image.file(cabana_builder::ROOT)?,
         scratch,
+        network,
         shares: args.shares.into_iter().map(share).collect::<Result<_, _>>()?,
         extra_command_line: args.cmdline,
         timeline,

@@ -1,7 +1,11 @@
 //! Sizes, times, shares and disks as people write them.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use cabana_sandbox::Publish;
 
 /// A folder for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +71,18 @@ pub(crate) fn share(text: &str) -> Result<ShareArg, String> {
     Ok(ShareArg { host: host.into(), guest: guest.map(str::to_owned), read_only })
 }
 
+/// `[ADDRESS:]PORT:GUEST`, on the loopback address unless another is given. Port 0 of the host is any free one.
+pub(crate) fn publish(text: &str) -> Result<Publish, String> {
+    let wanted = || format!("{text} is not [ADDRESS:]PORT:GUEST, as in 8080:80 or 0.0.0.0:8080:80");
+    let (host, guest) = text.rsplit_once(':').ok_or_else(wanted)?;
+    let guest: NonZeroU16 = guest.parse().map_err(|_| wanted())?;
+    let host = match host.parse() {
+        Ok(port) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
+        Err(_) => host.parse().map_err(|_| wanted())?,
+    };
+    Ok(Publish { host, guest: guest.get() })
+}
+
 /// `FILE[:ro]`.
 #[allow(clippy::unnecessary_wraps, reason = "the shape of a parser")]
 pub(crate) fn disk(text: &str) -> Result<DiskArg, String> {
@@ -102,6 +118,17 @@ mod tests {
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         for bad in ["", "s", "5d", "99999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn published_ports() {
+        let parsed = |text| publish(text).map(|publish| (publish.host.to_string(), publish.guest));
+        assert_eq!(parsed("8080:80"), Ok(("127.0.0.1:8080".into(), 80)));
+        assert_eq!(parsed("0.0.0.0:1:2"), Ok(("0.0.0.0:1".into(), 2)));
+        assert_eq!(parsed("[::1]:1:2"), Ok(("[::1]:1".into(), 2)));
+        for bad in ["", "80", "80:", ":80", "80:0", "a:80:80", "::1:80:80", "70000:80"] {
+            assert!(publish(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a machine is made of.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub struct MachineConfig {
     pub scratch: Scratch,
     /// Folders of the host that the guest sees.
     pub shares: Vec<Share>,
+    /// The network card; without one there is only the guest's loopback.
+    pub network: Option<NetworkConfig>,
     /// The guest's name for itself.
     pub hostname: String,
     /// Added to the kernel's command line.
@@ -44,6 +47,7 @@ impl Default for MachineConfig {
             image: PathBuf::new(),
             scratch: Scratch::Memory,
             shares: Vec::new(),
+            network: None,
             hostname: "cabana".to_owned(),
             extra_command_line: String::new(),
             timeline: Arc::new(Timeline::new()),
@@ -81,4 +85,30 @@ pub struct Share {
     pub guest: String,
     /// The guest may only read.
     pub read_only: bool,
+}
+
+/// A network card. What leaves through it is decided on the host; nothing does unless it is allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// The largest IP packet in the guest, 1,280 to 65,520 bytes. Smaller is slower.
+    pub mtu: u16,
+    /// Ports of the host's that lead to ports of the guest's.
+    pub publish: Vec<Publish>,
+    /// A file that gets every frame, as Wireshark and tcpdump read it.
+    pub capture: Option<PathBuf>,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { mtu: cabana_netstack::MAX_MTU, publish: Vec::new(), capture: None }
+    }
+}
+
+/// A port of the host's that leads to one of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Publish {
+    /// Where the host listens.
+    pub host: SocketAddr,
+    /// The guest's TCP port.
+    pub guest: u16,
 }

@@ -7,6 +7,7 @@ use cabana_block::OpenError;
 use cabana_boot::BootError;
 use cabana_fs::ShareError;
 use cabana_machine::MachineError;
+use cabana_netstack::NetworkError;
 use cabana_pmem::ImageError;
 use cabana_protocol::ProtocolError;
 use cabana_vsock::VsockError;
@@ -40,6 +41,17 @@ pub enum Error {
     /// The host failed a disk of the machine's while it ran.
     #[error("the machine's disk failed: {0}")]
     DiskFailed(String),
+    /// A network that cannot begin: a published port that is taken.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A capture of the network's frames that could not be made.
+    #[error("cannot write the capture {}: {source}", path.display())]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
     /// A folder that cannot be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -108,6 +120,7 @@ impl Error {
             Self::Image(_) => "image",
             Self::Disk(_) | Self::MakeDisk { .. } => "disk",
             Self::DiskFailed(_) => "disk-failed",
+            Self::Network(_) | Self::Capture { .. } => "network",
             Self::Share(_) => "share",
             Self::Host { .. } => "host",
             Self::GuestPanicked(_) => "guest-panicked",

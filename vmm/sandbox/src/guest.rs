@@ -10,11 +10,11 @@ use std::time::Duration;
 use cabana_machine::Timeline;
 use cabana_os::process;
 use cabana_protocol::control::{
-    self, GuestMessage, Hello, HostMessage, Ready, RootSetup, ShareMount,
+    self, GuestMessage, Hello, HostMessage, NetworkSetup, Ready, RootSetup, ShareMount,
 };
 use cabana_protocol::{EXEC_PORT, PROTOCOL_VERSION, ProtocolError, frame};
 
-use crate::{Command, Error, MachineConfig, Process, Scratch, Share, Stream};
+use crate::{Command, Error, MachineConfig, Process, Scratch, Share, Stream, network};
 
 /// How long an orderly shutdown may take before the machine is stopped all the same: the agent's own
 /// grace for processes, and time to flush a disk.
@@ -41,6 +41,8 @@ pub struct Introduction {
     pub has_disk: bool,
     /// Folders to mount.
     pub shares: Vec<ShareMount>,
+    /// The network card, if there is one.
+    pub network: Option<NetworkSetup>,
 }
 
 impl Introduction {
@@ -55,6 +57,7 @@ impl Introduction {
             hostname: config.hostname.clone(),
             has_disk: config.scratch != Scratch::Memory,
             shares: config.shares.iter().enumerate().map(mount).collect(),
+            network: config.network.is_some().then(network::setup),
         }
     }
 }
@@ -177,6 +180,7 @@ fn converse(
             scratch: introduction.has_disk.then(|| "/dev/vda".to_owned()),
         },
         shares: introduction.shares,
+        network: introduction.network,
     };
     frame::write_message(&mut stream, &HostMessage::Setup(setup))?;
     match frame::read_message(&mut stream)? {

@@ -1,6 +1,7 @@
 //! A machine with an agent in it: from its parts over readiness to its end.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
 use cabana_fs::{FileServer, FsDevice};
 use cabana_machine::{DeviceMemory, GuestClock, Observation, Setup, layout};
+use cabana_netstack::Network;
 use cabana_os::{EventLoop, file};
 use cabana_pmem::{Image, Pmem};
 use cabana_protocol::{CONTROL_PORT, ProtocolError};
@@ -20,8 +22,8 @@ use cabana_vsock::{VsockConfig, VsockDevice, VsockHost, VsockListener};
 use crate::fate::Fate;
 use crate::guest::share_name;
 use crate::{
-    Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, Process, Scratch, Share,
-    Stream, backend,
+    Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, NetworkCounters,
+    Process, Scratch, Share, Stream, backend, network,
 };
 
 /// What every machine's kernel is told.
@@ -76,6 +78,16 @@ impl Machine {
         self.vmm.disk_failure()
     }
 
+    /// Figures of the network; `None` without one.
+    pub fn network_counters(&self) -> Option<NetworkCounters> {
+        self.vmm.network_counters()
+    }
+
+    /// Where the host listens for the guest, in the order of the configuration: what port 0 became.
+    pub fn published(&self) -> Vec<SocketAddr> {
+        self.vmm.published()
+    }
+
     /// What the guest's console said last.
     pub fn console(&self) -> &ConsoleTail {
         self.vmm.console()
@@ -112,6 +124,7 @@ pub struct Vmm {
     local: Arc<Local>,
     listener: VsockListener,
     shares: Arc<FileServer>,
+    network: Option<Network>,
     monitor: Option<JoinHandle<()>>,
     // After the board: devices are served here until they stop.
     _loops: Vec<EventLoop>,
@@ -148,6 +161,15 @@ impl Vmm {
             let block = Block::new(scratch, disk.handle());
             devices.push(Box::new(block.on_error(move |error| fails.disk_failed(error))));
         }
+        let mut loops = vec![io, disk, folders];
+        let mut network = None;
+        if let Some(config) = &config.network {
+            let events = spawn("net")?;
+            let (behind, card) = network::make(config, &events.handle())?;
+            devices.push(Box::new(card));
+            network = Some(behind);
+            loops.push(events);
+        }
         let device_memory = vec![DeviceMemory {
             guest: guest_image,
             host: image.host(),
@@ -172,7 +194,7 @@ impl Vmm {
         let board = Arc::new(Mutex::new(Some(Arc::clone(&machine))));
         let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate))?);
         let local = Arc::new(Local { vsock: host, fate });
-        Ok(Self { board, local, listener, shares, monitor, _loops: vec![io, disk, folders] })
+        Ok(Self { board, local, listener, shares, network, monitor, _loops: loops })
     }
 
     /// Waits for the agent's control connection: an error when the guest ends without one.
@@ -189,6 +211,16 @@ impl Vmm {
     /// The file server behind the shares: folders come and go while the guest runs.
     pub fn shares(&self) -> &FileServer {
         &self.shares
+    }
+
+    /// Figures of the network; `None` without one.
+    pub fn network_counters(&self) -> Option<NetworkCounters> {
+        self.network.as_ref().map(Network::counters)
+    }
+
+    /// Where the host listens for the guest, in the order of the configuration: what port 0 became.
+    pub fn published(&self) -> Vec<SocketAddr> {
+        self.network.as_ref().map(Network::published).unwrap_or_default()
     }
 
     /// The host's first failure with the machine's disk.

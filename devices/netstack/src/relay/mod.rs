@@ -31,6 +31,8 @@ const MAX_HELD: usize = 16;
 const ROUND: usize = 64;
 /// The first port that connections into the guest come from.
 const FIRST_EPHEMERAL: u16 = 49_152;
+/// The largest datagram that a socket gives.
+const MAX_DATAGRAM: usize = 65_535;
 /// How long a listener rests when the host has no more descriptors.
 const REST: Duration = Duration::from_millis(200);
 
@@ -120,6 +122,8 @@ struct Relay {
     capture: Option<Capture>,
     counters: NetworkCounters,
     next_port: u16,
+    /// Room for the largest datagram.
+    room: Box<[u8]>,
 }
 
 struct Listener {
@@ -189,6 +193,7 @@ impl Network {
                 capture: config.capture,
                 counters: NetworkCounters::default(),
                 next_port: FIRST_EPHEMERAL,
+                room: vec![0; MAX_DATAGRAM].into_boxed_slice(),
             }),
             wake,
             timer,
@@ -526,9 +531,9 @@ impl Relay {
                 }
             }
             Outside::Datagrams { socket, echo, .. } => {
-                let mut room = [0; 65_535];
+                let room = &mut *self.room;
                 for _ in 0..ROUND {
-                    let Ok(len) = io::Read::read(&mut &*socket, &mut room) else { return };
+                    let Ok(len) = io::Read::read(&mut &*socket, room) else { return };
                     let Some(bytes) = room.get(..len) else { return };
                     let payload = match echo {
                         Some(echo) => echo.reply(bytes),
