@@ -9,6 +9,7 @@ pub mod guests;
 pub mod kvm_trace;
 pub mod measure;
 pub mod memory;
+pub mod net;
 pub mod peer;
 pub mod process;
 pub mod report;

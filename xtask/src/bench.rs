@@ -18,10 +18,34 @@ use crate::{cargo, kvm, setup};
 pub(crate) enum Bench {
     /// Start-up, exits and memory.
     Boot,
+    /// The network stack alone, beside plain loopback TCP.
+    Net,
 }
 
 /// Sets up, measures, prints the table, and leaves it in `target/bench`.
-pub(crate) fn bench(Bench::Boot: Bench, runs: usize) -> Result<ExitCode, Failure> {
+pub(crate) fn bench(bench: Bench, runs: usize) -> Result<ExitCode, Failure> {
+    match bench {
+        Bench::Boot => boot(runs),
+        Bench::Net => net(runs),
+    }
+}
+
+/// On this machine alone: the stack needs no guest.
+fn net(runs: usize) -> Result<ExitCode, Failure> {
+    setup::tools()?;
+    let bench = cargo::build_binary("cabana-benches", "cabana-bench-net", &["--release"])?;
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let mut stack = Command::new(&bench);
+    stack.args(["stack", "--runs"]).arg(runs.to_string()).arg("--to").arg(folder.join("net.json"));
+    let table = output(&mut stack)?;
+    let path = keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
+    println!("{table}");
+    say(&format!("bench: written to {}", path.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn boot(runs: usize) -> Result<ExitCode, Failure> {
     let cabana = setup::cabana()?;
     let build = |binary| cargo::build_binary("cabana-benches", binary, &["--release"]);
     let (bench, bare) = (build("cabana-bench")?, build("cabana-bench-bare")?);
