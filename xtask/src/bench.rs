@@ -39,7 +39,8 @@ fn net(runs: usize) -> Result<ExitCode, Failure> {
     let mut stack = Command::new(&bench);
     stack.args(["stack", "--runs"]).arg(runs.to_string()).arg("--to").arg(folder.join("net.json"));
     let table = output(&mut stack)?;
-    let path = keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
+    let path =
+        keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
     println!("{table}");
     say(&format!("bench: written to {}", path.display()));
     Ok(ExitCode::SUCCESS)

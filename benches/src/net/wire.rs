@@ -148,8 +148,7 @@ impl Wire {
         let over = match self.task {
             // What was acknowledged stands in the stack or beyond; a window full of it at most in the stack.
             Task::Sink => self.outward > self.amount && self.sent == self.acknowledged,
-            Task::Source => self.homeward >= self.amount,
-            Task::Echo => self.homeward >= self.amount,
+            Task::Source | Task::Echo => self.homeward >= self.amount,
         };
         over.then(|| (self.began.elapsed(), self.trips.clone()))
     }
@@ -182,6 +181,7 @@ impl Wire {
 }
 
 /// What matters of a segment.
+#[derive(Clone, Copy)]
 struct Head {
     sequence: u32,
     acknowledged: u32,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use cabana_netstack::testing::{Guest, Weather};
 use cabana_netstack::{Limits, MACHINE_V4, Publish};
 use common::{Open, World, noise, wait_until};
-use smoltcp::socket::tcp::State;
+use smoltcp::socket::tcp::{Socket, State};
 
 /// A server that takes one connection and hands it to `serve`.
 fn serve_on(
@@ -155,7 +155,7 @@ fn a_guest_that_breaks_off_resets_the_host() {
     let mut guest = world.guest();
     let socket = guest.connect(to);
     guest.wait(socket, |socket| (socket.state() == State::Established).then_some(()));
-    guest.socket(socket, |socket| socket.abort());
+    guest.socket(socket, Socket::abort);
     server.join().unwrap();
 }
 
@@ -164,11 +164,12 @@ fn a_reader_that_stops_stops_the_writer_both_ways() {
     let (sender, may_read) = std::sync::mpsc::channel::<()>();
     let (to, server) = serve(move |mut stream| {
         stream.set_nonblocking(true).unwrap();
+        let chunk = vec![7; 65_536];
         // The host writes until the guest, which does not read, stops it.
         let mut written = 0;
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(500) {
-            match stream.write(&[7; 65_536]) {
+            match stream.write(&chunk) {
                 Ok(len) => written += len,
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }
@@ -196,7 +197,7 @@ fn a_reader_that_stops_stops_the_writer_both_ways() {
     let held = world.network.counters().stack.memory;
     assert!(held <= 2 << 20, "{held}");
     sender.send(()).unwrap();
-    guest.socket(socket, |socket| socket.close());
+    guest.socket(socket, Socket::close);
     guest.receive_all(socket);
     server.join().unwrap();
 }
@@ -235,7 +236,7 @@ fn hundreds_of_connections_at_once_all_come_back() {
     }
     for (number, socket) in sockets {
         assert!(guest.receive_all(socket) == noise(number.into(), 20_000), "{number}");
-        guest.socket(socket, |socket| socket.close());
+        guest.socket(socket, Socket::close);
     }
     wait_until(|| world.network.counters().stack.flows == 0);
 }

@@ -27,6 +27,7 @@ pub enum GuestMessage {
 }
 
 /// What the host says.
+#[allow(clippy::large_enum_variant, reason = "the large one is sent once in a machine's life")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostMessage {
     /// The answer to [`GuestMessage::Hello`].
