@@ -5,6 +5,7 @@
 //! measures where it stands, in the lab or on the machine itself.
 
 pub mod error;
+pub mod fs;
 pub mod guests;
 pub mod kvm_trace;
 pub mod measure;

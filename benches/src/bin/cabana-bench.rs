@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cabana_benches::Error;
+use cabana_benches::fs::device;
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::report::Report;
 use clap::{Parser, Subcommand};
@@ -52,6 +53,15 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 41)]
         runs: usize,
     },
+    /// The virtio-fs device alone beside bare system calls; prints the table.
+    Fs {
+        /// Where to make the files.
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+        /// How often; the least counts.
+        #[arg(long, value_name = "N", default_value_t = 15)]
+        runs: usize,
+    },
     /// Joins JSON reports; prints the table, and writes it and the whole as JSON.
     Report {
         /// Where to write `boot.md` and `boot.json`.
@@ -76,6 +86,7 @@ fn main() -> ExitCode {
         .and_then(|report| print(&report)),
         Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
             .and_then(|report| print(&report)),
+        Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Report { to, fact, files } => report(&to, &fact, &files),
     };
     match result {
@@ -91,6 +102,14 @@ fn main() -> ExitCode {
 fn in_folder(measure: impl FnOnce(&Path) -> Result<Report, Error>) -> Result<Report, Error> {
     let folder = tempfile::tempdir().map_err(Error::file(std::env::temp_dir()))?;
     measure(folder.path())
+}
+
+fn fs_device(folder: Option<PathBuf>, runs: usize) -> Result<(), Error> {
+    let parent = folder.unwrap_or_else(std::env::temp_dir);
+    let folder = tempfile::tempdir_in(&parent).map_err(Error::file(&parent))?;
+    let figures = device::measure(folder.path(), runs).map_err(Error::file(folder.path()))?;
+    print!("{}", device::markdown(&figures));
+    Ok(())
 }
 
 fn print(report: &Report) -> Result<(), Error> {

@@ -194,12 +194,12 @@ impl Disk {
     }
 
     /// Reads into guest memory.
-    pub(crate) fn read(&self, pieces: Vec<IoPiece>, offset: u64) -> Result<(), DiskError> {
+    pub(crate) fn read(&self, pieces: &mut [IoPiece], offset: u64) -> Result<(), DiskError> {
         self.transfer(Operation::Read, pieces, offset)
     }
 
     /// Writes from guest memory.
-    pub(crate) fn write(&self, pieces: Vec<IoPiece>, offset: u64) -> Result<(), DiskError> {
+    pub(crate) fn write(&self, pieces: &mut [IoPiece], offset: u64) -> Result<(), DiskError> {
         self.transfer(Operation::Write, pieces, offset)
     }
 
@@ -238,18 +238,18 @@ impl Disk {
             pieces.push(IoPiece { addr: ZEROES.as_ptr().cast_mut(), len });
             left -= len;
         }
-        self.transfer(Operation::Zero, pieces, offset)
+        self.transfer(Operation::Zero, &mut pieces, offset)
     }
 
     /// Moves all pieces; the host may do it in several steps.
     fn transfer(
         &self,
         operation: Operation,
-        mut pieces: Vec<IoPiece>,
+        pieces: &mut [IoPiece],
         offset: u64,
     ) -> Result<(), DiskError> {
         let len = pieces.iter().map(|piece| piece.len as u64).sum();
-        let mut left = &mut pieces[..];
+        let mut left = pieces;
         let mut at = offset;
         while !left.is_empty() {
             // SAFETY: the pieces are guest memory, which lives as long as the chain that they come

@@ -65,14 +65,14 @@ fn request(disk: &Disk, request: &mut Reader<'_>, data: &mut Writer<'_>) -> Resu
         IN => {
             let len = data.left();
             let offset = locate_transfer(disk, sector, len)?;
-            disk.read(data.pieces(len).map_err(|_| Failure::Invalid)?, offset)?;
+            disk.read(&mut data.pieces(len).map_err(|_| Failure::Invalid)?, offset)?;
             data.advance(len as u32);
         }
         OUT | DISCARD | WRITE_ZEROES if disk.read_only => return Err(Failure::Invalid),
         OUT => {
             let len = request.left();
             let offset = locate_transfer(disk, sector, len)?;
-            disk.write(request.pieces(len).map_err(|_| Failure::Invalid)?, offset)?;
+            disk.write(&mut request.pieces(len).map_err(|_| Failure::Invalid)?, offset)?;
         }
         FLUSH => disk.flush()?,
         GET_ID => data.write_all(&disk.id).map_err(|_| Failure::Invalid)?,

@@ -1,9 +1,10 @@
 //! The files and directories that the guest has open, by numbers that are never used twice.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use rustc_hash::FxHashMap;
 
 use crate::host::Access;
 use crate::nodes::Node;
@@ -81,7 +82,7 @@ pub(crate) struct HandleTable {
 
 #[derive(Debug, Default)]
 struct Inner {
-    by_id: HashMap<u64, Arc<Open>>,
+    by_id: FxHashMap<u64, Arc<Open>>,
     last_id: u64,
 }
 
@@ -134,7 +135,7 @@ impl HandleTable {
 
     /// Closes everything. The numbers go on.
     pub(crate) fn clear(&self) {
-        self.inner.write().unwrap_or_else(PoisonError::into_inner).by_id = HashMap::new();
+        self.inner.write().unwrap_or_else(PoisonError::into_inner).by_id = <_>::default();
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -10,14 +10,14 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
-    SeekFrom, StatxFlags, Timespec, Timestamps, XattrFlags,
+    SeekFrom, Statx, StatxFlags, Timespec, Timestamps, XattrFlags,
 };
 
 use crate::names::{NAME_MAX, Name, TARGET_MAX};
@@ -86,16 +86,23 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
+    const WANTED: StatxFlags =
+        StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(StatxFlags::MNT_ID);
+
     pub(crate) fn kind(&self) -> u32 {
         self.mode & wire::mode::TYPE
     }
 
     fn of(fd: impl AsFd) -> Result<Self> {
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
-        let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted)?;
+        Ok(Self::from(&rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, Self::WANTED)?))
+    }
+}
+
+impl From<&Statx> for Stat {
+    fn from(found: &Statx) -> Self {
         let time = |time: rustix::fs::StatxTimestamp| Time { sec: time.tv_sec, nsec: time.tv_nsec };
         let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
-        Ok(Self {
+        Self {
             device: u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor),
             mount: found.stx_mnt_id,
             ino: found.stx_ino,
@@ -110,7 +117,7 @@ impl Stat {
             modified: time(found.stx_mtime),
             changed: time(found.stx_ctime),
             born: has_birth.then(|| time(found.stx_btime)),
-        })
+        }
     }
 }
 
@@ -191,11 +198,17 @@ impl Handle {
     /// A handle of the inode that `file` has open.
     pub(crate) fn of_file(file: &File) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        Ok(Self(rustix::fs::open(magic_link(file), flags, Mode::empty())?))
+        Ok(Self(rustix::fs::open(magic_link(file).path(), flags, Mode::empty())?))
     }
 
     pub(crate) fn stat(&self) -> Result<Stat> {
         Stat::of(&self.0)
+    }
+
+    /// What the host says of the entry `name` of this directory, itself if it is a link.
+    pub(crate) fn stat_child(&self, name: Name) -> Result<Stat> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        Ok(Stat::from(&rustix::fs::statx(&self.0, name.as_c_str(), flags, Stat::WANTED)?))
     }
 
     /// Opens the inode for I/O. `kind` is what it is, as [`Stat::kind`] said.
@@ -206,7 +219,7 @@ impl Handle {
             wire::mode::SYMLINK => return Err(Errno::ELOOP),
             _ => return Err(Errno::EACCES),
         };
-        Ok(rustix::fs::open(magic_link(&self.0), flags, Mode::empty())?.into())
+        Ok(rustix::fs::open(magic_link(&self.0).path(), flags, Mode::empty())?.into())
     }
 
     /// Makes a file that did not exist; it gets just the permissions `mode`.
@@ -220,7 +233,7 @@ impl Handle {
     /// Makes a file without a name on this directory's file system.
     pub(crate) fn create_unnamed(&self, mode: u32, access: Access) -> Result<File> {
         let flags = access.flags() | OFlags::TMPFILE;
-        let fd = rustix::fs::open(magic_link(&self.0), flags, permissions(mode))?;
+        let fd = rustix::fs::open(magic_link(&self.0).path(), flags, permissions(mode))?;
         past_umask(fd.into(), mode)
     }
 
@@ -248,7 +261,7 @@ impl Handle {
     pub(crate) fn link(&self, name: Name, target: &Self) -> Result<()> {
         let from = magic_link(&target.0);
         let follow = AtFlags::SYMLINK_FOLLOW;
-        Ok(rustix::fs::linkat(CWD, from, &self.0, name.as_c_str(), follow)?)
+        Ok(rustix::fs::linkat(CWD, from.path(), &self.0, name.as_c_str(), follow)?)
     }
 
     /// Removes a name that is not a directory's.
@@ -279,7 +292,7 @@ impl Handle {
         if kind == wire::mode::SYMLINK {
             return Err(Errno::EOPNOTSUPP);
         }
-        Ok(rustix::fs::chmod(magic_link(&self.0), permissions(mode))?)
+        Ok(rustix::fs::chmod(magic_link(&self.0).path(), permissions(mode))?)
     }
 
     /// Sets the times of access and modification; `None` leaves one as it is.
@@ -295,31 +308,31 @@ impl Handle {
 
     /// The length of an extended attribute.
     pub(crate) fn xattr_len(&self, name: &CStr) -> Result<usize> {
-        Ok(rustix::fs::getxattr_query(magic_link(&self.0), name)?)
+        Ok(rustix::fs::getxattr_query(magic_link(&self.0).path(), name)?)
     }
 
     /// Reads an extended attribute into `buffer`.
     pub(crate) fn xattr(&self, name: &CStr, buffer: &mut [u8]) -> Result<usize> {
-        Ok(rustix::fs::getxattr(magic_link(&self.0), name, buffer)?)
+        Ok(rustix::fs::getxattr(magic_link(&self.0).path(), name, buffer)?)
     }
 
     /// Sets an extended attribute. `flags` are `setxattr(2)`'s.
     pub(crate) fn set_xattr(&self, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
         let flags = XattrFlags::from_bits_retain(flags);
-        Ok(rustix::fs::setxattr(magic_link(&self.0), name, value, flags)?)
+        Ok(rustix::fs::setxattr(magic_link(&self.0).path(), name, value, flags)?)
     }
 
     /// The names of the extended attributes, each with its NUL.
     pub(crate) fn xattr_names(&self) -> Result<Vec<u8>> {
         let mut names = vec![0; XATTR_LIST_MAX];
-        let len = rustix::fs::listxattr(magic_link(&self.0), names.as_mut_slice())?;
+        let len = rustix::fs::listxattr(magic_link(&self.0).path(), names.as_mut_slice())?;
         names.truncate(len);
         Ok(names)
     }
 
     /// Removes an extended attribute.
     pub(crate) fn remove_xattr(&self, name: &CStr) -> Result<()> {
-        Ok(rustix::fs::removexattr(magic_link(&self.0), name)?)
+        Ok(rustix::fs::removexattr(magic_link(&self.0).path(), name)?)
     }
 }
 
@@ -440,8 +453,23 @@ pub(crate) fn seek_entries(directory: &File, position: u64) -> Result<()> {
 }
 
 /// The one magic link that is ever followed: that of our own descriptor.
-fn magic_link(fd: impl AsFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+fn magic_link(fd: impl AsFd) -> MagicLink {
+    let mut path = [0; MagicLink::ROOM];
+    // It has room for the largest number, and for the NUL that is there already.
+    let _ = write!(&mut path[..], "/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    MagicLink(path)
+}
+
+/// The path of a descriptor, made without an allocation.
+#[derive(Clone, Copy)]
+struct MagicLink([u8; Self::ROOM]);
+
+impl MagicLink {
+    const ROOM: usize = "/proc/self/fd/".len() + 11;
+
+    fn path(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
 }
 
 /// Nothing on the host becomes set-user-ID or set-group-ID by the guest's doing.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use smallvec::SmallVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::wire::{Errno, OutHeader, Result};
@@ -55,12 +56,15 @@ pub(crate) fn write<T: IntoBytes + Immutable>(reply: &mut impl Reply, value: &T)
     reply.put(value.as_bytes())
 }
 
+/// Bytes of a request. One or two names of files are rarely longer, and then nothing is allocated.
+pub(crate) type Bytes = SmallVec<[u8; 128]>;
+
 /// Reads all that is left, at most `max` bytes.
-pub(crate) fn read_rest(request: &mut impl Request, max: usize) -> Result<Vec<u8>> {
+pub(crate) fn read_rest(request: &mut impl Request, max: usize) -> Result<Bytes> {
     if request.left() > max {
         return Err(Errno::EINVAL);
     }
-    let mut bytes = vec![0; request.left()];
+    let mut bytes = Bytes::from_elem(0, request.left());
     request.take(&mut bytes)?;
     Ok(bytes)
 }

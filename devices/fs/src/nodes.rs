@@ -7,9 +7,10 @@
 //! them as soon as nobody uses them. So when the table is crowded, names are given out without
 //! validity: the guest then works slower, but is refused only if it has too much open at once.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use rustc_hash::FxHashMap;
 
 use crate::coherence::Cached;
 use crate::host::{Handle, Stat};
@@ -26,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) kind: u32,
     pub(crate) device: u64,
     pub(crate) cached: Mutex<Cached>,
+    /// Of a directory: is what is looked up in it mostly known already?
+    pub(crate) known_below: AtomicBool,
     /// How often the guest has been told of it and not forgotten it.
     lookups: AtomicU64,
     key: Key,
@@ -40,30 +43,47 @@ struct Key {
     ino: u64,
 }
 
+impl Key {
+    fn of(share: &Attached, stat: &Stat) -> Self {
+        Self { share: share.id, mount: stat.mount, device: stat.device, ino: stat.ino }
+    }
+}
+
 /// All nodes of one device.
 #[derive(Debug)]
 pub(crate) struct NodeTable {
     inner: RwLock<Inner>,
+    /// How many there are.
+    count: AtomicUsize,
     limit: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
-    by_id: HashMap<u64, Arc<Node>>,
-    by_key: HashMap<Key, Arc<Node>>,
+    by_id: FxHashMap<u64, Arc<Node>>,
+    by_key: FxHashMap<Key, Arc<Node>>,
     last_id: u64,
 }
 
 impl NodeTable {
     pub(crate) fn new(limit: usize) -> Self {
-        let inner = Inner { by_id: HashMap::new(), by_key: HashMap::new(), last_id: wire::ROOT_ID };
-        Self { inner: RwLock::new(inner), limit }
+        let last_id = wire::ROOT_ID;
+        let inner = Inner { by_id: <_>::default(), by_key: <_>::default(), last_id };
+        Self { inner: RwLock::new(inner), count: AtomicUsize::new(0), limit }
     }
 
     /// The node of that number.
     pub(crate) fn get(&self, id: u64) -> Result<Arc<Node>> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         inner.by_id.get(&id).map(Arc::clone).ok_or(Errno::ESTALE)
+    }
+
+    /// The node of an inode that the guest is being told of, if it is not new; counts one lookup.
+    pub(crate) fn enter_known(&self, share: &Attached, stat: &Stat) -> Option<Arc<Node>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let node = inner.by_key.get(&Key::of(share, stat))?;
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(node))
     }
 
     /// The node of an inode that the guest is being told of, new or not; counts one lookup.
@@ -73,14 +93,10 @@ impl NodeTable {
         handle: Handle,
         stat: &Stat,
     ) -> Result<Arc<Node>> {
-        let Stat { mount, device, ino, .. } = *stat;
-        let key = Key { share: share.id, mount, device, ino };
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = inner.by_key.get(&key) {
-            node.lookups.fetch_add(1, Ordering::Relaxed);
-            return Ok(Arc::clone(node));
+        if let Some(node) = self.enter_known(share, stat) {
+            return Ok(node);
         }
-        drop(inner);
+        let key = Key::of(share, stat);
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = inner.by_key.get(&key) {
             node.lookups.fetch_add(1, Ordering::Relaxed);
@@ -98,13 +114,15 @@ impl NodeTable {
             share: Arc::clone(share),
             handle,
             kind: stat.kind(),
-            device,
+            device: stat.device,
             cached: Mutex::default(),
+            known_below: AtomicBool::new(false),
             lookups: AtomicU64::new(1),
             key,
         });
         inner.by_id.insert(node.id, Arc::clone(&node));
         inner.by_key.insert(key, Arc::clone(&node));
+        self.note_count(&inner);
         Ok(node)
     }
 
@@ -120,6 +138,7 @@ impl NodeTable {
         // It may have been looked up again in between.
         if node.lookups.load(Ordering::Acquire) == 0 {
             inner.remove(&node);
+            self.note_count(&inner);
         }
     }
 
@@ -128,13 +147,15 @@ impl NodeTable {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         inner.by_id.retain(|_, node| node.share.id != share.id);
         inner.by_key.retain(|key, _| key.share != share.id);
+        self.note_count(&inner);
     }
 
     /// Forgets everything. The numbers go on.
     pub(crate) fn clear(&self) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.by_id = HashMap::new();
-        inner.by_key = HashMap::new();
+        inner.by_id = <_>::default();
+        inner.by_key = <_>::default();
+        self.note_count(&inner);
     }
 
     /// Is it time for the guest to forget more than it learns? At three quarters of the limit.
@@ -143,7 +164,11 @@ impl NodeTable {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.len()
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn note_count(&self, inner: &Inner) {
+        self.count.store(inner.by_id.len(), Ordering::Relaxed);
     }
 }
 
@@ -162,12 +187,17 @@ impl Inner {
 pub(crate) struct InodeNumbers {
     /// The devices, in the order in which they were met.
     devices: RwLock<Vec<u64>>,
+    /// The first of them, which most shares never leave, and one more; zero for none.
+    first: AtomicU64,
 }
 
 impl InodeNumbers {
     /// What the guest sees as the number of inode `ino` on `device`: the host's own on the first
     /// device, with other top bits on every other.
     pub(crate) fn number(&self, device: u64, ino: u64) -> u64 {
+        if self.first.load(Ordering::Relaxed) == device.wrapping_add(1) {
+            return ino;
+        }
         ino ^ (self.index(device) << 48)
     }
 
@@ -177,6 +207,9 @@ impl InodeNumbers {
         let index = found.unwrap_or_else(|| {
             let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
             find(&devices).unwrap_or_else(|| {
+                if devices.is_empty() {
+                    self.first.store(device.wrapping_add(1), Ordering::Relaxed);
+                }
                 devices.push(device);
                 devices.len() - 1
             })

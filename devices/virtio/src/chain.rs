@@ -3,6 +3,7 @@
 
 use cabana_memory::{ByteValued, GuestAddress, GuestRam, MemoryError};
 use cabana_os::file::IoPiece;
+use smallvec::SmallVec;
 
 use crate::QueueError;
 
@@ -44,20 +45,23 @@ struct Segment {
     len: u32,
 }
 
+/// The pieces of a buffer; most have few, and then nothing is allocated.
+pub type Pieces = SmallVec<[IoPiece; 4]>;
+
 /// A buffer taken from a queue, to be pushed back with [`crate::Queue::push`].
 #[derive(Debug)]
 pub struct Chain {
     ram: GuestRam,
     head: u16,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    readable: SmallVec<[Segment; 4]>,
+    writable: SmallVec<[Segment; 4]>,
     /// Bytes in both, at most `u32::MAX`.
     total: u32,
 }
 
 impl Chain {
     pub(crate) fn new(ram: GuestRam, head: u16) -> Self {
-        Self { ram, head, readable: Vec::new(), writable: Vec::new(), total: 0 }
+        Self { ram, head, readable: SmallVec::new(), writable: SmallVec::new(), total: 0 }
     }
 
     /// Takes one more descriptor; it must lie in RAM.
@@ -131,9 +135,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// The memory behind the next `len` bytes, stepped over.
-    fn pieces(&mut self, len: usize) -> Result<Vec<IoPiece>, MemoryError> {
+    fn pieces(&mut self, len: usize) -> Result<Pieces, MemoryError> {
         let mut len = len.min(self.left);
-        let mut pieces = Vec::with_capacity(self.segments.len());
+        let mut pieces = Pieces::with_capacity(self.segments.len());
         while len > 0 {
             let Some((at, count)) = self.step(len) else { break };
             pieces.push(self.ram.piece(at, count)?);
@@ -177,7 +181,7 @@ impl Reader<'_> {
     }
 
     /// The memory behind the next `len` bytes (fewer at the end), for vectored file I/O.
-    pub fn pieces(&mut self, len: usize) -> Result<Vec<IoPiece>, MemoryError> {
+    pub fn pieces(&mut self, len: usize) -> Result<Pieces, MemoryError> {
         self.cursor.pieces(len)
     }
 }
@@ -222,7 +226,7 @@ impl<'a> Writer<'a> {
 
     /// The memory behind the next `len` bytes (fewer at the end), for vectored file I/O. They count
     /// as written only through [`Writer::advance`].
-    pub fn pieces(&mut self, len: usize) -> Result<Vec<IoPiece>, MemoryError> {
+    pub fn pieces(&mut self, len: usize) -> Result<Pieces, MemoryError> {
         self.cursor.pieces(len)
     }
 

@@ -17,7 +17,7 @@ mod served;
 pub mod testing;
 mod transport;
 
-pub use chain::{Chain, Reader, Writer};
+pub use chain::{Chain, Pieces, Reader, Writer};
 pub use device::{DeviceInterrupt, Identity, QueueContext, StartError, VirtioDevice};
 pub use page::RegisterPage;
 pub use queue::{Queue, QueueError, QueueLayout, QueueState};

@@ -504,9 +504,8 @@ mod tests {
                     whole += 1;
                     let (mut reader, mut writer) = (chain.reader(), chain.writer());
                     let (readable, writable) = (reader.left(), writer.left());
-                    let sum = |pieces: Vec<cabana_os::file::IoPiece>| {
-                        pieces.iter().map(|piece| piece.len).sum::<usize>()
-                    };
+                    let sum =
+                        |pieces: crate::Pieces| pieces.iter().map(|piece| piece.len).sum::<usize>();
                     assert_eq!(sum(reader.pieces(usize::MAX).unwrap()), readable);
                     assert_eq!(sum(writer.pieces(usize::MAX).unwrap()), writable);
                     queue.push(&chain, 0).unwrap();

@@ -5,6 +5,7 @@
 //! for the one that is there succeeds. An idmapped mount shows 0 as any user of the guest.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cabana_os::process::realtime;
@@ -56,8 +57,20 @@ impl FileServer {
 
     /// Tells the guest of the entry `name` of `directory`, one lookup.
     pub(super) fn resolve(&self, directory: &Node, name: Name) -> Result<wire::EntryOut> {
+        if directory.known_below.load(Ordering::Relaxed) {
+            // One look by name is enough: the node's own handle keeps its inode from being another.
+            let stat = directory.handle.stat_child(name)?;
+            if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
+                return Ok(self.entry(&node, &stat));
+            }
+            directory.known_below.store(false, Ordering::Relaxed);
+        }
         let handle = directory.handle.child(name)?;
         let stat = handle.stat()?;
+        if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
+            directory.known_below.store(true, Ordering::Relaxed);
+            return Ok(self.entry(&node, &stat));
+        }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
         Ok(self.entry(&node, &stat))
     }

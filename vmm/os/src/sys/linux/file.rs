@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 /// A piece of memory to read into or write from: address and length in bytes.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct IoPiece {
     /// The first byte.
     pub addr: *mut u8,
@@ -36,6 +37,14 @@ pub unsafe fn write_pieces_at(file: &File, pieces: &[IoPiece], offset: u64) -> i
     unsafe { transfer(file, pieces, offset, libc::pwritev) }
 }
 
+// A piece is passed to the kernel as what it is.
+const _: () = {
+    use std::mem::{offset_of, size_of};
+    assert!(size_of::<IoPiece>() == size_of::<libc::iovec>());
+    assert!(offset_of!(IoPiece, addr) == offset_of!(libc::iovec, iov_base));
+    assert!(offset_of!(IoPiece, len) == offset_of!(libc::iovec, iov_len));
+};
+
 type VectoredCall = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize;
 
 unsafe fn transfer(
@@ -48,13 +57,11 @@ unsafe fn transfer(
     let mut moved = 0;
     let mut at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     for batch in pieces.chunks(libc::UIO_MAXIOV as usize) {
-        let vectors: Vec<libc::iovec> = batch
-            .iter()
-            .map(|piece| libc::iovec { iov_base: piece.addr.cast(), iov_len: piece.len })
-            .collect();
         let wanted: usize = batch.iter().map(|piece| piece.len).sum();
-        // SAFETY: the vectors live through the call; the caller vouches for what they point to.
-        let count = unsafe { call(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32, at) };
+        let vectors = batch.as_ptr().cast::<libc::iovec>();
+        // SAFETY: a piece has the fields of `struct iovec`, see below; the batch lives through the
+        // call; the caller vouches for what it points to.
+        let count = unsafe { call(file.as_raw_fd(), vectors, batch.len() as i32, at) };
         match usize::try_from(count) {
             Ok(count) => {
                 moved += count;
