@@ -12,7 +12,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
@@ -174,6 +174,12 @@ impl Access {
 /// A name for an inode, without access to its content.
 #[derive(Debug)]
 pub(crate) struct Handle(OwnedFd);
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Handle {
     /// The directory at `path`, which the host's user chose: links in it are followed.
@@ -385,6 +391,11 @@ pub(crate) fn set_len(file: &File, len: u64) -> Result<()> {
 pub(crate) fn sync(file: &File, data_only: bool) -> Result<()> {
     let result = if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) };
     Ok(result?)
+}
+
+/// Brings the whole file system of an open directory to the disk.
+pub(crate) fn sync_file_system(directory: &File) -> Result<()> {
+    Ok(rustix::fs::syncfs(directory)?)
 }
 
 /// Allocates, zeroes or punches. `mode` are `fallocate(2)`'s flags.

@@ -14,8 +14,8 @@
 //! If that user is root, so is the owner of what the guest makes.
 //!
 //! **Coherence.** Close-to-open in both directions; `coherence` says how. What the guest writes is
-//! in the host's hands when `write(2)` returns, and on its disk when `fsync(2)` does. `sync(2)`
-//! does not flush the host's disks.
+//! in the host's hands when `write(2)` returns, and on its disk when `fsync(2)` does; `sync(2)`
+//! does that for all that is shared for writing. `watch` makes the host's changes known to the guest.
 //!
 //! **Locks.** `flock(2)` and `fcntl(2)` locks hold among the processes of one guest, which its
 //! kernel sees to; they do not exclude processes of the host or of other guests. Linux's
@@ -38,9 +38,11 @@ mod nodes;
 mod observer;
 mod server;
 mod share;
+mod watch;
 pub mod wire;
 
 pub use device::{FsDevice, TAG};
 pub use message::{Reply, ReplyBuffer, Request};
 pub use server::{FileServer, Limits};
 pub use share::{Share, ShareError};
+pub use watch::{Replay, Step};

@@ -7,13 +7,15 @@
 //! them as soon as nobody uses them. So when the table is crowded, names are given out without
 //! validity: the guest then works slower, but is refused only if it has too much open at once.
 
+use std::hash::Hasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHasher};
 
 use crate::coherence::Cached;
 use crate::host::{Handle, Stat};
+use crate::names::Name;
 use crate::share::Attached;
 use crate::wire::{self, Errno, Result};
 
@@ -29,6 +31,11 @@ pub(crate) struct Node {
     pub(crate) cached: Mutex<Cached>,
     /// Of a directory: is what is looked up in it mostly known already?
     pub(crate) known_below: AtomicBool,
+    /// Of a directory: it is watched on the host.
+    pub(crate) watched: AtomicBool,
+    /// The directory and the hash of the name that the guest was last told it by.
+    pub(crate) seen_in: AtomicU64,
+    pub(crate) seen_name: AtomicU64,
     /// How often the guest has been told of it and not forgotten it.
     lookups: AtomicU64,
     key: Key,
@@ -47,6 +54,20 @@ impl Key {
     fn of(share: &Attached, stat: &Stat) -> Self {
         Self { share: share.id, mount: stat.mount, device: stat.device, ino: stat.ino }
     }
+}
+
+impl Node {
+    /// Is it the inode that the host says that of?
+    pub(crate) fn is(&self, share: &Attached, stat: &Stat) -> bool {
+        self.key == Key::of(share, stat)
+    }
+}
+
+/// A name in few bits, to find nodes by; two names may have the same.
+pub(crate) fn hash_name(name: Name) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write(name.as_bytes());
+    hasher.finish()
 }
 
 /// All nodes of one device.
@@ -117,6 +138,9 @@ impl NodeTable {
             device: stat.device,
             cached: Mutex::default(),
             known_below: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+            seen_in: AtomicU64::new(0),
+            seen_name: AtomicU64::new(0),
             lookups: AtomicU64::new(1),
             key,
         });
@@ -124,6 +148,25 @@ impl NodeTable {
         inner.by_key.insert(key, Arc::clone(&node));
         self.note_count(&inner);
         Ok(node)
+    }
+
+    /// The node that the guest was last told by this name. It takes a look at every node, for what
+    /// happens seldom.
+    pub(crate) fn seen_as(&self, directory: u64, name: Name) -> Option<Arc<Node>> {
+        let hash = hash_name(name);
+        let is_it = |node: &&Arc<Node>| {
+            node.seen_name.load(Ordering::Relaxed) == hash
+                && node.seen_in.load(Ordering::Relaxed) == directory
+        };
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id.values().filter(is_it).max_by_key(|node| node.id).map(Arc::clone)
+    }
+
+    /// A number that is no node's and never will be.
+    pub(crate) fn unused_id(&self) -> u64 {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.last_id += 1;
+        inner.last_id
     }
 
     /// The guest forgets `count` lookups; more than it has are as good as all.

@@ -7,8 +7,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use cabana_fs::Limits;
 use cabana_fs::wire::{InHeader, OutHeader, opcode};
+use cabana_fs::{Limits, Replay, Step};
 use cabana_virtio::testing::Noise;
 use client::yard::{Yard, tree};
 use client::{Guest, bytes, take};
@@ -50,6 +50,13 @@ const SHAPES: [(u32, usize, usize); 34] = [
     (opcode::COPY_FILE_RANGE, 56, 0),
     (opcode::TMPFILE, 16, 1),
     (opcode::STATX, 24, 0),
+];
+
+const STEPS: [Step; 4] = [
+    Step::Make(0o100_000),
+    Step::Remove { folder: false, node: 5 },
+    Step::Remove { folder: true, node: 0 },
+    Step::Modify,
 ];
 
 /// What a hostile guest knows of its mount.
@@ -148,11 +155,19 @@ fn garbage_does_no_harm() {
     guest.attach("s", &yard.path("inside"), false);
     guest.attach("ro", &yard.path("outside"), true);
     let before = tree(&yard.path("outside"));
+    // One of the threads that ask may repeat what happens on the host.
+    guest.server.set_replayer(2);
     let mut noise = Noise::new(0x5eed);
     let mut known = Known::default();
     let mut done = [0u32; 64];
     let mut reply = vec![0; 8192];
     for round in 0..100_000 {
+        if round % 500 == 0 {
+            let step = pick(&mut noise, &STEPS);
+            let replay =
+                Replay { directory: pick(&mut noise, &[2, 3, 4]), name: b"a".into(), step };
+            guest.server.set_replay(Some(replay));
+        }
         if round % 40 == 0 {
             let _ = symlink(yard.path("outside"), yard.path("inside/link"));
             // Anything may have the name by now, even a fifo; and the guest may shut itself out.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use cabana_fs::wire::{self, Errno, fattr, mode, opcode, open};
-use cabana_fs::{Limits, ShareError};
+use cabana_fs::{Limits, Replay, ShareError, Step};
 use client::{Guest, bytes, c, settle, take};
 
 fn setup() -> (tempfile::TempDir, Guest, u64) {
@@ -573,4 +573,81 @@ fn an_unmount_lets_go_of_everything() {
     guest.init().unwrap();
     assert_eq!(guest.getattr(share).unwrap_err(), Errno::ESTALE);
     guest.lookup(1, "s").unwrap();
+}
+
+#[test]
+fn all_file_systems_are_synced_at_once() {
+    let (_dir, guest, share) = setup();
+    guest.create(share, "file", 0o644).unwrap();
+    guest.ask(opcode::SYNCFS, 1, &[&[0; 8]]).unwrap();
+}
+
+/// Does something in another process, and waits for what the guest is to repeat of it.
+fn replays(guest: &Guest, dir: &Path, script: &str) -> Vec<(Vec<u8>, Step)> {
+    let status = std::process::Command::new("sh").args(["-ec", script]).current_dir(dir).status();
+    assert!(status.unwrap().success());
+    let wake = cabana_os::Event::new().unwrap();
+    guest.server.await_changes(&wake).unwrap();
+    let changes = guest.server.changes().unwrap();
+    changes.into_iter().map(|replay| (replay.name, replay.step)).collect()
+}
+
+#[test]
+fn what_others_do_on_the_host_is_repeated_without_being_done() {
+    let (dir, mut guest, share) = setup();
+    if let Err(error) = guest.server.watch() {
+        return eprintln!("skipped: the host cannot watch folders: {error}");
+    }
+    for name in ["kept", "saved", "gone"] {
+        fs::write(dir.path().join(name), "before").unwrap();
+        guest.lookup(share, name).unwrap();
+    }
+    let node = |name| guest.lookup(share, name).unwrap().nodeid;
+    let (kept, saved, gone) = (node("kept"), node("saved"), node("gone"));
+    // The guest's own doing is no news.
+    guest.create(share, "own", 0o644).unwrap();
+    guest.unlink(share, "own").unwrap();
+
+    let heard = replays(&guest, dir.path(), "echo x >> kept");
+    assert_eq!(heard, [(b"kept".into(), Step::Modify), (b"kept".into(), Step::Close)]);
+    let heard = replays(&guest, dir.path(), "mkdir d; mkfifo f; rm gone; chmod 700 kept");
+    let expected = [
+        (b"d".to_vec(), Step::Make(mode::DIRECTORY)),
+        (b"d".into(), Step::Modify),
+        (b"f".into(), Step::Make(mode::FIFO)),
+        (b"f".into(), Step::Modify),
+        (b"gone".into(), Step::Remove { folder: false, node: gone }),
+        (b"kept".into(), Step::Touch),
+    ];
+    assert_eq!(heard, expected);
+    let heard = replays(&guest, dir.path(), "echo y > new; mv new saved");
+    let remove = (b"saved".to_vec(), Step::Remove { folder: false, node: saved });
+    assert!(
+        heard.contains(&remove) && heard.contains(&(b"saved".into(), Step::Make(mode::REGULAR)))
+    );
+
+    // The thread that repeats: everything is granted, nothing done.
+    let directory = share;
+    guest.server.set_replayer(9);
+    guest.thread = 9;
+    let step = Step::Make(mode::DIRECTORY);
+    guest.server.set_replay(Some(Replay { directory, name: b"d".into(), step }));
+    assert_eq!(guest.lookup(share, "d").unwrap_err(), Errno::ENOENT, "it is yet to be made");
+    assert!(guest.lookup(share, "kept").is_ok());
+    assert_eq!(guest.mkdir(share, "d", 0o755).unwrap().attr.mode & mode::TYPE, mode::DIRECTORY);
+    let step = Step::Remove { folder: false, node: gone };
+    guest.server.set_replay(Some(Replay { directory, name: b"gone".into(), step }));
+    assert_eq!(guest.lookup(share, "gone").unwrap().nodeid, gone);
+    guest.unlink(share, "gone").unwrap();
+    guest.unlink(share, "kept").unwrap();
+    guest.rmdir(share, "d").unwrap();
+    let input = wire::SetattrIn { valid: fattr::SIZE | fattr::MODE, ..<_>::default() };
+    assert_eq!(guest.setattr(kept, input).unwrap().size, 8);
+    guest.server.set_replay(None);
+    assert_eq!(fs::read(dir.path().join("kept")).unwrap(), b"beforex\n");
+    assert!(dir.path().join("d").is_dir());
+    // Anybody else is taken at their word.
+    guest.thread = 1;
+    guest.unlink(share, "kept").unwrap();
+    assert!(!dir.path().join("kept").exists());
 }

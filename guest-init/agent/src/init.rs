@@ -11,6 +11,7 @@ mod processes;
 mod settings;
 mod shares;
 mod transport;
+mod watch;
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

@@ -46,6 +46,12 @@ pub enum Kind {
     Entry = 10,
     /// Raw bytes of a file or a tunnel; none at all is their end.
     Data = 11,
+    /// A [`Watcher`](crate::watch::Watcher) of the watch connection.
+    Watcher = 64,
+    /// A [`Replay`](crate::watch::Replay) of the watch connection.
+    Replay = 65,
+    /// A [`Replayed`](crate::watch::Replayed) of the watch connection.
+    Replayed = 66,
 }
 
 impl TryFrom<u8> for Kind {
@@ -64,6 +70,9 @@ impl TryFrom<u8> for Kind {
             9 => Self::Reply,
             10 => Self::Entry,
             11 => Self::Data,
+            64 => Self::Watcher,
+            65 => Self::Replay,
+            66 => Self::Replayed,
             unknown => return Err(ProtocolError::UnknownKind(unknown)),
         })
     }

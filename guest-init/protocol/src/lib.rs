@@ -9,6 +9,8 @@
 //! - An **exec connection** is made by the host to the guest's [`EXEC_PORT`], one for each command or
 //!   other request. See [`exec`] for a command's frames and their order, and [`service`] for what is no
 //!   command: sessions, files, tunnels.
+//! - The **watch connection** is made by the agent, to [`WATCH_PORT`], where there are shares. See
+//!   [`watch`].
 //!
 //! Each end treats the other as hostile: lengths are bounded before anything is allocated, and every
 //! malformed byte is a typed [`ProtocolError`] that ends the one connection it came over.
@@ -22,6 +24,7 @@ pub mod exit_port;
 pub mod frame;
 pub mod service;
 pub mod session;
+pub mod watch;
 
 pub use control::{
     GuestMessage, Hello, HostMessage, NetworkSetup, Ready, RootSetup, Setup, SetupFailed,
@@ -44,6 +47,13 @@ pub const HOST_CID: u32 = 2;
 
 /// The host's vsock port on which it awaits the agent's control connection.
 pub const CONTROL_PORT: u32 = 1024;
+
+/// The host's vsock port on which it awaits the agent's watch connection.
+pub const WATCH_PORT: u32 = 1025;
+
+/// The guest's end of the watch connection: a port that only root may have (below 1024), so that no
+/// other program of the guest is taken for the agent.
+pub const WATCH_SOURCE: u32 = 1023;
 
 /// The guest's vsock port on which the agent awaits exec connections. It serves [`HOST_CID`] alone.
 pub const EXEC_PORT: u32 = 1024;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use cabana_sandbox::{Machine, MachineConfig, Scratch, Share};
+use cabana_sandbox::{
+    Command as GuestCommand, Machine, MachineConfig, ProcessEvent, Scratch, Share,
+};
 use cabana_test_guest::{host, sh};
 use tempfile::TempDir;
 
@@ -311,4 +313,164 @@ fn this_projects_own_repository() {
     let words = ["run", "--share", ".:/src:ro", "--", "sh", "-c", script];
     let text = host.cabana(words).folder(&project).end().succeeded();
     assert_eq!(text, format!("/src/Cargo.toml\n{}", String::from_utf8_lossy(&head)));
+}
+
+/// Tells what happens in /w/FOLDER as `inotify(7)` has it, one `NAME EVENTS` a line, until `end` comes.
+const INOTIFY: &str = r#"
+import ctypes, os, struct, sys
+KINDS = ((0x2, 'modify'), (0x4, 'attrib'), (0x8, 'close_write'), (0x40, 'moved_from'),
+         (0x80, 'moved_to'), (0x100, 'create'), (0x200, 'delete'))
+libc = ctypes.CDLL(None, use_errno=True)
+watch = libc.inotify_init1(0)
+for path in sys.argv[1:]:
+    if libc.inotify_add_watch(watch, path.encode(), 0x3ce) < 0:
+        raise OSError(ctypes.get_errno(), path)
+print('ready', flush=True)
+name = ''
+while name != 'end':
+    events = os.read(watch, 65536)
+    while events and name != 'end':
+        number, mask, cookie, length = struct.unpack('iIII', events[:16])
+        name = events[16:16 + length].rstrip(b'\0').decode()
+        events = events[16 + length:]
+        print(f'{number}:{name}', *[kind for bit, kind in KINDS if mask & bit], flush=True)
+"#;
+
+/// Starts a command, waits until it says `ready`, does something, and returns what it says from then on.
+fn meanwhile(machine: &Machine, words: &[&str], work: impl FnOnce()) -> String {
+    let mut process = machine.exec(&GuestCommand::new(words.iter().copied())).unwrap();
+    let (mut text, mut work) = (String::new(), Some(work));
+    loop {
+        match process.next_event().unwrap() {
+            ProcessEvent::Stdout(bytes) => text += &String::from_utf8_lossy(bytes),
+            ProcessEvent::Stderr(bytes) => panic!("{}", String::from_utf8_lossy(bytes)),
+            ProcessEvent::Exited(status) => {
+                assert_eq!(status.shell_code(), 0, "{text}");
+                return text;
+            }
+            _ => {}
+        }
+        if text.starts_with("ready\n")
+            && let Some(work) = work.take()
+        {
+            text.clear();
+            work();
+        }
+    }
+}
+
+/// A program of the host, which is not the machine's own process, changes a folder.
+fn on_the_host(folder: &Path, script: &str) {
+    let status = Command::new("sh").args(["-ec", script]).current_dir(folder).status();
+    assert!(status.expect("a shell").success(), "{script}");
+}
+
+#[test]
+fn watchers_in_the_guest_hear_of_the_host() {
+    let Some(shared) = shared() else { return };
+    let folder = shared.folder("watched");
+    for name in ["edited", "saved", "gone"] {
+        fs::write(folder.join(name), "before").unwrap();
+    }
+    fs::create_dir(folder.join("old")).unwrap();
+    // The guest knows them all, and has their content cached.
+    sh(&shared.machine, "cd /w/watched; ls -l; cat edited saved gone").succeeded();
+    let words = ["python3", "-c", INOTIFY, "/w/watched", "/w/watched/saved"];
+    let heard = meanwhile(&shared.machine, &words, || {
+        let script = "echo after >> edited; echo anew > .saved; mv .saved saved; rm gone; rmdir old; \
+                      mkdir new; chmod 700 edited; ln -s edited link; sleep 0.1; echo x > end";
+        on_the_host(&folder, script);
+    });
+    let has = |line: &str| heard.lines().any(|heard| heard == line);
+    for line in [
+        "1:edited modify",
+        "1:edited close_write",
+        "1:saved delete",
+        "1:saved create",
+        "2: attrib",
+        "1:gone delete",
+        "1:old delete",
+        "1:new create",
+        "1:edited attrib",
+        "1:link create",
+        "1:end create",
+    ] {
+        assert!(has(line), "no `{line}` in:\n{heard}");
+    }
+    // Nothing has happened on the host for it, and the guest sees what is there.
+    assert_eq!(fs::read_to_string(folder.join("edited")).unwrap(), "beforeafter\n");
+    let script = "cd /w/watched; cat edited saved; ls; readlink link";
+    let seen = sh(&shared.machine, script).succeeded();
+    assert_eq!(seen, "beforeafter\nanew\nedited\nend\nlink\nnew\nsaved\nedited\n");
+    // What the guest does itself, it hears once.
+    let words = ["python3", "-c", INOTIFY, "/w/watched"];
+    let heard = meanwhile(&shared.machine, &words, || {
+        sh(&shared.machine, "cd /w/watched; echo x > own; rm own; sleep 0.3").succeeded();
+        on_the_host(&folder, "echo x > end2; mv end2 end");
+    });
+    let own = heard.lines().filter(|line| line.starts_with("1:own")).collect::<Vec<_>>();
+    let once = ["1:own create", "1:own modify", "1:own close_write", "1:own delete"];
+    assert_eq!(own, once, "{heard}");
+}
+
+#[test]
+fn what_is_mapped_and_cached_follows_the_host() {
+    let Some(shared) = shared() else { return };
+    let folder = shared.folder("mapped");
+    fs::write(folder.join("file"), "a".repeat(8192)).unwrap();
+    let script = "
+import mmap, os, sys, time
+file = os.open('/w/mapped/file', os.O_RDONLY)
+data = mmap.mmap(file, 8192, prot=mmap.PROT_READ)
+assert data[4096:4100] == b'aaaa'
+print('ready', flush=True)
+for turn in range(3000):
+    if data[4096:4100] == b'bbbb' and os.pread(file, 4, 0) == b'bbbb' \\
+            and os.stat('/w/mapped/file').st_size == 8192:
+        print('seen', flush=True)
+        sys.exit()
+    time.sleep(0.01)
+print('stale', data[:4], os.pread(file, 4, 0))
+";
+    let seen = meanwhile(&shared.machine, &["python3", "-c", script], || {
+        on_the_host(
+            &folder,
+            "head -c 8192 /dev/zero | tr '\\0' b | dd of=file conv=notrunc 2>/dev/null",
+        );
+    });
+    assert_eq!(seen, "seen\n");
+}
+
+#[test]
+fn a_development_server_reloads() {
+    let Some(shared) = shared() else { return };
+    let folder = shared.folder("reload");
+    fs::write(folder.join("app.js"), "1").unwrap();
+    // As file watchers of Node.js do: an event leads to a look at the times, and those decide.
+    let script = "
+const fs = require('fs'), path = '/w/reload/app.js';
+let before = fs.statSync(path), content = fs.readFileSync(path, 'utf8');
+fs.watch('/w/reload', (kind, name) => {
+    if (name !== 'app.js' || !fs.existsSync(path)) return;
+    const now = fs.statSync(path);
+    if (now.mtimeMs === before.mtimeMs && now.ino === before.ino) return;
+    before = now;
+    const text = fs.readFileSync(path, 'utf8');
+    if (text === content || text === '') return;
+    content = text;
+    console.log(`reloaded ${text}`);
+    if (text === '3') process.exit();
+});
+console.log('ready');
+";
+    let started = std::time::Instant::now();
+    let mut took = Vec::new();
+    let heard = meanwhile(&shared.machine, &["node", "-e", script], || {
+        took.push(started.elapsed());
+        on_the_host(&folder, "printf 2 > app.js");
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        on_the_host(&folder, "printf 3 > .app.js.swp; mv .app.js.swp app.js");
+    });
+    assert!(heard.contains("reloaded 3\n"), "{heard}");
+    println!("ready after {:?}, all after {:?}", took, started.elapsed());
 }

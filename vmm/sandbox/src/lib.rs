@@ -33,6 +33,7 @@ mod machine;
 mod network;
 mod process;
 mod stream;
+mod watch;
 
 pub use backend::{hypervisor, probe};
 pub use bare::{BareConfig, BareDisk, BareMachine};

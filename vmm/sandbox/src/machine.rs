@@ -14,13 +14,14 @@ use cabana_machine::{DeviceMemory, GuestClock, Observation, Setup, layout};
 use cabana_netstack::Network;
 use cabana_os::{EventLoop, file};
 use cabana_pmem::{Image, Pmem};
-use cabana_protocol::{CONTROL_PORT, ProtocolError};
+use cabana_protocol::{CONTROL_PORT, ProtocolError, WATCH_PORT};
 use cabana_rng::Rng;
 use cabana_virtio::VirtioDevice;
 use cabana_vsock::{VsockConfig, VsockDevice, VsockHost, VsockListener};
 
 use crate::fate::Fate;
 use crate::guest::share_name;
+use crate::watch::Watch;
 use crate::{
     Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, NetworkCounters,
     Process, Scratch, Share, Stream, backend, network,
@@ -126,6 +127,8 @@ pub struct Vmm {
     shares: Arc<FileServer>,
     network: Option<Network>,
     monitor: Option<JoinHandle<()>>,
+    /// Ends with the machine.
+    _watch: Watch,
     // After the board: devices are served here until they stop.
     _loops: Vec<EventLoop>,
 }
@@ -179,6 +182,7 @@ impl Vmm {
         }];
 
         let listener = host.listen(CONTROL_PORT)?;
+        let watched = host.listen(WATCH_PORT)?;
         let setup = Setup {
             cpus: config.cpus,
             memory: config.memory,
@@ -194,7 +198,8 @@ impl Vmm {
         let board = Arc::new(Mutex::new(Some(Arc::clone(&machine))));
         let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate))?);
         let local = Arc::new(Local { vsock: host, fate });
-        Ok(Self { board, local, listener, shares, network, monitor, _loops: loops })
+        let watch = Watch::start(Arc::clone(&shares), watched).map_err(Error::host("a thread"))?;
+        Ok(Self { board, local, listener, shares, network, monitor, _watch: watch, _loops: loops })
     }
 
     /// Waits for the agent's control connection: an error when the guest ends without one.

@@ -17,6 +17,7 @@ use crate::names::Name;
 use crate::nodes::Node;
 use crate::observer::Change;
 use crate::server::file::open_node;
+use crate::server::replay::note_name;
 use crate::server::{FileServer, MAX_NAMES};
 use crate::wire::{self, Errno, InHeader, Result, fattr, mode};
 
@@ -57,10 +58,12 @@ impl FileServer {
 
     /// Tells the guest of the entry `name` of `directory`, one lookup.
     pub(super) fn resolve(&self, directory: &Node, name: Name) -> Result<wire::EntryOut> {
+        self.look_into(directory);
         if directory.known_below.load(Ordering::Relaxed) {
             // One look by name is enough: the node's own handle keeps its inode from being another.
             let stat = directory.handle.stat_child(name)?;
             if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
+                note_name(&node, directory.id, name);
                 return Ok(self.entry(&node, &stat));
             }
             directory.known_below.store(false, Ordering::Relaxed);
@@ -69,9 +72,11 @@ impl FileServer {
         let stat = handle.stat()?;
         if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
             directory.known_below.store(true, Ordering::Relaxed);
+            note_name(&node, directory.id, name);
             return Ok(self.entry(&node, &stat));
         }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
+        note_name(&node, directory.id, name);
         Ok(self.entry(&node, &stat))
     }
 

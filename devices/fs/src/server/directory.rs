@@ -29,6 +29,7 @@ impl FileServer {
                 return Err(Errno::ENOTDIR);
             }
             self.handles.check_room()?;
+            self.look_into(&node);
             let file = node.handle.open(node.kind, Access::READ)?;
             let stream = Mutex::new(Stream { file, position: Some(0) });
             Open::Directory(OpenDirectory { node, stream })

@@ -10,6 +10,7 @@ use crate::names::{Name, TARGET_MAX, take_string};
 use crate::nodes::Node;
 use crate::observer::Change;
 use crate::server::file::{access, open_node};
+use crate::server::replay::note_name;
 use crate::server::{FileServer, MAX_NAMES};
 use crate::wire::{self, Errno, InHeader, Result, mode, open};
 
@@ -28,7 +29,7 @@ impl FileServer {
             .share
             .change(&make(&directory, name), || directory.handle.create(name, input.mode, access));
         match made {
-            Ok(file) => self.put_created(reply, &directory, file, access),
+            Ok(file) => self.put_created(reply, &directory, Some(name), file, access),
             // The host was faster than the guest knows.
             Err(Errno::EEXIST) if input.flags & open::EXCL == 0 => {
                 let entry = self.resolve(&directory, name)?;
@@ -52,7 +53,7 @@ impl FileServer {
             return Err(Errno::EINVAL);
         }
         let file = directory.handle.create_unnamed(input.mode, access)?;
-        self.put_created(reply, &directory, file, access)
+        self.put_created(reply, &directory, None, file, access)
     }
 
     fn read_create(
@@ -73,11 +74,15 @@ impl FileServer {
         &self,
         reply: &mut impl Reply,
         directory: &Node,
+        name: Option<Name>,
         file: File,
         access: Access,
     ) -> Result<()> {
         let (handle, stat) = (Handle::of_file(&file)?, host::stat(&file)?);
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
+        if let Some(name) = name {
+            note_name(&node, directory.id, name);
+        }
         let entry = self.entry(&node, &stat);
         self.handles
             .insert(Open::File(OpenFile::new(node, file, access)))
@@ -178,6 +183,7 @@ impl FileServer {
             stat = handle.stat()?;
         }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
+        note_name(&node, directory.id, name);
         self.put_entry(reply, &self.entry(&node, &stat))
     }
 

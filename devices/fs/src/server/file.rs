@@ -56,7 +56,16 @@ impl FileServer {
         request: &mut impl Request,
         reply: &mut impl Reply,
     ) -> Result<()> {
-        let input: wire::OpenIn = message::read(request)?;
+        let input = message::read(request)?;
+        self.open_with(header, input, reply)
+    }
+
+    pub(super) fn open_with(
+        &self,
+        header: &InHeader,
+        input: wire::OpenIn,
+        reply: &mut impl Reply,
+    ) -> Result<()> {
         let node = self.node(header.nodeid)?;
         self.handles.check_room()?;
         let truncate = input.flags & open::TRUNC != 0;
@@ -142,6 +151,16 @@ impl FileServer {
             }
             Open::Root => Ok(()),
         }
+    }
+
+    /// `sync(2)` and `syncfs(2)`: all that the guest may have changed reaches the host's disks.
+    pub(super) fn syncfs(&self) -> Result<()> {
+        for share in self.shares.from(0) {
+            if share.check_writable().is_ok() {
+                host::sync_file_system(&share.root.open(mode::DIRECTORY, Access::READ)?)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn fallocate(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {

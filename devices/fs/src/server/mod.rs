@@ -7,10 +7,11 @@ mod attributes;
 mod directory;
 mod entries;
 mod file;
+mod replay;
 mod xattr;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cabana_os::process::realtime;
 
@@ -21,6 +22,7 @@ use crate::names::{NAME_MAX, TARGET_MAX};
 use crate::nodes::{InodeNumbers, Node, NodeTable};
 use crate::observer::Observer;
 use crate::share::{Share, ShareError, ShareTable};
+use crate::watch::{Folders, Replay};
 use crate::wire::{self, Errno, InHeader, Result, init, opcode};
 
 /// The most bytes of one READ or WRITE.
@@ -80,6 +82,11 @@ pub struct FileServer {
     /// INIT has been agreed.
     ready: AtomicBool,
     setxattr_ext: AtomicBool,
+    /// Folders that are watched on the host, once that is asked for.
+    folders: OnceLock<Folders>,
+    /// The thread of the guest that repeats the host's changes, and what it is at.
+    replayer: AtomicU32,
+    replay: Mutex<Option<Replay>>,
 }
 
 /// Is there an answer?
@@ -110,6 +117,9 @@ impl FileServer {
             owner: Owner::of_this_process(),
             ready: AtomicBool::new(false),
             setxattr_ext: AtomicBool::new(false),
+            folders: OnceLock::new(),
+            replayer: AtomicU32::new(0),
+            replay: Mutex::default(),
         }
     }
 
@@ -185,6 +195,18 @@ impl FileServer {
                 _ => Err(Errno::EIO),
             };
         }
+        if self.is_replayer(header) {
+            return self.replayed(header, request, reply);
+        }
+        self.serve(header, request, reply)
+    }
+
+    fn serve(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        reply: &mut impl Reply,
+    ) -> Result<Outcome> {
         match header.opcode {
             opcode::INIT => self.init(request, reply),
             opcode::DESTROY => {
@@ -222,6 +244,7 @@ impl FileServer {
             opcode::WRITE => self.write(header, request, reply),
             opcode::RELEASE | opcode::RELEASEDIR => self.release(header, request),
             opcode::FSYNC | opcode::FSYNCDIR => self.fsync(header, request),
+            opcode::SYNCFS => self.syncfs(),
             opcode::FALLOCATE => self.fallocate(header, request),
             opcode::LSEEK => self.lseek(header, request, reply),
             opcode::COPY_FILE_RANGE => self.copy_file_range(header, request, reply),
@@ -233,7 +256,7 @@ impl FileServer {
             opcode::LISTXATTR => self.listxattr(header, request, reply),
             opcode::REMOVEXATTR => self.removexattr(header, request),
             // Linux remembers the answer and does without: FLUSH (all is written already), ACCESS
-            // (it checks itself), locks (it keeps them itself), SYNCFS, POLL, BMAP, IOCTL.
+            // (it checks itself), locks (it keeps them itself), POLL, BMAP, IOCTL.
             _ => Err(Errno::ENOSYS),
         }?;
         Ok(Outcome::Answered)

@@ -9,7 +9,7 @@ use cabana_protocol::{SetupFailed, ShareMount};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
-use super::failed;
+use super::{failed, watch};
 
 /// Where the device's root is mounted.
 const ROOT: &str = "/run/cabana/shares";
@@ -27,6 +27,7 @@ pub(super) fn mount_all(shares: &[ShareMount]) -> Result<(), SetupFailed> {
         Errno::INVAL => failed(what, format!("the machine has no device with tag `{SHARES_TAG}`")),
         other => failed(what, io::Error::from(other)),
     })?;
+    watch::start(ROOT);
     shares.iter().try_for_each(mount_one)
 }
 

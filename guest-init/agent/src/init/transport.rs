@@ -115,13 +115,29 @@ fn open_port(path: &str) -> io::Result<File> {
     }
 }
 
-fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(super) fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
+}
+
+/// A connection from a vsock port of ours to one of the host's.
+pub(super) fn connect_from(source: u32, port: u32) -> io::Result<OwnedFd> {
+    let socket = socket()?;
+    let address = address(libc::VMADDR_CID_ANY, source);
+    // SAFETY: the kernel reads an address of the given size.
+    let result =
+        unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_SIZE) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    connect_socket(socket, HOST_CID, port)
 }
 
 /// A connection to a vsock port.
 fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
-    let socket = socket()?;
+    connect_socket(socket()?, cid, port)
+}
+
+fn connect_socket(socket: OwnedFd, cid: u32, port: u32) -> io::Result<OwnedFd> {
     let address = address(cid, port);
     // SAFETY: the kernel reads an address of the given size.
     let result =

@@ -7,8 +7,10 @@ mod mapping;
 pub mod net;
 pub mod process;
 mod timer;
+mod watch;
 
 pub use event::Event;
 pub use event_loop::{EventLoop, Interest, LoopHandle, Token};
 pub use mapping::{Access, Mapping};
 pub use timer::Timer;
+pub use watch::{EntryChange, FolderWatch};

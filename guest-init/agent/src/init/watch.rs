@@ -1,0 +1,125 @@
+//! Repeating the host's changes of shares, so that the guest's programs hear of them by `inotify(7)`
+//! and the kernel drops what it had cached.
+//!
+//! A folder is found by its node, as a file handle: that of an inode that the kernel does not have in
+//! its cache is refused at once, and then nobody watches it.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use cabana_protocol::watch::{Replay, Replayed, Step, Watcher};
+use cabana_protocol::{ProtocolError, WATCH_PORT, WATCH_SOURCE, read_message, write_message};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+
+use super::transport;
+
+/// `FILEID_INO64_GEN`: a handle of FUSE is the node's number and a generation, always zero here.
+const HANDLE_KIND: i32 = 0x81;
+
+/// `struct file_handle` of FUSE.
+#[repr(C)]
+struct Handle {
+    len: u32,
+    kind: i32,
+    node_high: u32,
+    node_low: u32,
+    generation: u32,
+}
+
+/// Starts to repeat changes in the device that is mounted at `root`, on a thread of its own. A host
+/// that tells of none is no failure.
+pub(super) fn start(root: &'static str) {
+    let _ = transport::spawn(move || {
+        if let Err(error) = repeat_all(root) {
+            eprintln!("cabana-agent: watching the shares: {error}");
+        }
+    });
+}
+
+fn repeat_all(root: &str) -> Result<(), ProtocolError> {
+    let Ok(connection) = transport::connect_from(WATCH_SOURCE, WATCH_PORT) else { return Ok(()) };
+    let mut stream = File::from(connection);
+    let root = File::open(root)?;
+    let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    write_message(&mut stream, &Watcher { thread })?;
+    loop {
+        let replay: Replay = match read_message(&mut stream) {
+            Err(ProtocolError::Closed) => return Ok(()),
+            other => other?,
+        };
+        // What fails is unknown to the guest, or has gone on.
+        let _ = repeat(&root, replay);
+        write_message(&mut stream, &Replayed)?;
+    }
+}
+
+fn repeat(root: &File, replay: Replay) -> io::Result<()> {
+    let folder = open_node(root, replay.directory)?;
+    let name = CString::new(replay.name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    match replay.step {
+        Step::Make(kind) => match make(&folder, &name, kind) {
+            // The guest has come across it before us.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        },
+        Step::Unlink => Ok(rustix::fs::unlinkat(&folder, &name, AtFlags::empty())?),
+        Step::Rmdir => Ok(rustix::fs::unlinkat(&folder, &name, AtFlags::REMOVEDIR)?),
+        Step::Modify => touch(&folder, &name, UTIME_OMIT),
+        Step::Touch => touch(&folder, &name, UTIME_NOW),
+        Step::Close => {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            Ok(rustix::fs::openat(&folder, &name, flags, Mode::empty()).map(drop)?)
+        }
+    }
+}
+
+fn make(folder: &OwnedFd, name: &CStr, kind: u32) -> io::Result<()> {
+    let kind = kind & libc::S_IFMT;
+    if kind == libc::S_IFLNK {
+        return Ok(rustix::fs::symlinkat(name, folder, name)?);
+    }
+    // SAFETY: the name ends with a NUL and is only read.
+    let result = unsafe {
+        if kind == libc::S_IFDIR {
+            libc::mkdirat(folder.as_raw_fd(), name.as_ptr(), 0o700)
+        } else {
+            libc::mknodat(folder.as_raw_fd(), name.as_ptr(), kind | 0o600, 0)
+        }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets the kernel look at the entry anew, which drops what it had cached of it if it has changed, and
+/// sets its times: that of modification alone is a change of content to those who watch, both are one
+/// of attributes.
+fn touch(folder: &OwnedFd, name: &CStr, accessed: i64) -> io::Result<()> {
+    let look = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(folder, name, look, StatxFlags::BASIC_STATS)?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: accessed },
+        last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+    };
+    Ok(rustix::fs::utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// The folder of a node, if the kernel has it in its cache.
+fn open_node(root: &File, node: u64) -> io::Result<OwnedFd> {
+    let mut handle = Handle {
+        len: 12,
+        kind: HANDLE_KIND,
+        node_high: (node >> 32) as u32,
+        node_low: node as u32,
+        generation: 0,
+    };
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the handle has the layout of `struct file_handle` with as many bytes as it says.
+    let folder =
+        unsafe { libc::open_by_handle_at(root.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if folder < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(folder) })
+}
