@@ -20,6 +20,8 @@ pub(crate) enum Bench {
     Boot,
     /// The network stack alone, beside plain loopback TCP.
     Net,
+    /// The file server's device, beside bare system calls.
+    Fs,
 }
 
 /// Sets up, measures, prints the table, and leaves it in `target/bench`.
@@ -27,6 +29,7 @@ pub(crate) fn bench(bench: Bench, runs: usize) -> Result<ExitCode, Failure> {
     match bench {
         Bench::Boot => boot(runs),
         Bench::Net => net(runs),
+        Bench::Fs => fs_device(runs),
     }
 }
 
@@ -43,6 +46,19 @@ fn net(runs: usize) -> Result<ExitCode, Failure> {
         keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
     println!("{table}");
     say(&format!("bench: written to {}", path.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Needs no guest: the device alone.
+fn fs_device(runs: usize) -> Result<ExitCode, Failure> {
+    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let runs = runs.to_string();
+    let table = output(Command::new(bench).args(["fs", "--runs", &runs]))?;
+    keep(&folder.join("fs.md"), table.as_bytes())?;
+    print!("{table}");
+    say(&format!("bench: written to {}", folder.display()));
     Ok(ExitCode::SUCCESS)
 }
 

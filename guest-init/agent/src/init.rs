@@ -111,6 +111,9 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         monotonic_ns: settings::monotonic_ns(),
         warnings,
     }))?;
+    if !setup.shares.is_empty() {
+        watch::start(shares::ROOT);
+    }
 
     let asked = supervise(&mut control, &orphans)?;
     processes::end_all(&orphans);

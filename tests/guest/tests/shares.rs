@@ -316,7 +316,7 @@ fn this_projects_own_repository() {
 }
 
 /// Tells what happens in /w/FOLDER as `inotify(7)` has it, one `NAME EVENTS` a line, until `end` comes.
-const INOTIFY: &str = r#"
+const INOTIFY: &str = r"
 import ctypes, os, struct, sys
 KINDS = ((0x2, 'modify'), (0x4, 'attrib'), (0x8, 'close_write'), (0x40, 'moved_from'),
          (0x80, 'moved_to'), (0x100, 'create'), (0x200, 'delete'))
@@ -334,7 +334,7 @@ while name != 'end':
         name = events[16:16 + length].rstrip(b'\0').decode()
         events = events[16 + length:]
         print(f'{number}:{name}', *[kind for bit, kind in KINDS if mask & bit], flush=True)
-"#;
+";
 
 /// Starts a command, waits until it says `ready`, does something, and returns what it says from then on.
 fn meanwhile(machine: &Machine, words: &[&str], work: impl FnOnce()) -> String {
@@ -348,7 +348,7 @@ fn meanwhile(machine: &Machine, words: &[&str], work: impl FnOnce()) -> String {
                 assert_eq!(status.shell_code(), 0, "{text}");
                 return text;
             }
-            _ => {}
+            ProcessEvent::Started(_) => {}
         }
         if text.starts_with("ready\n")
             && let Some(work) = work.take()
@@ -472,5 +472,5 @@ console.log('ready');
         on_the_host(&folder, "printf 3 > .app.js.swp; mv .app.js.swp app.js");
     });
     assert!(heard.contains("reloaded 3\n"), "{heard}");
-    println!("ready after {:?}, all after {:?}", took, started.elapsed());
+    println!("ready after {took:?}, all after {:?}", started.elapsed());
 }

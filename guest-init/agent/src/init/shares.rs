@@ -9,10 +9,10 @@ use cabana_protocol::{SetupFailed, ShareMount};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
-use super::{failed, watch};
+use super::failed;
 
 /// Where the device's root is mounted.
-const ROOT: &str = "/run/cabana/shares";
+pub(super) const ROOT: &str = "/run/cabana/shares";
 
 /// Mounts all shares; without any, the device need not exist.
 pub(super) fn mount_all(shares: &[ShareMount]) -> Result<(), SetupFailed> {
@@ -27,7 +27,6 @@ pub(super) fn mount_all(shares: &[ShareMount]) -> Result<(), SetupFailed> {
         Errno::INVAL => failed(what, format!("the machine has no device with tag `{SHARES_TAG}`")),
         other => failed(what, io::Error::from(other)),
     })?;
-    watch::start(ROOT);
     shares.iter().try_for_each(mount_one)
 }
 

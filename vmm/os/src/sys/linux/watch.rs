@@ -233,7 +233,7 @@ mod tests {
                 .unwrap();
         }
         let none = EntryChange::default();
-        assert_eq!(seen["made"].came && seen["made"].went && seen["made"].closed, true);
+        assert!(seen["made"].came && seen["made"].went && seen["made"].closed);
         assert_eq!(seen["folder"], EntryChange { came: true, folder: true, ..none });
         assert!(seen["moved"].came && seen["moved"].attributes && !seen["moved"].went);
         assert_eq!(seen["own"], EntryChange { went: true, ..none }, "not that it was made");
