@@ -44,13 +44,21 @@ pub fn session_addresses(slot: u16) -> Option<(Ipv4Addr, Ipv6Addr)> {
     })
 }
 
-/// Whether the guest may send from this address at all. Which session may use which is the guest kernel's
-/// matter.
+/// Whether it is the machine's or a session's: nobody else in the guest may speak. Which session may use which is
+/// the guest kernel's matter.
 pub(crate) fn is_guest(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.octets()[..2] == [10, 107] && v4 != GATEWAY_V4,
-        IpAddr::V6(v6) => v6.segments()[..4] == [0xfd00, 0x107, 0, 0] && v6 != GATEWAY_V6,
-    }
+    let slot = match address {
+        IpAddr::V4(MACHINE_V4) | IpAddr::V6(MACHINE_V6) => return true,
+        IpAddr::V4(v4) => match v4.octets() {
+            [10, 107, high @ 1.., low] => u16::from_be_bytes([high - 1, low]),
+            _ => return false,
+        },
+        IpAddr::V6(v6) => match v6.segments() {
+            [0xfd00, 0x107, 0, 0, 0, 0, 1, slot] => slot,
+            _ => return false,
+        },
+    };
+    (1..=MAX_SESSIONS).contains(&slot)
 }
 
 /// Whether it is the gateway's.
@@ -104,6 +112,16 @@ mod tests {
             assert!(is_guest(v4.into()) && is_guest(v6.into()), "{slot}");
             assert!(v4 != MACHINE_V4 && v6 != MACHINE_V6, "{slot}");
             assert!(seen.insert(IpAddr::V4(v4)) && seen.insert(IpAddr::V6(v6)), "{slot}");
+        }
+        for none in [
+            "10.107.0.1",
+            "10.107.0.3",
+            "10.107.1.0",
+            "10.107.255.255",
+            "10.108.1.1",
+            "fd00:107::1",
+        ] {
+            assert!(!is_guest(none.parse().unwrap()), "{none}");
         }
         assert_eq!(session_addresses(0), None);
         assert_eq!(session_addresses(MAX_SESSIONS + 1), None);
