@@ -50,7 +50,7 @@ pub(crate) fn is_guest(address: IpAddr) -> bool {
     let slot = match address {
         IpAddr::V4(MACHINE_V4) | IpAddr::V6(MACHINE_V6) => return true,
         IpAddr::V4(v4) => match v4.octets() {
-            [10, 107, high @ 1.., low] => u16::from_be_bytes([high - 1, low]),
+            [10, 107, high, low] if high > 0 => u16::from_be_bytes([high - 1, low]),
             _ => return false,
         },
         IpAddr::V6(v6) => match v6.segments() {
