@@ -90,7 +90,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 8192,
-            half_open: 512,
+            half_open: 2048,
             datagram_flows: 1024,
             buffer: 1 << 20,
             memory: 1 << 30,

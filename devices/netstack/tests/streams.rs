@@ -215,7 +215,8 @@ fn a_connection_that_is_not_allowed_is_refused_before_anything_leaves() {
 }
 
 #[test]
-fn hundreds_of_connections_at_once_all_come_back() {
+fn a_thousand_downloads_at_once_all_complete() {
+    cabana_os::process::raise_open_files().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -230,7 +231,7 @@ fn hundreds_of_connections_at_once_all_come_back() {
     });
     let world = World::new(Open::everything());
     let mut guest = world.guest();
-    let sockets: Vec<_> = (1..=300).map(|number: u32| (number, guest.connect(to))).collect();
+    let sockets: Vec<_> = (1..=1000).map(|number: u32| (number, guest.connect(to))).collect();
     for (number, socket) in &sockets {
         guest.send_all(*socket, &number.to_le_bytes(), false);
     }
