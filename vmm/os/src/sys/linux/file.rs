@@ -198,6 +198,23 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Have two files the same first `len` bytes?
+pub fn same_content(one: &File, other: &File, len: u64) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let (mut first, mut second) = (vec![0u8; 64 << 10], vec![0u8; 64 << 10]);
+    let mut at = 0;
+    while at < len {
+        let count = first.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
+        one.read_exact_at(&mut first[..count], at)?;
+        other.read_exact_at(&mut second[..count], at)?;
+        if first[..count] != second[..count] {
+            return Ok(false);
+        }
+        at += count as u64;
+    }
+    Ok(true)
+}
+
 /// Takes the file for this process alone; false if another holds it. Freed with the last handle.
 pub fn try_lock(file: &File) -> io::Result<bool> {
     flock(file, FlockOperation::NonBlockingLockExclusive)

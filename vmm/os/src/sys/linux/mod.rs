@@ -7,6 +7,7 @@ mod mapping;
 pub mod net;
 pub mod process;
 mod timer;
+pub mod tree;
 mod watch;
 
 pub use event::Event;

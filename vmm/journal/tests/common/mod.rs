@@ -1,0 +1,381 @@
+//! A guest that does random things to a folder, through a journal or without one, and a way to look
+//! at a folder that does not share code with the journal.
+
+// Each suite uses a part of it. A closure is general over lifetimes where a variant is not.
+#![allow(dead_code, unreachable_pub, clippy::redundant_closure)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use cabana_journal::{Change, Mark, Recorder};
+use cabana_os::tree::Entry;
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, XattrFlags};
+
+/// Xorshift: the same numbers in every process.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// One thing to do. Paths count from the folder on.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Create(PathBuf),
+    Mkdir(PathBuf),
+    Symlink(PathBuf),
+    Fifo(PathBuf),
+    Link(PathBuf, PathBuf),
+    Unlink(PathBuf),
+    Rmdir(PathBuf),
+    Rename(PathBuf, PathBuf),
+    Exchange(PathBuf, PathBuf),
+    Chmod(PathBuf, u32),
+    Times(PathBuf, i64),
+    Xattr(PathBuf, Option<u8>),
+    /// Opens a file in one of four slots, from which it is closed before.
+    Open(usize, PathBuf),
+    Close(usize),
+    /// Bytes of one value at an offset.
+    Write(usize, u64, usize, u8),
+    Append(usize, usize, u8),
+    Truncate(usize, u64),
+    Punch(usize, u64, u64),
+}
+
+const SLOTS: u64 = 4;
+
+impl Op {
+    pub fn random(random: &mut Random) -> Self {
+        let slot = random.below(SLOTS) as usize;
+        let byte = random.below(255) as u8 + 1;
+        match random.below(40) {
+            0..=4 => Self::Create(path(random)),
+            5..=7 => Self::Mkdir(path(random)),
+            8 => Self::Symlink(path(random)),
+            9 => Self::Fifo(path(random)),
+            10..=11 => Self::Link(path(random), path(random)),
+            12..=14 => Self::Unlink(path(random)),
+            15 => Self::Rmdir(path(random)),
+            16..=19 => Self::Rename(path(random), path(random)),
+            20 => Self::Exchange(path(random), path(random)),
+            21 => Self::Chmod(path(random), 0o600 | random.below(0o200) as u32),
+            22 => Self::Times(path(random), random.below(1 << 30) as i64),
+            23 => Self::Xattr(path(random), (byte % 3 > 0).then_some(byte)),
+            24..=28 => Self::Open(slot, path(random)),
+            29..=30 => Self::Close(slot),
+            31..=34 => Self::Write(slot, random.below(60_000), random.below(3000) as usize, byte),
+            35..=36 => Self::Append(slot, random.below(3000) as usize, byte),
+            37 => Self::Truncate(slot, random.below(40_000)),
+            _ => Self::Punch(slot, random.below(10) * 4096, (1 + random.below(3)) * 4096),
+        }
+    }
+}
+
+/// Few enough paths that things happen to the same ones.
+fn path(random: &mut Random) -> PathBuf {
+    let depth = 1 + random.below(3);
+    (0..depth).map(|_| ["a", "b", "c", "d", "e"][random.below(5) as usize]).collect()
+}
+
+/// Who does them.
+pub struct Guest<'a> {
+    root: PathBuf,
+    journal: Option<&'a Recorder>,
+    open: HashMap<usize, (File, Mark)>,
+}
+
+impl<'a> Guest<'a> {
+    pub fn new(root: &Path, journal: Option<&'a Recorder>) -> Self {
+        Self { root: root.to_owned(), journal, open: HashMap::new() }
+    }
+
+    pub fn close_all(&mut self) {
+        for slot in 0..SLOTS as usize {
+            self.close(slot);
+        }
+    }
+
+    fn close(&mut self, slot: usize) {
+        if let Some((file, mark)) = self.open.remove(&slot)
+            && let Some(journal) = self.journal
+        {
+            journal.closed(&file, &mark);
+        }
+    }
+
+    /// Does it. That the host refuses is part of the game.
+    pub fn act(&mut self, op: &Op) -> io::Result<()> {
+        match op {
+            Op::Create(path) => self.make(path, |at| {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+                rustix::fs::openat(at.directory, at.name, flags, Mode::from_raw_mode(0o644))?;
+                Ok(())
+            }),
+            Op::Mkdir(path) => self.make(path, |at| {
+                Ok(rustix::fs::mkdirat(at.directory, at.name, Mode::from_raw_mode(0o755))?)
+            }),
+            Op::Symlink(path) => self.make(path, |at| {
+                Ok(rustix::fs::symlinkat("../somewhere", at.directory, at.name)?)
+            }),
+            Op::Fifo(path) => self.make(path, |at| {
+                let mode = Mode::from_raw_mode(0o640);
+                let kind = rustix::fs::FileType::Fifo;
+                Ok(rustix::fs::mknodat(at.directory, at.name, kind, mode, 0)?)
+            }),
+            Op::Link(from, to) => {
+                let from = self.root.join(from);
+                if from.symlink_metadata()?.is_dir() {
+                    return Err(io::ErrorKind::PermissionDenied.into());
+                }
+                let flags = OFlags::PATH | OFlags::NOFOLLOW;
+                let handle = rustix::fs::open(&from, flags, Mode::empty())?;
+                let (folder, name) = self.entry(to)?;
+                let at = Entry { directory: folder.as_fd(), name: &name };
+                let act =
+                    || Ok(rustix::fs::linkat(CWD, &from, at.directory, at.name, AtFlags::empty())?);
+                let change = Change::Link(at, handle.as_fd());
+                self.journal.map_or_else(act, |journal| journal.change(&change, act))
+            }
+            Op::Unlink(path) => self.change(path, |at| Change::Unlink(at), |at| {
+                Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::empty())?)
+            }),
+            Op::Rmdir(path) => self.change(path, |at| Change::Rmdir(at), |at| {
+                Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::REMOVEDIR)?)
+            }),
+            Op::Rename(from, to) => self.rename(from, to, RenameFlags::empty()),
+            Op::Exchange(from, to) => self.rename(from, to, RenameFlags::EXCHANGE),
+            Op::Chmod(path, mode) => self.attributes(path, |path| {
+                Ok(rustix::fs::chmod(path, Mode::from_raw_mode(*mode))?)
+            }),
+            Op::Times(path, sec) => self.attributes(path, |path| {
+                let time = rustix::fs::Timespec { tv_sec: *sec, tv_nsec: 5 };
+                let times =
+                    rustix::fs::Timestamps { last_access: time, last_modification: time };
+                Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+            }),
+            Op::Xattr(path, value) => self.attributes(path, |path| {
+                match value {
+                    Some(byte) => {
+                        rustix::fs::lsetxattr(path, "user.x", &[*byte], XattrFlags::empty())?;
+                    }
+                    None => rustix::fs::lremovexattr(path, "user.x")?,
+                }
+                Ok(())
+            }),
+            Op::Open(slot, path) => {
+                self.close(*slot);
+                let path = self.root.join(path);
+                if !path.symlink_metadata()?.is_file() {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+                let file = File::options().read(true).write(true).open(path)?;
+                self.open.insert(*slot, (file, Mark::default()));
+                Ok(())
+            }
+            Op::Close(slot) => {
+                self.close(*slot);
+                Ok(())
+            }
+            Op::Write(slot, at, len, byte) => self.content(*slot, *at, |file| {
+                file.write_all_at(&vec![*byte; *len], *at)
+            }),
+            Op::Append(slot, len, byte) => {
+                let Some((file, _)) = self.open.get(slot) else { return Ok(()) };
+                let end = file.metadata()?.len();
+                self.content(*slot, end, |file| file.write_all_at(&vec![*byte; *len], end))
+            }
+            Op::Truncate(slot, len) => self.content(*slot, *len, |file| file.set_len(*len)),
+            Op::Punch(slot, at, len) => self.content(*slot, *at, |file| {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                Ok(rustix::fs::fallocate(file, flags, *at, *len)?)
+            }),
+        }
+    }
+
+    fn make(&self, path: &Path, act: impl Fn(&Entry) -> io::Result<()>) -> io::Result<()> {
+        self.change(path, |at| Change::Make(at), act)
+    }
+
+    fn change(
+        &self,
+        path: &Path,
+        change: impl for<'b> Fn(Entry<'b>) -> Change<'b>,
+        act: impl Fn(&Entry) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (folder, name) = self.entry(path)?;
+        let at = Entry { directory: folder.as_fd(), name: &name };
+        match self.journal {
+            Some(journal) => journal.change(&change(at), || act(&at)),
+            None => act(&at),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path, flags: RenameFlags) -> io::Result<()> {
+        let ((one, name), (other, to_name)) = (self.entry(from)?, self.entry(to)?);
+        let from = Entry { directory: one.as_fd(), name: &name };
+        let to = Entry { directory: other.as_fd(), name: &to_name };
+        let act =
+            || Ok(rustix::fs::renameat_with(from.directory, from.name, to.directory, to.name, flags)?);
+        let change = if flags.contains(RenameFlags::EXCHANGE) {
+            Change::Exchange(from, to)
+        } else {
+            Change::Rename { from, to, replace: true }
+        };
+        self.journal.map_or_else(act, |journal| journal.change(&change, act))
+    }
+
+    fn attributes(&self, path: &Path, act: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        let path = self.root.join(path);
+        if path.symlink_metadata()?.is_symlink() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let handle = rustix::fs::open(&path, flags, Mode::empty())?;
+        match self.journal {
+            Some(journal) => journal.change(&Change::Attributes(handle.as_fd()), || act(&path)),
+            None => act(&path),
+        }
+    }
+
+    fn content(
+        &self,
+        slot: usize,
+        from: u64,
+        act: impl Fn(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some((file, mark)) = self.open.get(&slot) else { return Ok(()) };
+        if let Some(journal) = self.journal {
+            journal.before_content(file, from, mark)?;
+        }
+        act(file)
+    }
+
+    fn entry(&self, path: &Path) -> io::Result<(OwnedFd, CString)> {
+        let path = self.root.join(path);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let parent = path.parent().expect("a parent");
+        let folder = rustix::fs::open(parent, flags, Mode::empty())?;
+        Ok((folder, CString::new(path.file_name().expect("a name").as_bytes())?))
+    }
+}
+
+/// Something in a folder, as the host's user sees it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seen {
+    mode: u32,
+    content: Vec<u8>,
+    /// Where there are data in it.
+    data: Vec<(u64, u64)>,
+    target: PathBuf,
+    xattr: Option<u8>,
+    /// The first path of the same inode.
+    same_as: PathBuf,
+    /// Of folders it follows from what happens in them.
+    modified: Option<(i64, i64)>,
+}
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { mode, content, data, target, xattr, same_as, modified } = self;
+        let sum = content.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte));
+        write!(
+            f,
+            "{mode:o} {} bytes ({sum:x}) {data:?} {} {xattr:?} {} {modified:?}",
+            content.len(),
+            target.display(),
+            same_as.display()
+        )
+    }
+}
+
+pub type Snapshot = BTreeMap<PathBuf, Seen>;
+
+/// All of a folder, with its times or without.
+pub fn snapshot(root: &Path, times: bool) -> Snapshot {
+    let mut inodes = HashMap::new();
+    let mut found = Snapshot::new();
+    let mut paths = Vec::new();
+    walk(root, Path::new(""), &mut paths);
+    paths.sort();
+    for path in paths {
+        let full = root.join(&path);
+        let metadata = full.symlink_metadata().unwrap();
+        let is_link = metadata.is_symlink();
+        let content = if metadata.is_file() { fs::read(&full).unwrap() } else { Vec::new() };
+        let mut value = [0u8; 8];
+        let xattr = (!is_link && !path.as_os_str().is_empty())
+            .then(|| rustix::fs::lgetxattr(&full, "user.x", value.as_mut_slice()).ok())
+            .flatten();
+        let same_as = inodes.entry(metadata.ino()).or_insert_with(|| path.clone()).clone();
+        let timed = times && !metadata.is_dir();
+        let seen = Seen {
+            mode: metadata.mode(),
+            data: if metadata.is_file() { data(&full) } else { Vec::new() },
+            content,
+            target: if is_link { fs::read_link(&full).unwrap() } else { PathBuf::new() },
+            xattr: xattr.map(|_| value[0]),
+            same_as,
+            modified: timed.then(|| (metadata.mtime(), metadata.mtime_nsec())),
+        };
+        found.insert(path, seen);
+    }
+    found
+}
+
+fn walk(root: &Path, at: &Path, paths: &mut Vec<PathBuf>) {
+    paths.push(at.to_owned());
+    for entry in fs::read_dir(root.join(at)).unwrap() {
+        let entry = entry.unwrap();
+        let path = at.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            walk(root, &path, paths);
+        } else {
+            paths.push(path);
+        }
+    }
+}
+
+/// The ranges of a file that are no holes.
+fn data(path: &Path) -> Vec<(u64, u64)> {
+    let file = File::open(path).unwrap();
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap();
+        ranges.push((start, at));
+    }
+    ranges
+}
+
+/// Panics with what differs.
+pub fn assert_same(what: &str, is: &Snapshot, should: &Snapshot) {
+    let paths: std::collections::BTreeSet<_> = is.keys().chain(should.keys()).collect();
+    let differ: Vec<String> = paths
+        .into_iter()
+        .filter(|path| is.get(*path) != should.get(*path))
+        .map(|path| {
+            format!("{}\n   is {:?}\n  was {:?}", path.display(), is.get(path), should.get(path))
+        })
+        .collect();
+    assert!(differ.is_empty(), "{what}:\n{}", differ.join("\n"));
+}
