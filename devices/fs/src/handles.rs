@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use cabana_journal::Mark;
 use rustc_hash::FxHashMap;
 
 use crate::host::Access;
@@ -27,6 +28,14 @@ pub(crate) struct OpenFile {
     pub(crate) file: File,
     /// Do writes go to the end?
     pub(crate) append: AtomicBool,
+    /// What the share's journal knows of this opening.
+    pub(crate) mark: Mark,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.node.share.observer.closed(&self.node, &self.mark);
+    }
 }
 
 /// A directory of a share.
@@ -47,7 +56,7 @@ pub(crate) struct Stream {
 impl OpenFile {
     /// `file` is the node's, opened with `access`.
     pub(crate) fn new(node: Arc<Node>, file: File, access: Access) -> Self {
-        Self { node, file, append: AtomicBool::new(access.append) }
+        Self { node, file, append: AtomicBool::new(access.append), mark: Mark::default() }
     }
 }
 

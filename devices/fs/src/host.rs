@@ -35,7 +35,10 @@ impl From<rustix::io::Errno> for Errno {
 
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Self {
-        error.raw_os_error().map_or(Self::EINVAL, Self)
+        match error.kind() {
+            io::ErrorKind::StorageFull => Self::ENOSPC,
+            _ => error.raw_os_error().map_or(Self::EINVAL, Self),
+        }
     }
 }
 
@@ -186,6 +189,11 @@ impl Handle {
     pub(crate) fn of_directory(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    /// The handle as the crate `os` takes it.
+    pub(crate) fn as_host(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// A second handle of the same inode.
@@ -359,6 +367,12 @@ fn timespec(time: Option<NewTime>) -> Timespec {
         None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
         Some(NewTime::Now) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
         Some(NewTime::At(time)) => Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() },
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -11,6 +11,7 @@ use std::hash::Hasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use cabana_os::tree::Entry;
 use rustc_hash::{FxHashMap, FxHasher};
 
 use crate::coherence::Cached;
@@ -39,6 +40,13 @@ pub(crate) struct Node {
     /// How often the guest has been told of it and not forgotten it.
     lookups: AtomicU64,
     key: Key,
+}
+
+impl Node {
+    /// An entry of this directory.
+    pub(crate) fn entry<'a>(&'a self, name: Name<'a>) -> Entry<'a> {
+        Entry { directory: self.handle.as_host(), name: name.as_c_str() }
+    }
 }
 
 /// One inode of one share. The mount tells bind mounts with other rights apart.

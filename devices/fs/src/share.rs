@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use cabana_journal::Recorder;
+
 use crate::host::{Handle, Time};
 use crate::names::Name;
 use crate::observer::{Change, Observer};
@@ -61,30 +63,24 @@ pub(crate) struct Attached {
     pub(crate) id: u64,
     pub(crate) name: CString,
     pub(crate) root: Handle,
-    read_only: bool,
-    observer: Option<Arc<dyn Observer>>,
+    pub(crate) observer: Observer,
     live: AtomicBool,
 }
 
 impl Attached {
     /// Fails where the guest may change nothing.
     pub(crate) fn check_writable(&self) -> Result<()> {
-        if self.read_only { Err(Errno::EROFS) } else { Ok(()) }
+        self.observer.check_writable()
     }
 
-    /// Makes a change, unless the share is read-only or its observer refuses. Every change that the
+    /// Makes a change, unless the share is read-only or its journal refuses. Every change that the
     /// guest asks for is made here.
     pub(crate) fn change<T>(
         &self,
         change: &Change<'_>,
         make: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        self.check_writable()?;
-        let Some(observer) = &self.observer else { return make() };
-        observer.before(change)?;
-        let result = make();
-        observer.after(change, result.is_ok());
-        result
+        self.observer.change(change, make)
     }
 
     /// False once it is detached.
@@ -111,7 +107,7 @@ impl ShareTable {
     pub(crate) fn attach(
         &self,
         share: &Share,
-        observer: Option<Arc<dyn Observer>>,
+        journal: Option<Arc<Recorder>>,
         now: Time,
     ) -> std::result::Result<(), ShareError> {
         let bad_name = || ShareError::Name(share.name.clone());
@@ -126,8 +122,8 @@ impl ShareTable {
         inner.changed = now;
         let id = inner.last_id;
         let live = AtomicBool::new(true);
-        let read_only = share.read_only;
-        let attached = Attached { id, name, root, read_only, observer, live };
+        let observer = Observer { read_only: share.read_only, journal };
+        let attached = Attached { id, name, root, observer, live };
         inner.by_id.insert(id, Arc::new(attached));
         Ok(())
     }

@@ -250,6 +250,7 @@ impl Errno {
     pub const ENFILE: Self = Self(23);
     pub const EMFILE: Self = Self(24);
     pub const EFBIG: Self = Self(27);
+    pub const ENOSPC: Self = Self(28);
     pub const EROFS: Self = Self(30);
     pub const ERANGE: Self = Self(34);
     pub const ENAMETOOLONG: Self = Self(36);

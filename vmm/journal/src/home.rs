@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(Home::make(&journals, &share).unwrap(), made);
         assert_eq!(Home::find(&journals, &share).unwrap(), made);
         assert_eq!(Home::find(&journals, Path::new(&made.id)).unwrap(), made);
-        assert_eq!(Home::list(&journals).unwrap(), [made.clone()]);
+        assert_eq!(Home::list(&journals).unwrap(), std::slice::from_ref(&made));
         fs::remove_dir(&share).unwrap();
         assert_eq!(Home::find(&journals, &made.share).unwrap(), made);
         let mode = fs::metadata(&made.kept).unwrap().permissions().mode();

@@ -70,6 +70,15 @@ impl Kept {
         copied
     }
 
+    /// Keeps under a number, in place of what was, the inode that is kept under another.
+    pub(crate) fn link(&self, number: u64, other: u64) -> io::Result<()> {
+        let (name, unfinished) = (Self::name(number), unfinished(number));
+        let new = self.entry(&unfinished);
+        new.remove()?;
+        new.link(self.handle(other)?)?;
+        new.replace(&self.entry(&name))
+    }
+
     /// Keeps the first `len` bytes of a file, without its attributes; returns what they take.
     pub(crate) fn image(
         &self,

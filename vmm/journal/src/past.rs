@@ -94,9 +94,7 @@ impl Tree {
         let Some(path) = place.path() else { return Ok(None) };
         let Some(folder) = path.parent() else { return tree::stat(root).map(Some) };
         match tree::open_beneath(root, folder) {
-            Ok(folder) => {
-                Entry { directory: folder.as_fd(), name: &tree::c_name(&path)? }.stat()
-            }
+            Ok(folder) => Entry { directory: folder.as_fd(), name: &tree::c_name(&path)? }.stat(),
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
                 // A link stands where a folder did.
@@ -291,19 +289,16 @@ fn take_below<T>(map: &mut BTreeMap<Place, T>, folder: &Place) -> Vec<(Vec<u8>, 
 
 /// Changes of content that began before `to` and were not complete there, with the file's place then:
 /// files that the guest had open. Such a file comes back as it was before it was opened.
-fn spanning<'a>(
-    records: &'a [Record],
-    to: u64,
-    void: &HashSet<u64>,
-) -> Vec<(&'a Record, Place)> {
+fn spanning<'a>(records: &'a [Record], to: u64, void: &HashSet<u64>) -> Vec<(&'a Record, Place)> {
     let mut open: BTreeMap<u64, (&Record, Place)> = BTreeMap::new();
     for record in records.iter().take_while(|record| record.seq <= to) {
         match &record.event {
-            Event::Change { at, content, opening, .. } if *content != Content::Same => {
-                // The first change of an opening goes back furthest, but for what it left unkept.
-                if *opening == record.seq || *content == Content::Kept {
-                    open.insert(*opening, (record, at.clone()));
-                }
+            // The first change of an opening goes back furthest, but for what it left unkept.
+            Event::Change { at, content, opening, .. }
+                if *content == Content::Kept
+                    || (*content != Content::Same && *opening == record.seq) =>
+            {
+                open.insert(*opening, (record, at.clone()));
             }
             Event::Settled { of, .. } => {
                 open.remove(of);
@@ -426,10 +421,9 @@ impl Left {
                 self.note(after, session);
             }
             (Event::Swap { one, other, .. }, _) => {
-                let (first, second) = (self.names.remove(one), self.names.remove(other));
-                let below = (take_below(&mut self.names, one), take_below(&mut self.names, other));
-                self.set(other, first, below.0);
-                self.set(one, second, below.1);
+                let (first, second) = (self.take(one), self.take(other));
+                self.put(other, first);
+                self.put(one, second);
             }
             (_, Some(after)) => self.note(after, session),
             _ => {}
@@ -437,19 +431,24 @@ impl Left {
     }
 
     fn rename(&mut self, from: &Place, to: &Place) {
-        let name = self.names.remove(from);
-        let below = take_below(&mut self.names, from);
-        self.set(to, name, below);
+        let taken = self.take(from);
+        self.put(to, taken);
     }
 
-    fn set(&mut self, to: &Place, name: Option<Option<Inode>>, below: Vec<(Vec<u8>, Option<Inode>)>) {
-        if let Some(name) = name {
-            self.names.insert(to.clone(), name);
-        }
-        if let Place::Share(path) = to {
-            for (rest, name) in below {
-                self.names.insert(Place::Share([path.as_slice(), &rest].concat()), name);
-            }
+    /// Takes what is known of a place and of those below it, by the rest of their paths.
+    fn take(&mut self, from: &Place) -> Vec<(Vec<u8>, Option<Inode>)> {
+        let mut taken = take_below(&mut self.names, from);
+        taken.extend(self.names.remove(from).map(|name| (Vec::new(), name)));
+        taken
+    }
+
+    fn put(&mut self, to: &Place, taken: Vec<(Vec<u8>, Option<Inode>)>) {
+        for (rest, name) in taken {
+            let place = match to {
+                Place::Share(path) => Place::Share([path.as_slice(), &rest].concat()),
+                other => other.clone(),
+            };
+            self.names.insert(place, name);
         }
     }
 

@@ -153,11 +153,12 @@ impl Plan {
             Some(source) => !item.slot.leaves || *source != Place::Share(path.clone()),
             None => !moves.contains_key(path),
         };
-        let changed = items.iter().filter(|(path, item)| told(path, item)).map(|(path, item)| Changed {
-            path: tree::path_from_bytes(path),
-            what: item.what.clone(),
-            refused: item.refused.clone(),
-        });
+        let changed =
+            items.iter().filter(|(path, item)| told(path, item)).map(|(path, item)| Changed {
+                path: tree::path_from_bytes(path),
+                what: item.what.clone(),
+                refused: item.refused.clone(),
+            });
         Ok(Self { changed: changed.collect(), steps })
     }
 }
@@ -246,8 +247,8 @@ fn is_lost(kept: &Kept, slot: &Slot) -> Option<String> {
     };
     let content = slot.was.content.and_then(|was| was.kept);
     let missing = |number: &u64| kept.handle(*number).is_err();
-    let lost = matches!(slot.source, Some(Place::Lost))
-        || [source, content].iter().flatten().any(missing);
+    let lost =
+        matches!(slot.source, Some(Place::Lost)) || [source, content].iter().flatten().any(missing);
     let sentence = "what it was at that moment is no longer kept, since the journal was full; \
                     choose an earlier moment or leave it out";
     lost.then(|| sentence.to_owned())
@@ -268,15 +269,20 @@ fn select(items: &mut Items, paths: &[PathBuf]) {
         return;
     }
     let wanted: Vec<&[u8]> = paths.iter().map(|path| tree::path_bytes(path)).collect();
-    let within = |path: &[u8]| wanted.iter().any(|wanted| wanted.is_empty() || is_within(path, wanted));
+    let within =
+        |path: &[u8]| wanted.iter().any(|wanted| wanted.is_empty() || is_within(path, wanted));
     let mut chosen: BTreeSet<Vec<u8>> = items.keys().filter(|path| within(path)).cloned().collect();
     loop {
         let mut more: BTreeSet<Vec<u8>> = BTreeSet::new();
         for (path, item) in items.iter() {
             let source = moved_from(path, &item.slot);
             if chosen.contains(path) {
-                more.extend(source.filter(|source| items.contains_key(*source)).map(<[u8]>::to_vec));
-                more.extend(parents(path).filter(|above| items.contains_key(*above)).map(<[u8]>::to_vec));
+                more.extend(
+                    source.filter(|source| items.contains_key(*source)).map(<[u8]>::to_vec),
+                );
+                more.extend(
+                    parents(path).filter(|above| items.contains_key(*above)).map(<[u8]>::to_vec),
+                );
             } else if source.is_some_and(|source| chosen.contains(source)) {
                 more.insert(path.clone());
             }
@@ -310,10 +316,11 @@ fn refuse_dependents(root: &OwnedFd, items: &mut Items) -> io::Result<()> {
             if let Some(source) = moved_from(path, &item.slot) {
                 let is_there = Tree::look(root, &Place::Share(source.to_vec()))?.is_some();
                 if !is_there {
-                    refused.push((path.clone(), "the host has removed or moved it since".to_owned()));
-                } else if stays(source) && items.contains_key(source) {
+                    refused
+                        .push((path.clone(), "the host has removed or moved it since".to_owned()));
+                } else if let Some(why) = items.get(source).and_then(|item| item.refused.as_ref()) {
                     let name = String::from_utf8_lossy(source);
-                    refused.push((path.clone(), format!("{name}, where it is now, stays as it is")));
+                    refused.push((path.clone(), format!("it is {name} now, and {why}")));
                 }
             }
             // What would be moved away to a place that is refused stays.
@@ -359,7 +366,9 @@ fn leaves(path: &[u8], item: &Item) -> bool {
 
 /// Something in a folder that neither goes nor moves away.
 fn remains_below(root: &OwnedFd, items: &Items, path: &[u8]) -> io::Result<Option<String>> {
-    let Ok(folder) = tree::open_beneath(root, &tree::path_from_bytes(path)) else { return Ok(None) };
+    let Ok(folder) = tree::open_beneath(root, &tree::path_from_bytes(path)) else {
+        return Ok(None);
+    };
     for name in tree::names(&folder)? {
         let child = [path, b"/", name.to_bytes()].concat();
         let goes = items.get(&child).is_some_and(|item| leaves(&child, item));

@@ -273,12 +273,15 @@ mod tests {
     fn the_bytes_of_a_record_never_change() {
         let mut bytes = Vec::new();
         record().encode(&mut bytes);
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, GOLDEN);
+        assert_eq!(bytes, GOLDEN);
         assert_eq!(Record::decode(&bytes), Some((record(), bytes.len())));
     }
 
-    const GOLDEN: &str = "1c0000002ba08102a1ab4d4d070900040003612f620102a4830203080aa403000000000000000207";
+    const GOLDEN: &[u8] = &[
+        0x1c, 0x00, 0x00, 0x00, 0x2b, 0xa0, 0x81, 0x02, 0xa1, 0xab, 0x4d, 0x4d, 0x07, 0x09, 0x00,
+        0x04, 0x00, 0x03, 0x61, 0x2f, 0x62, 0x01, 0x02, 0xa4, 0x83, 0x02, 0x03, 0x08, 0x0a, 0xa4,
+        0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x07,
+    ];
 
     #[test]
     fn a_torn_or_changed_record_is_none() {

@@ -112,7 +112,8 @@ impl Recorder {
             return Err(JournalError::Unfinished(home.share.clone()));
         }
         accept::older_than(home, limits.age)?;
-        let root = tree::open_folder(&home.share).map_err(JournalError::host("open", &home.share))?;
+        let root =
+            tree::open_folder(&home.share).map_err(JournalError::host("open", &home.share))?;
         let kept = Kept::open(&home.kept).map_err(JournalError::host("open", &home.kept))?;
         let names = Arc::new(Names::default());
         let mut state = State::open(home, &root, &kept, limits, Arc::clone(&names))?;
@@ -186,8 +187,9 @@ impl Recorder {
     }
 
     /// How many of an inode's names are the journal's, which no guest should see.
-    pub fn hidden_links(&self, inode: &InodeStat) -> u32 {
-        self.shared.names.count(Ident::of(inode).inode())
+    /// `born` is when it was made, in nanoseconds since 1970, zero where the host does not say.
+    pub fn hidden_links(&self, device: u64, ino: u64, born: i128) -> u32 {
+        self.shared.names.count((device, ino, born))
     }
 }
 
@@ -272,7 +274,9 @@ impl Shared {
             found.as_ref().map(Ident::of)
         });
         // One more name for an inode that was there makes no new inode.
-        if made.is_ok() && let Some(stat) = found {
+        if made.is_ok()
+            && let Some(stat) = found
+        {
             let inode = Ident::of(&stat).inode();
             if stat.kind == InodeKind::Directory || stat.links == 1 {
                 state.made.insert(inode);
@@ -471,20 +475,24 @@ impl Shared {
 
     /// Has an inode no name left but the journal's?
     fn is_nameless(&self, stat: &InodeStat) -> bool {
-        stat.kind != InodeKind::Directory
-            && stat.links <= self.names.count(Ident::of(stat).inode())
+        stat.kind != InodeKind::Directory && stat.links <= self.names.count(Ident::of(stat).inode())
     }
 
     /// The guest goes on with an inode that it has removed: the journal keeps it as it was then.
     fn detach(&self, state: &mut State, handle: BorrowedFd, stat: &InodeStat) -> io::Result<()> {
-        let inode = Ident::of(stat).inode();
-        for number in self.names.of(inode) {
+        let mut copied = None;
+        for number in self.names.of(Ident::of(stat).inode()) {
             let original = state.held.get(&number).is_some_and(|held| held.original);
-            if !state.make_room(&self.kept, stat.allocated, original)? {
+            if copied.is_none() && !state.make_room(&self.kept, stat.allocated, original)? {
                 state.give_up(&self.kept, number)?;
                 continue;
             }
-            self.kept.copy(number, handle, original)?;
+            match copied {
+                None => self.kept.copy(number, handle, original)?,
+                // Names of one inode stay names of one inode.
+                Some(first) => self.kept.link(number, first)?,
+            }
+            copied = Some(number);
             state.let_go_of_name(number, self.kept.inode(number)?);
         }
         Ok(())
@@ -501,7 +509,8 @@ impl Shared {
     fn place_of(&self, handle: BorrowedFd, stat: &InodeStat) -> Place {
         let inode = Ident::of(stat).inode();
         let found = tree::path_beneath(&self.root, handle).ok().filter(|path| {
-            let folder = path.parent().and_then(|folder| tree::open_beneath(&self.root, folder).ok());
+            let folder =
+                path.parent().and_then(|folder| tree::open_beneath(&self.root, folder).ok());
             let name = tree::c_name(path).ok();
             match (folder, name) {
                 (Some(folder), Some(name)) => {
@@ -513,7 +522,8 @@ impl Shared {
                 _ => path.as_os_str().is_empty(),
             }
         });
-        let kept = || self.names.of(inode).last().map_or(Place::Lost, |number| Place::Kept(*number));
+        let kept =
+            || self.names.of(inode).last().map_or(Place::Lost, |number| Place::Kept(*number));
         found.map_or_else(kept, |path| Place::share(&path))
     }
 }

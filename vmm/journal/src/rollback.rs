@@ -100,8 +100,8 @@ impl<'a> Work<'a> {
             Err(error) => return Err(JournalError::host("read", path)(error)),
         };
         let why = "it is no plan of a rollback";
-        let pending = postcard::from_bytes(&bytes)
-            .map_err(|_| JournalError::Damaged { path, at: 0, why })?;
+        let pending =
+            postcard::from_bytes(&bytes).map_err(|_| JournalError::Damaged { path, at: 0, why })?;
         self.run(&pending, failed)?;
         Ok(true)
     }
@@ -132,9 +132,7 @@ impl<'a> Work<'a> {
             Step::Content { at, kept, len, attributes } => {
                 self.content(at, *kept, *len, &attributes.clone().into(), begun)
             }
-            Step::Attributes { at, attributes } => {
-                self.attributes(at, &attributes.clone().into())
-            }
+            Step::Attributes { at, attributes } => self.attributes(at, &attributes.clone().into()),
         }
     }
 
@@ -170,7 +168,8 @@ impl<'a> Work<'a> {
         if !self.exists(from)? {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let event = Event::Move { from: from.clone(), to: target.clone(), inode: *inode, over: false };
+        let event =
+            Event::Move { from: from.clone(), to: target.clone(), inode: *inode, over: false };
         let of = self.write(event)?;
         self.at(to, |target| match from {
             Place::Share(from) => self.at(from, |from| from.move_to(target)),
@@ -239,19 +238,19 @@ impl<'a> Work<'a> {
             matches!(&record.event, Event::Change { at: other, content: Content::Kept, .. }
                 if other == at && record.seq > begun)
         };
-        let of = match self.records.iter().find(is_ours) {
-            Some(record) => record.seq,
-            None => {
-                let number = self.log.next();
-                self.kept.image(number, &handle, stat.size, true)?;
-                self.write(Event::Change {
-                    at: at.clone(),
-                    inode: Ident::of(&stat),
-                    before: tree::attributes(&handle)?.into(),
-                    content: Content::Kept,
-                    opening: number,
-                })?
-            }
+        let begun = self.records.iter().find(is_ours).map(|record| record.seq);
+        let of = if let Some(begun) = begun {
+            begun
+        } else {
+            let number = self.log.next();
+            self.kept.image(number, &handle, stat.size, true)?;
+            self.write(Event::Change {
+                at: at.clone(),
+                inode: Ident::of(&stat),
+                before: tree::attributes(&handle)?.into(),
+                content: Content::Kept,
+                opening: number,
+            })?
         };
         self.fill(&tree::open_to_write(&handle)?, kept, len)?;
         attributes.apply(&handle)?;
@@ -290,7 +289,7 @@ impl<'a> Work<'a> {
 
     fn handle(&self, place: &Place) -> io::Result<OwnedFd> {
         match place {
-            Place::Share(path) => self.at(path, |entry| entry.handle()),
+            Place::Share(path) => self.at(path, handle_of),
             Place::Kept(number) => self.kept.handle(*number),
             Place::Lost => Err(io::ErrorKind::NotFound.into()),
         }
@@ -323,6 +322,10 @@ impl<'a> Work<'a> {
             result => result,
         }
     }
+}
+
+fn handle_of(entry: &Entry) -> io::Result<OwnedFd> {
+    entry.handle()
 }
 
 /// The name of what is being brought from another file system.

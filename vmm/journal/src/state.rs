@@ -183,7 +183,12 @@ impl State {
 
     /// Makes room for `bytes`, which are an original or may be given up. False if there is none for
     /// what may be given up.
-    pub(crate) fn make_room(&mut self, kept: &Kept, bytes: u64, original: bool) -> io::Result<bool> {
+    pub(crate) fn make_room(
+        &mut self,
+        kept: &Kept,
+        bytes: u64,
+        original: bool,
+    ) -> io::Result<bool> {
         let fits = |state: &Self| state.used_by_all().saturating_add(bytes) <= state.limits.bytes;
         while !fits(self) {
             let Some(oldest) = self.spare.first().copied() else { break };

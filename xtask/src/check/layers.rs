@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-protocol", &[]),
     ("cabana-store", &[]),
     ("cabana-egress", &[]),
+    ("cabana-journal", &["os"]),
     // The middle: cli → sandbox → machine → {boot, devices, hv} → {bus, memory} → os.
     ("cabana-memory", &["os"]),
     ("cabana-bus", &["os"]),
@@ -22,7 +23,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-platform", &["bus", "memory", "os"]),
     ("cabana-block", DEVICE),
     ("cabana-console", DEVICE),
-    ("cabana-fs", DEVICE),
+    // The journal is told of what a share's guest changes.
+    ("cabana-fs", &["journal", "virtio", "bus", "memory", "os"]),
     ("cabana-net", &["netstack", "virtio", "bus", "memory", "os"]),
     ("cabana-netstack", &["os"]),
     ("cabana-pmem", DEVICE),
@@ -33,11 +35,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cabana-sandbox",
         &[
             "machine", "hv-kvm", "boot", "hv", "virtio", "platform", "block", "console", "fs",
-            "net", "netstack", "egress", "pmem", "rng", "vsock", "bus", "memory", "os", "protocol",
-            "store",
+            "net", "netstack", "egress", "journal", "pmem", "rng", "vsock", "bus", "memory", "os",
+            "protocol", "store",
         ],
     ),
-    ("cabana-cli", &["sandbox", "builder", "store"]),
+    ("cabana-cli", &["sandbox", "builder", "journal", "store"]),
     // The guest's side and the artifacts.
     ("cabana-agent", &["protocol"]),
     ("cabana-kernel", &["store"]),

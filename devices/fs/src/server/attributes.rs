@@ -11,6 +11,7 @@ use std::time::Duration;
 use cabana_os::process::realtime;
 
 use crate::coherence::VALID;
+use crate::handles::Open;
 use crate::host::{self, Access, NewTime, Stat, Time};
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
@@ -19,6 +20,7 @@ use crate::observer::Change;
 use crate::server::file::open_node;
 use crate::server::replay::note_name;
 use crate::server::{FileServer, MAX_NAMES};
+use crate::share::Attached;
 use crate::wire::{self, Errno, InHeader, Result, fattr, mode};
 
 /// The guest's root: the process's own user and group.
@@ -101,7 +103,7 @@ impl FileServer {
             entry_valid_nsec: valid.subsec_nanos(),
             attr_valid: VALID.as_secs(),
             attr_valid_nsec: VALID.subsec_nanos(),
-            attr: self.attr(stat),
+            attr: self.attr(&node.share, stat),
         }
     }
 
@@ -162,7 +164,7 @@ impl FileServer {
         let node = self.writable_node(header.nodeid)?;
         let has = |flag: u32| input.valid & flag != 0;
         if has(fattr::UID | fattr::GID) {
-            let attr = self.attr(&node.handle.stat()?);
+            let attr = self.attr(&node.share, &node.handle.stat()?);
             let other_user = has(fattr::UID) && input.uid != attr.uid;
             let other_group = has(fattr::GID) && input.gid != attr.gid;
             if other_user || other_group {
@@ -173,13 +175,14 @@ impl FileServer {
             change_attributes(&node, || node.handle.set_permissions(node.kind, input.mode))?;
         }
         if has(fattr::SIZE) {
-            node.share.change(&Change::Content { node: &node }, || {
-                if has(fattr::FH) {
-                    let open = self.handles.get(input.fh, header.nodeid)?;
-                    host::set_len(&open.as_file()?.file, input.size)
-                } else {
-                    host::set_len(&open_node(&node, Access::WRITE)?.0, input.size)
-                }
+            let open = has(fattr::FH).then(|| self.handles.get(input.fh, header.nodeid));
+            let open = open.transpose()?;
+            let open = open.as_deref().map(Open::as_file).transpose()?;
+            let mark = open.map(|open| &open.mark);
+            let change = Change::Content { node: &node, from: input.size, mark };
+            node.share.change(&change, || match open {
+                Some(open) => host::set_len(&open.file, input.size),
+                None => host::set_len(&open_node(&node, Access::WRITE)?.0, input.size),
             })?;
         }
         let accessed = new_time(
@@ -195,7 +198,7 @@ impl FileServer {
         if accessed.is_some() || modified.is_some() {
             change_attributes(&node, || node.handle.set_times(accessed, modified))?;
         }
-        put_attr(reply, self.attr(&node.handle.stat()?))
+        put_attr(reply, self.attr(&node.share, &node.handle.stat()?))
     }
 
     /// A node's attributes, and when it was made, if the host knows.
@@ -203,12 +206,14 @@ impl FileServer {
         if id == wire::ROOT_ID {
             return Ok((self.shares.attr(), None));
         }
-        let stat = self.nodes.get(id)?.handle.stat()?;
-        Ok((self.attr(&stat), stat.born))
+        let node = self.nodes.get(id)?;
+        let stat = node.handle.stat()?;
+        Ok((self.attr(&node.share, &stat), stat.born))
     }
 
     /// An inode as the guest sees it. Set-ID bits and device numbers stay on the host.
-    fn attr(&self, stat: &Stat) -> wire::Attr {
+    fn attr(&self, share: &Attached, stat: &Stat) -> wire::Attr {
+        let stat = share.observer.without_own_names(stat);
         let mine = |id: u32, own: u32| if id == own { MINE } else { NOBODY };
         wire::Attr {
             ino: self.numbers.number(stat.device, stat.ino),

@@ -94,7 +94,8 @@ impl FileServer {
         let node = self.nodes.get(entry.nodeid)?;
         let (file, _) = open_node(&node, access(flags))?;
         if flags & open::TRUNC != 0 {
-            node.share.change(&Change::Content { node: &node }, || host::set_len(&file, 0))?;
+            let change = Change::Content { node: &node, from: 0, mark: None };
+            node.share.change(&change, || host::set_len(&file, 0))?;
         }
         self.handles.insert(Open::File(OpenFile::new(node, file, access(flags))))
     }
@@ -202,9 +203,8 @@ impl FileServer {
         if target.kind == mode::DIRECTORY {
             return Err(Errno::EPERM);
         }
-        directory
-            .share
-            .change(&make(&directory, name), || directory.handle.link(name, &target.handle))?;
+        let change = Change::Link { directory: &directory, name, of: &target };
+        directory.share.change(&change, || directory.handle.link(name, &target.handle))?;
         let entry = self.resolve(&directory, name)?;
         self.put_entry(reply, &entry)
     }

@@ -44,9 +44,15 @@ pub(super) fn open_node(node: &Node, access: Access) -> Result<(File, Stat)> {
     if access.write && stat.mode & mode::SET_ID != 0 {
         // What the guest may write must not run as somebody. The host's kernel sees to it
         // unless this process is privileged, and then this does not fail.
-        let _ = host::set_permissions(&file, stat.mode);
+        let change = Change::Attributes { node };
+        let _ = node.share.change(&change, || host::set_permissions(&file, stat.mode));
     }
     Ok((file, stat))
+}
+
+/// A change of an open file's content from an offset on.
+fn content(open: &OpenFile, from: u64) -> Change<'_> {
+    Change::Content { node: &open.node, from, mark: Some(&open.mark) }
 }
 
 impl FileServer {
@@ -82,7 +88,8 @@ impl FileServer {
             return Err(Errno::ESTALE);
         }
         if truncate {
-            node.share.change(&Change::Content { node: &node }, || {
+            let change = Change::Content { node: &node, from: 0, mark: None };
+            node.share.change(&change, || {
                 if access.write {
                     host::set_len(&file, 0)
                 } else {
@@ -129,7 +136,8 @@ impl FileServer {
         if open.append.swap(append, Ordering::Relaxed) != append {
             host::set_append(&open.file, append)?;
         }
-        let count = open.node.share.change(&Change::Content { node: &open.node }, || {
+        let from = if append { u64::MAX } else { input.offset };
+        let count = open.node.share.change(&content(open, from), || {
             request.write_file(&open.file, input.offset, input.size as usize)
         })?;
         message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
@@ -171,7 +179,7 @@ impl FileServer {
         }
         let open = self.handles.get(input.fh, header.nodeid)?;
         let open = open.as_file()?;
-        open.node.share.change(&Change::Content { node: &open.node }, || {
+        open.node.share.change(&content(open, input.offset), || {
             host::allocate(&open.file, input.mode, input.offset, input.length)
         })
     }
@@ -207,7 +215,7 @@ impl FileServer {
         let to = self.handles.get(input.fh_out, input.nodeid_out)?;
         let len = usize::try_from(input.len).unwrap_or(usize::MAX).min(MAX_COPY);
         let (from, to) = (from.as_file()?, to.as_file()?);
-        let count = to.node.share.change(&Change::Content { node: &to.node }, || {
+        let count = to.node.share.change(&content(to, input.off_out), || {
             host::copy_range(&from.file, input.off_in, &to.file, input.off_out, len)
         })?;
         message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })

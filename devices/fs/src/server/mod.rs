@@ -13,6 +13,7 @@ mod xattr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use cabana_journal::Recorder;
 use cabana_os::process::realtime;
 
 use crate::handles::HandleTable;
@@ -20,7 +21,6 @@ use crate::host::{Owner, Time, descriptor_limit};
 use crate::message::{self, Reply, ReplyBuffer, Request};
 use crate::names::{NAME_MAX, TARGET_MAX};
 use crate::nodes::{InodeNumbers, Node, NodeTable};
-use crate::observer::Observer;
 use crate::share::{Share, ShareError, ShareTable};
 use crate::watch::{Folders, Replay};
 use crate::wire::{self, Errno, InHeader, Result, init, opcode};
@@ -125,16 +125,16 @@ impl FileServer {
 
     /// Adds a share; the guest sees it at its next look into the root.
     pub fn attach(&self, share: &Share) -> std::result::Result<(), ShareError> {
-        self.attach_observed(share, None)
+        self.attach_with_journal(share, None)
     }
 
-    /// Adds a share whose observer hears of every change before it is made.
-    pub(crate) fn attach_observed(
+    /// Adds a share with its journal, if it has one, which keeps what the guest destroys.
+    pub fn attach_with_journal(
         &self,
         share: &Share,
-        observer: Option<Arc<dyn Observer>>,
+        journal: Option<Arc<Recorder>>,
     ) -> std::result::Result<(), ShareError> {
-        self.shares.attach(share, observer, now())
+        self.shares.attach(share, journal, now())
     }
 
     /// Takes a share away and closes all that the guest has of it; what the guest still asks of

@@ -81,7 +81,7 @@ impl Op {
             20 => Self::Exchange(path(random), path(random)),
             21 => Self::Chmod(path(random), 0o600 | random.below(0o200) as u32),
             22 => Self::Times(path(random), random.below(1 << 30) as i64),
-            23 => Self::Xattr(path(random), (byte % 3 > 0).then_some(byte)),
+            23 => Self::Xattr(path(random), (!byte.is_multiple_of(3)).then_some(byte)),
             24..=28 => Self::Open(slot, path(random)),
             29..=30 => Self::Close(slot),
             31..=34 => Self::Write(slot, random.below(60_000), random.below(3000) as usize, byte),
@@ -135,9 +135,8 @@ impl<'a> Guest<'a> {
             Op::Mkdir(path) => self.make(path, |at| {
                 Ok(rustix::fs::mkdirat(at.directory, at.name, Mode::from_raw_mode(0o755))?)
             }),
-            Op::Symlink(path) => self.make(path, |at| {
-                Ok(rustix::fs::symlinkat("../somewhere", at.directory, at.name)?)
-            }),
+            Op::Symlink(path) => self
+                .make(path, |at| Ok(rustix::fs::symlinkat("../somewhere", at.directory, at.name)?)),
             Op::Fifo(path) => self.make(path, |at| {
                 let mode = Mode::from_raw_mode(0o640);
                 let kind = rustix::fs::FileType::Fifo;
@@ -157,21 +156,23 @@ impl<'a> Guest<'a> {
                 let change = Change::Link(at, handle.as_fd());
                 self.journal.map_or_else(act, |journal| journal.change(&change, act))
             }
-            Op::Unlink(path) => self.change(path, |at| Change::Unlink(at), |at| {
-                Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::empty())?)
-            }),
-            Op::Rmdir(path) => self.change(path, |at| Change::Rmdir(at), |at| {
-                Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::REMOVEDIR)?)
-            }),
+            Op::Unlink(path) => self.change(
+                path,
+                |at| Change::Unlink(at),
+                |at| Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::empty())?),
+            ),
+            Op::Rmdir(path) => self.change(
+                path,
+                |at| Change::Rmdir(at),
+                |at| Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::REMOVEDIR)?),
+            ),
             Op::Rename(from, to) => self.rename(from, to, RenameFlags::empty()),
             Op::Exchange(from, to) => self.rename(from, to, RenameFlags::EXCHANGE),
-            Op::Chmod(path, mode) => self.attributes(path, |path| {
-                Ok(rustix::fs::chmod(path, Mode::from_raw_mode(*mode))?)
-            }),
+            Op::Chmod(path, mode) => self
+                .attributes(path, |path| Ok(rustix::fs::chmod(path, Mode::from_raw_mode(*mode))?)),
             Op::Times(path, sec) => self.attributes(path, |path| {
                 let time = rustix::fs::Timespec { tv_sec: *sec, tv_nsec: 5 };
-                let times =
-                    rustix::fs::Timestamps { last_access: time, last_modification: time };
+                let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
                 Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
             }),
             Op::Xattr(path, value) => self.attributes(path, |path| {
@@ -197,9 +198,9 @@ impl<'a> Guest<'a> {
                 self.close(*slot);
                 Ok(())
             }
-            Op::Write(slot, at, len, byte) => self.content(*slot, *at, |file| {
-                file.write_all_at(&vec![*byte; *len], *at)
-            }),
+            Op::Write(slot, at, len, byte) => {
+                self.content(*slot, *at, |file| file.write_all_at(&vec![*byte; *len], *at))
+            }
             Op::Append(slot, len, byte) => {
                 let Some((file, _)) = self.open.get(slot) else { return Ok(()) };
                 let end = file.metadata()?.len();
@@ -235,8 +236,9 @@ impl<'a> Guest<'a> {
         let ((one, name), (other, to_name)) = (self.entry(from)?, self.entry(to)?);
         let from = Entry { directory: one.as_fd(), name: &name };
         let to = Entry { directory: other.as_fd(), name: &to_name };
-        let act =
-            || Ok(rustix::fs::renameat_with(from.directory, from.name, to.directory, to.name, flags)?);
+        let act = || {
+            Ok(rustix::fs::renameat_with(from.directory, from.name, to.directory, to.name, flags)?)
+        };
         let change = if flags.contains(RenameFlags::EXCHANGE) {
             Change::Exchange(from, to)
         } else {
@@ -356,14 +358,16 @@ fn walk(root: &Path, at: &Path, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// The ranges of a file that are no holes.
+/// The ranges of a file that are no holes, in whole pages: what was cut off leaves its last page.
 fn data(path: &Path) -> Vec<(u64, u64)> {
     let file = File::open(path).unwrap();
+    let whole = file.metadata().unwrap().len() / 4096 * 4096;
     let (mut ranges, mut at) = (Vec::new(), 0);
     while let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
         at = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap();
-        ranges.push((start, at));
+        ranges.push((start.min(whole), at.min(whole)));
     }
+    ranges.retain(|(start, end)| start < end);
     ranges
 }
 

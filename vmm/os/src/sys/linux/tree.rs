@@ -351,7 +351,8 @@ impl Attributes {
         let now = attributes(handle)?;
         let kind = stat(handle)?.kind;
         if (self.uid, self.gid) != (now.uid, now.gid) {
-            let (uid, gid) = (rustix::fs::Uid::from_raw(self.uid), rustix::fs::Gid::from_raw(self.gid));
+            let (uid, gid) =
+                (rustix::fs::Uid::from_raw(self.uid), rustix::fs::Gid::from_raw(self.gid));
             // Who may not give files away keeps them.
             let _ = rustix::fs::chownat(handle, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH);
         }
@@ -369,10 +370,8 @@ impl Attributes {
             rustix::fs::chmod(magic_link(handle), Mode::from_raw_mode(self.mode))?;
         }
         let time = |(sec, nsec): (i64, u32)| Timespec { tv_sec: sec, tv_nsec: nsec.into() };
-        let times = Timestamps {
-            last_access: time(self.accessed),
-            last_modification: time(self.modified),
-        };
+        let times =
+            Timestamps { last_access: time(self.accessed), last_modification: time(self.modified) };
         Ok(rustix::fs::utimensat(handle, c"", &times, AtFlags::EMPTY_PATH)?)
     }
 }
