@@ -30,6 +30,7 @@ fn shared() -> Option<&'static Shared> {
             host: folder.path().to_owned(),
             guest: guest.to_owned(),
             read_only,
+            journal: None,
         };
         let machine = Machine::start(&MachineConfig {
             kernel: host.kernel.clone(),

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use cabana_sandbox::Publish;
 
-use crate::units::{self, DiskArg, ShareArg};
+use crate::units::{self, DiskArg, Moment, ShareArg};
 
 /// Hard-isolated Linux sandboxes that start in milliseconds.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub(crate) enum Verb {
     Doctor(DoctorArgs),
     /// Build, list and remove root images.
     Image(ImageArgs),
+    /// See, undo and accept what guests did to shared folders that have a journal.
+    Share(ShareArgs),
 }
 
 #[derive(Debug, Args)]
@@ -43,7 +45,7 @@ Examples:
 )]
 pub(crate) struct RunArgs {
     /// Show a folder of the host in the guest, by default under the same path.
-    #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    #[arg(long = "share", value_name = "HOST[:GUEST][:ro|:journal[=SIZE]]", value_parser = units::share)]
     pub(crate) shares: Vec<ShareArg>,
 
     /// Give the machine a network card. What leaves through it is decided on the host: nothing does
@@ -193,4 +195,78 @@ pub(crate) enum ImageVerb {
         /// Its name.
         name: String,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "FOLDER is the shared folder or its journal's id. A MOMENT is the number of a record, a time
+ago (10m, 2h) or @SECONDS since 1970.
+
+Examples:
+  cabana run --share ~/project:/src:journal -w /src -- ./agent
+  cabana share diff ~/project
+  cabana share rollback ~/project notes.txt src
+  cabana share rollback ~/project --to 10m
+  cabana share accept ~/project"
+)]
+pub(crate) struct ShareArgs {
+    #[command(subcommand)]
+    pub(crate) verb: ShareVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShareVerb {
+    /// List the folders that have a journal.
+    List {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what happened, record by record.
+    Log {
+        /// The folder.
+        folder: PathBuf,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how the folder differs from what it was.
+    Diff(DiffArgs),
+    /// Bring the folder back to what it was. What is there now is kept, and comes back by rolling back
+    /// to the record that this prints.
+    Rollback {
+        #[command(flatten)]
+        what: DiffArgs,
+        /// Bring also back what the host has changed since; what it made of it is kept.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take the changes for good: what was kept for them goes.
+    Accept {
+        /// The folder.
+        folder: PathBuf,
+        /// Only those up to this moment.
+        #[arg(long, value_name = "MOMENT", value_parser = units::moment)]
+        to: Option<Moment>,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The folder.
+    pub(crate) folder: PathBuf,
+    /// Only these paths in it, and what is below them.
+    pub(crate) paths: Vec<PathBuf>,
+    /// What it was at this moment; before the journal's first record if left out.
+    #[arg(long, value_name = "MOMENT", value_parser = units::moment)]
+    pub(crate) to: Option<Moment>,
+    /// Only what this session did.
+    #[arg(long, value_name = "N")]
+    pub(crate) session: Option<u32>,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -5,6 +5,7 @@ mod boot;
 mod doctor;
 mod image;
 mod run;
+mod share;
 mod signals;
 mod terminal;
 mod trace;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Boot(args) => boot::boot(args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Image(args) => image::image(args),
+        Verb::Share(args) => share::share(args),
     };
     match ended {
         Ok(status) => ExitCode::from(status),

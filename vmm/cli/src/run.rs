@@ -202,7 +202,7 @@ fn share(arg: ShareArg) -> Result<Share, Failure> {
             Failure::new(format!("{host} has no plain name; say --share {host}:/GUEST/PATH"))
         })?,
     };
-    Ok(Share { host, guest, read_only: arg.read_only })
+    Ok(Share { host, guest, read_only: arg.read_only, journal: arg.journal })
 }
 
 /// The host's path as one for the guest, without `.` and `..`.

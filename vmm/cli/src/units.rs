@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cabana_journal::Limits;
 use cabana_sandbox::Publish;
 
 /// A folder for the guest.
@@ -14,6 +15,8 @@ pub(crate) struct ShareArg {
     /// `None`: the same path as on the host.
     pub(crate) guest: Option<String>,
     pub(crate) read_only: bool,
+    /// The bytes that its journal may take, if it has one.
+    pub(crate) journal: Option<u64>,
 }
 
 /// A disk image for the guest.
@@ -53,9 +56,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(total))
 }
 
-/// `HOST[:GUEST][:ro]`.
+/// `HOST[:GUEST][:ro|:journal[=SIZE]]`.
 pub(crate) fn share(text: &str) -> Result<ShareArg, String> {
     let (rest, read_only) = read_only(text);
+    let (rest, journal) = journal(rest)?;
+    if read_only && journal.is_some() {
+        return Err("a read-only folder needs no journal".to_owned());
+    }
     let (host, guest) = match rest.split_once(':') {
         Some((host, guest)) => (host, Some(guest)),
         None => (rest, None),
@@ -68,7 +75,43 @@ pub(crate) fn share(text: &str) -> Result<ShareArg, String> {
     {
         return Err(format!("{guest} is not an absolute path in the guest"));
     }
-    Ok(ShareArg { host: host.into(), guest: guest.map(str::to_owned), read_only })
+    Ok(ShareArg { host: host.into(), guest: guest.map(str::to_owned), read_only, journal })
+}
+
+/// What stands before `:journal[=SIZE]`, and the size, if that is there.
+fn journal(text: &str) -> Result<(&str, Option<u64>), String> {
+    match text.rsplit_once(':') {
+        Some((rest, "journal")) => Ok((rest, Some(Limits::default().bytes))),
+        Some((rest, option)) => match option.strip_prefix("journal=") {
+            Some(bytes) => Ok((rest, Some(size(bytes)?))),
+            None => Ok((text, None)),
+        },
+        None => Ok((text, None)),
+    }
+}
+
+/// A moment of a journal: the number of a record, `@SECONDS` since 1970, or a time ago (10m, 2h).
+pub(crate) fn moment(text: &str) -> Result<Moment, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(Moment::Record(number));
+    }
+    if let Some(seconds) = text.strip_prefix('@') {
+        let seconds =
+            seconds.parse().map_err(|_| "write a number, as in @1700000000".to_owned())?;
+        return Ok(Moment::At(Duration::from_secs(seconds)));
+    }
+    duration(text).map(Moment::Ago)
+}
+
+/// A moment of a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// After this record.
+    Record(u64),
+    /// This long since 1970.
+    At(Duration),
+    /// This long ago.
+    Ago(Duration),
 }
 
 /// `[ADDRESS:]PORT:GUEST`, on the loopback address unless another is given. Port 0 of the host is any free one.
@@ -133,13 +176,27 @@ mod tests {
     }
 
     #[test]
+    fn moments() {
+        assert_eq!(moment("17"), Ok(Moment::Record(17)));
+        assert_eq!(moment("@17"), Ok(Moment::At(Duration::from_secs(17))));
+        assert_eq!(moment("10m"), Ok(Moment::Ago(Duration::from_secs(600))));
+        for bad in ["", "@", "yesterday", "-1"] {
+            assert!(moment(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn shares() {
         let parsed = |text| share(text).map(|share| (share.host, share.guest, share.read_only));
         assert_eq!(parsed("."), Ok((".".into(), None, false)));
         assert_eq!(parsed("a:/b"), Ok(("a".into(), Some("/b".into()), false)));
         assert_eq!(parsed("a:/b:ro"), Ok(("a".into(), Some("/b".into()), true)));
         assert_eq!(parsed("a:ro"), Ok(("a".into(), None, true)));
-        for bad in ["", ":/b", "a:b", "a:/b:c"] {
+        assert_eq!(share("a:ro").unwrap().journal, None);
+        assert_eq!(share("a:journal").unwrap().journal, Some(Limits::default().bytes));
+        let sized = share("a:/b:journal=2G").unwrap();
+        assert_eq!((sized.guest.as_deref(), sized.journal), (Some("/b"), Some(2 << 30)));
+        for bad in ["", ":/b", "a:b", "a:/b:c", "a:journal:ro", "a:journal=x", "a:journal=:/b"] {
             assert!(share(bad).is_err(), "{bad}");
         }
     }

@@ -308,11 +308,20 @@ fn spanning<'a>(records: &'a [Record], to: u64, void: &HashSet<u64>) -> Vec<(&'a
                     *place = moved(place, from, to);
                 }
             }
-            Event::Opened => open.clear(),
+            event if ends_openings(event) => open.clear(),
             _ => {}
         }
     }
+    let next = records.iter().find(|record| record.seq > to);
+    if next.is_none_or(|next| ends_openings(&next.event)) {
+        open.clear();
+    }
     open.into_values().collect()
+}
+
+/// A machine that had files open is gone before another, or a rollback, begins.
+fn ends_openings(event: &Event) -> bool {
+    matches!(event, Event::Opened | Event::RollbackBegun { .. })
 }
 
 /// Where a place is after `from` has become `to`.

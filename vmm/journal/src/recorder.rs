@@ -265,6 +265,10 @@ impl Shared {
         of: Option<BorrowedFd>,
         make: impl FnOnce() -> Made<T, E>,
     ) -> Made<T, E> {
+        // The host refuses a name that is taken; a record would say that what is there was made.
+        if at.stat()?.is_some() {
+            return make();
+        }
         state.check_room_for_records()?;
         let of = of.map(|of| tree::stat(of).map(|stat| self.place_of(of, &stat))).transpose()?;
         let event = Event::Make { at: self.place(at)?, of };

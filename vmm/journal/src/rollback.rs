@@ -17,7 +17,7 @@ use crate::past::Tree;
 use crate::plan::{Changed, Plan, Request, Step};
 use crate::record::{Before, Content, Event, Ident, Place, Record};
 use crate::recorder::SESSION;
-use crate::state::resolve_last;
+use crate::state::{resolve_last, voided};
 
 /// What a rollback has done.
 #[derive(Debug)]
@@ -108,7 +108,17 @@ impl<'a> Work<'a> {
 
     /// Makes all steps of a plan that are not made yet, and ends it.
     fn run(&mut self, pending: &Pending, failed: &mut Vec<String>) -> Result<(), JournalError> {
+        let void = voided(&self.records);
+        let made: Vec<Event> = self
+            .records
+            .iter()
+            .filter(|record| record.seq > pending.begun && !void.contains(&record.seq))
+            .map(|record| record.event.clone())
+            .collect();
         for step in &pending.steps {
+            if made.iter().any(|event| step.is_announced_by(event)) {
+                continue;
+            }
             if let Err(error) = self.step(step, pending.begun) {
                 failed.push(format!("{}: {error}", step.place()));
             }
@@ -332,6 +342,21 @@ fn handle_of(entry: &Entry) -> io::Result<OwnedFd> {
 const UNFINISHED: &std::ffi::CStr = c".cabana-rollback-unfinished";
 
 impl Step {
+    /// Does the record say that the step was made? Contents and attributes can be made again.
+    fn is_announced_by(&self, event: &Event) -> bool {
+        match (self, event) {
+            (
+                Self::Take { path, inode },
+                Event::Move { from, to: Place::Kept(_), inode: other, .. },
+            ) => *from == Place::Share(path.clone()) && inode == other,
+            (
+                Self::Move { from, to, inode },
+                Event::Move { from: was, to: is, inode: other, .. },
+            ) => from == was && *is == Place::Share(to.clone()) && inode == other,
+            _ => false,
+        }
+    }
+
     /// What it is about.
     fn place(&self) -> Place {
         match self {

@@ -290,6 +290,7 @@ pub(crate) fn resolve_last(records: &[Record], root: &OwnedFd) -> Option<Event> 
     };
     let happened = match &records[last].event {
         Event::Make { at: place, .. } => at(place).is_some(),
+        Event::Move { to: to @ Place::Share(_), inode, .. } => is(to, inode),
         Event::Move { from, inode, .. } => !is(from, inode),
         Event::Swap { other, inode, .. } => is(other, inode),
         _ => return None,

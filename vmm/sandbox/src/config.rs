@@ -85,6 +85,8 @@ pub struct Share {
     pub guest: String,
     /// The guest may only read.
     pub read_only: bool,
+    /// Keep what the guest destroys, in at most this many bytes, so that it can be brought back.
+    pub journal: Option<u64>,
 }
 
 /// A network card. What leaves through it is decided on the host; nothing does unless it is allowed.

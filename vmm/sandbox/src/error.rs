@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use cabana_block::OpenError;
 use cabana_boot::BootError;
 use cabana_fs::ShareError;
+use cabana_journal::JournalError;
 use cabana_machine::MachineError;
 use cabana_netstack::NetworkError;
 use cabana_pmem::ImageError;
@@ -55,6 +56,9 @@ pub enum Error {
     /// A folder that cannot be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A share's journal that cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The host refused a thread or a descriptor.
     #[error("the host refused {what}: {source}")]
     Host {
@@ -122,6 +126,7 @@ impl Error {
             Self::DiskFailed(_) => "disk-failed",
             Self::Network(_) | Self::Capture { .. } => "network",
             Self::Share(_) => "share",
+            Self::Journal(_) => "journal",
             Self::Host { .. } => "host",
             Self::GuestPanicked(_) => "guest-panicked",
             Self::Agent(_) => "agent",

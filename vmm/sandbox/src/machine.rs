@@ -10,6 +10,7 @@ use cabana_block::{Block, Disk};
 use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
 use cabana_fs::{FileServer, FsDevice};
+use cabana_journal::{Home, Limits, Recorder};
 use cabana_machine::{DeviceMemory, GuestClock, Observation, Setup, layout};
 use cabana_netstack::Network;
 use cabana_os::{EventLoop, file};
@@ -316,15 +317,27 @@ fn monitor(
 
 fn share(shares: &[Share]) -> Result<Arc<FileServer>, Error> {
     let server = Arc::new(FileServer::new());
-    for (index, share) in shares.iter().enumerate() {
+    // All of them are opened before the first share is there: none may lie in a share.
+    let journals = shares.iter().map(|share| journal(share, shares));
+    let journals = journals.collect::<Result<Vec<_>, Error>>()?;
+    for (index, (share, journal)) in shares.iter().zip(journals).enumerate() {
         let attached = cabana_fs::Share {
             name: share_name(index),
             path: share.host.clone(),
             read_only: share.read_only,
         };
-        server.attach(&attached)?;
+        server.attach_with_journal(&attached, journal)?;
     }
     Ok(server)
+}
+
+/// Opens a share's journal, if it is to have one, out of reach of all shares.
+fn journal(share: &Share, all: &[Share]) -> Result<Option<Arc<Recorder>>, Error> {
+    let Some(bytes) = share.journal.filter(|_| !share.read_only) else { return Ok(None) };
+    let home = Home::make(&cabana_journal::journals(), &share.host)?;
+    home.check_out_of_reach(all.iter().map(|share| share.host.as_path()))?;
+    let limits = Limits { bytes, ..Limits::default() };
+    Ok(Some(Arc::new(Recorder::open(&home, limits)?)))
 }
 
 fn scratch(scratch: &Scratch) -> Result<Option<Disk>, Error> {

@@ -13,9 +13,49 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use cabana_journal::{Change, Mark, Recorder};
+use cabana_journal::{Change, Home, Limits, Mark, Outcome, Recorder, Request, log, rollback};
 use cabana_os::tree::Entry;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, XattrFlags};
+use tempfile::TempDir;
+
+/// A share with a journal.
+pub struct Yard {
+    pub dir: TempDir,
+    pub home: Home,
+}
+
+impl Yard {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("share")).unwrap();
+        let home = Home::make(&dir.path().join("journals"), &dir.path().join("share")).unwrap();
+        Self { dir, home }
+    }
+
+    pub fn share(&self) -> PathBuf {
+        self.dir.path().join("share")
+    }
+
+    pub fn recorder(&self) -> Recorder {
+        Recorder::open(&self.home, Limits::default()).unwrap()
+    }
+
+    pub fn last(&self) -> u64 {
+        log(&self.home).unwrap().last().map_or(0, |record| record.seq)
+    }
+
+    pub fn back_to(&self, to: u64) -> Outcome {
+        let outcome = rollback(&self.home, &Request { to, ..Request::default() }).unwrap();
+        let refused: Vec<_> =
+            outcome.changed.iter().filter(|changed| changed.refused.is_some()).collect();
+        assert!(
+            refused.is_empty() && outcome.failed.is_empty(),
+            "{refused:?} {:?}",
+            outcome.failed
+        );
+        outcome
+    }
+}
 
 /// Xorshift: the same numbers in every process.
 #[derive(Clone, Debug)]

@@ -104,7 +104,7 @@ pub fn open_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
 
 /// Where the inode of a handle is now.
 pub fn path_of(handle: impl AsFd) -> io::Result<PathBuf> {
-    let path = rustix::fs::readlinkat(CWD, magic_link(handle), Vec::new())?;
+    let path = rustix::fs::readlinkat(CWD, magic_link(handle.as_fd()), Vec::new())?;
     Ok(OsString::from_vec(path.into_bytes()).into())
 }
 
@@ -140,7 +140,7 @@ impl Entry<'_> {
 
     /// Gives the inode of `handle` this name too.
     pub fn link(&self, handle: impl AsFd) -> io::Result<()> {
-        let from = magic_link(handle);
+        let from = magic_link(handle.as_fd());
         let follow = AtFlags::SYMLINK_FOLLOW;
         Ok(rustix::fs::linkat(CWD, from, self.directory, self.name, follow)?)
     }
@@ -392,8 +392,8 @@ fn set_extended(handle: BorrowedFd, name: &[u8], value: Option<&[u8]>) -> io::Re
 }
 
 /// The one magic link that is ever followed: that of our own descriptor.
-fn magic_link(fd: impl AsFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+fn magic_link(fd: BorrowedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// A path's last component as a name.
