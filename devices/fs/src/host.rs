@@ -370,12 +370,6 @@ fn timespec(time: Option<NewTime>) -> Timespec {
     }
 }
 
-impl AsFd for Handle {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// What the host says of an open file.
 pub(crate) fn stat(file: &File) -> Result<Stat> {
     Stat::of(file)
