@@ -21,6 +21,8 @@
 //!
 //! [`wire::open::KEEP_CACHE`]: crate::wire::open::KEEP_CACHE
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::host::{Stat, Time};
@@ -57,8 +59,30 @@ pub(crate) struct Cached {
     named: Option<Stamp>,
     /// When it was last opened.
     opened: Option<Stamp>,
-    /// The guest's thread that was told to resolve the path anew.
-    sent_back: Option<u32>,
+}
+
+/// The guest's threads that were told to resolve a path anew, until they open what they found or find
+/// nothing. Linux tries again once: then it opens, whatever the host has done in between, and be it
+/// another file.
+#[derive(Debug, Default)]
+pub(crate) struct SentBack(Mutex<HashSet<u32>>);
+
+impl SentBack {
+    /// More threads than wait for an answer at once. A guest that invents more gets ESTALE.
+    const MAX: usize = 1024;
+
+    pub(crate) fn note(&self, thread: u32) {
+        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if threads.len() >= Self::MAX {
+            threads.clear();
+        }
+        threads.insert(thread);
+    }
+
+    /// Was the thread sent back? Only once.
+    pub(crate) fn take(&self, thread: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread)
+    }
 }
 
 /// How an open goes on.
@@ -80,15 +104,13 @@ impl Cached {
         if stamp.is_settled(now) { VALID } else { Duration::ZERO }
     }
 
-    /// The guest's thread `thread` opens the file.
-    pub(crate) fn open(&mut self, stat: &Stat, now: Duration, thread: u32) -> Opening {
+    /// The guest opens the file; `anew` if it has just been sent back.
+    pub(crate) fn open(&mut self, stat: &Stat, now: Duration, anew: bool) -> Opening {
         let stamp = Stamp::of(stat);
         let is_stale = self.named.is_some_and(|named| named != stamp);
-        if is_stale && self.sent_back != Some(thread) {
-            self.sent_back = Some(thread);
+        if is_stale && !anew {
             return Opening::Stale;
         }
-        self.sent_back = None;
         let settled = stamp.is_settled(now).then_some(stamp);
         let before = std::mem::replace(&mut self.opened, settled);
         if before == Some(stamp) { Opening::Unchanged } else { Opening::Fresh }
@@ -98,8 +120,6 @@ impl Cached {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const THREAD: u32 = 7;
 
     fn file(changed: i64, size: u64) -> Stat {
         Stat { changed: Time { sec: changed, nsec: 0 }, size, ..Stat::default() }
@@ -113,20 +133,34 @@ mod tests {
     fn a_changed_file_is_resolved_anew_once() {
         let mut cached = Cached::default();
         assert_eq!(cached.resolved(&file(10, 1), at(20)), VALID);
-        assert_eq!(cached.open(&file(10, 1), at(20), THREAD), Opening::Fresh);
-        assert_eq!(cached.open(&file(10, 1), at(20), THREAD), Opening::Unchanged);
-        assert_eq!(cached.open(&file(21, 1), at(22), THREAD), Opening::Stale);
+        assert_eq!(cached.open(&file(10, 1), at(20), false), Opening::Fresh);
+        assert_eq!(cached.open(&file(10, 1), at(20), false), Opening::Unchanged);
+        assert_eq!(cached.open(&file(21, 1), at(22), false), Opening::Stale);
         assert_eq!(cached.resolved(&file(21, 1), at(22)), VALID);
-        assert_eq!(cached.open(&file(21, 1), at(22), THREAD), Opening::Fresh);
-        assert_eq!(cached.open(&file(21, 1), at(22), THREAD), Opening::Unchanged);
+        assert_eq!(cached.open(&file(21, 1), at(22), false), Opening::Fresh);
+        assert_eq!(cached.open(&file(21, 1), at(22), false), Opening::Unchanged);
     }
 
     #[test]
     fn a_file_that_never_rests_opens_all_the_same() {
         let mut cached = Cached::default();
         cached.resolved(&file(10, 1), at(20));
-        assert_eq!(cached.open(&file(20, 2), at(20), THREAD), Opening::Stale);
-        assert_eq!(cached.open(&file(20, 3), at(20), THREAD), Opening::Fresh);
+        assert_eq!(cached.open(&file(20, 2), at(20), false), Opening::Stale);
+        assert_eq!(cached.open(&file(20, 3), at(20), true), Opening::Fresh);
+    }
+
+    #[test]
+    fn a_thread_is_sent_back_once() {
+        let sent_back = SentBack::default();
+        assert!(!sent_back.take(7));
+        sent_back.note(7);
+        assert!(!sent_back.take(8));
+        assert!(sent_back.take(7));
+        assert!(!sent_back.take(7));
+        for thread in 0..10_000 {
+            sent_back.note(thread);
+        }
+        assert!(sent_back.0.lock().unwrap().len() <= SentBack::MAX);
     }
 
     #[test]
@@ -134,8 +168,8 @@ mod tests {
         let mut cached = Cached::default();
         let (young, now) = (file(10, 1), at(10) + Duration::from_millis(15));
         assert_eq!(cached.resolved(&young, now), Duration::ZERO);
-        assert_eq!(cached.open(&young, now, THREAD), Opening::Fresh);
-        assert_eq!(cached.open(&young, now, THREAD), Opening::Fresh);
+        assert_eq!(cached.open(&young, now, false), Opening::Fresh);
+        assert_eq!(cached.open(&young, now, false), Opening::Fresh);
         assert_eq!(cached.resolved(&file(11, 1), at(10)), Duration::ZERO, "from the future");
     }
 }

@@ -523,7 +523,33 @@ fn the_host_is_seen_at_every_open() {
     assert_eq!(guest.content(replaced.nodeid).unwrap(), b"third");
 
     // The old one can still be opened by who insists, as through /proc.
+    assert_eq!(guest.open(entry.nodeid, open::RDONLY).unwrap_err(), Errno::ESTALE);
     assert_eq!(guest.content(entry.nodeid).unwrap(), b"second, longer");
+}
+
+#[test]
+fn who_is_sent_back_opens_whatever_comes_in_between() {
+    let (dir, guest, share) = setup();
+    let path = dir.path().join("file");
+    let replace = |content: &str| {
+        fs::write(dir.path().join("new"), content).unwrap();
+        fs::rename(dir.path().join("new"), &path).unwrap();
+    };
+    replace("first");
+    settle();
+    let first = guest.lookup(share, "file").unwrap().nodeid;
+    replace("second");
+    assert_eq!(guest.open(first, open::RDONLY).unwrap_err(), Errno::ESTALE);
+    let second = guest.lookup(share, "file").unwrap().nodeid;
+    // Linux tries only once more: another error would be the program's.
+    replace("third");
+    assert_eq!(guest.content(second).unwrap(), b"second");
+    // Sent back and finding nothing, a thread has no such right any more.
+    let third = guest.lookup(share, "file").unwrap().nodeid;
+    fs::remove_file(&path).unwrap();
+    assert_eq!(guest.open(third, open::RDONLY).unwrap_err(), Errno::ESTALE);
+    assert_eq!(guest.lookup(share, "file").unwrap_err(), Errno::ENOENT);
+    assert_eq!(guest.open(third, open::RDONLY).unwrap_err(), Errno::ESTALE);
 }
 
 #[test]

@@ -12,13 +12,17 @@ use std::time::Instant;
 
 use cabana_lab::{Lab, Options, Parts};
 
-use crate::failure::Failure;
+use crate::artifacts::MUSL;
+use crate::failure::{Failure, succeed};
 use crate::progress::say;
 use crate::{cargo, kvm, setup};
 use build::Binary;
 use libtest::Report;
 use runner::Place;
 use summary::Row;
+
+/// The version whose exceptions `devices/fs/tests/pjdfstest` lists.
+const PJDFSTEST: &str = "0.2.2";
 
 /// A suite of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -56,6 +60,9 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
         cabana_lab::debian_kernel(&mut |step| say(&format!("guest suite: {step}")))?;
     } else {
         setup::tools()?;
+    }
+    if suites.iter().any(|suite| matches!(suite, Suite::Unit | Suite::Guest)) {
+        pjdfstest();
     }
     say("xtask: building the tests");
     let binaries = build::all()?;
@@ -99,6 +106,23 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
         }
     }
     Ok(summary::print(&rows))
+}
+
+/// Installs the test suite of POSIX file systems into `target/tools`, static, so that it runs in any guest.
+/// Where that fails, its tests say that they are skipped.
+fn pjdfstest() {
+    let root = cargo::target_folder().join("tools");
+    if root.join("bin/pjdfstest").exists() {
+        return;
+    }
+    say("xtask: installing pjdfstest");
+    let mut install = cargo::cargo();
+    install.args(["install", "--quiet", "--locked", "--version", PJDFSTEST, "--target", MUSL]);
+    // What it builds vanishes; the workspace's own build is no business of it.
+    install.arg("--root").arg(&root).arg("pjdfstest").env_remove("CARGO_TARGET_DIR");
+    if let Err(failure) = succeed(&mut install) {
+        say(&format!("xtask: no pjdfstest: {failure}"));
+    }
 }
 
 /// One outer machine for all suites. The workspace is writable like here, and is there even if it

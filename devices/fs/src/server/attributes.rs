@@ -41,21 +41,28 @@ impl FileServer {
     ) -> Result<()> {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
-        let entry = if header.nodeid == wire::ROOT_ID {
+        let entry = self.look_up(header.nodeid, name).inspect_err(|_| {
+            // Sent back, it finds nothing: that is the end of that open.
+            self.sent_back.take(header.pid);
+        })?;
+        self.put_entry(reply, &entry)
+    }
+
+    fn look_up(&self, parent: u64, name: Name) -> Result<wire::EntryOut> {
+        if parent == wire::ROOT_ID {
             let share = self.shares.find(name)?;
             let handle = share.root.try_clone()?;
             let stat = handle.stat()?;
             let node = self.nodes.enter(&share, handle, &stat)?;
-            self.entry(&node, &stat)
+            Ok(self.entry(&node, &stat))
         } else {
-            let directory = self.nodes.get(header.nodeid)?;
+            let directory = self.nodes.get(parent)?;
             self.resolve(&directory, name).map_err(|error| match error {
                 // A directory that the host has removed: let the guest look for it anew.
                 Errno::ENOENT if is_removed(&directory) => Errno::ESTALE,
                 error => error,
-            })?
-        };
-        self.put_entry(reply, &entry)
+            })
+        }
     }
 
     /// Tells the guest of the entry `name` of `directory`, one lookup.

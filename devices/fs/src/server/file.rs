@@ -82,9 +82,10 @@ impl FileServer {
         let (file, stat) = open_node(&node, access)?;
         let opening = {
             let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-            cached.open(&stat, realtime(), header.pid)
+            cached.open(&stat, realtime(), self.sent_back.take(header.pid))
         };
         if opening == Opening::Stale {
+            self.sent_back.note(header.pid);
             return Err(Errno::ESTALE);
         }
         if truncate {

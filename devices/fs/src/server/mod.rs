@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use cabana_journal::Recorder;
 use cabana_os::process::realtime;
 
+use crate::coherence::SentBack;
 use crate::handles::HandleTable;
 use crate::host::{Owner, Time, descriptor_limit};
 use crate::message::{self, Reply, ReplyBuffer, Request};
@@ -79,6 +80,7 @@ pub struct FileServer {
     handles: HandleTable,
     numbers: InodeNumbers,
     owner: Owner,
+    sent_back: SentBack,
     /// INIT has been agreed.
     ready: AtomicBool,
     setxattr_ext: AtomicBool,
@@ -115,6 +117,7 @@ impl FileServer {
             handles: HandleTable::new(limits.open),
             numbers: InodeNumbers::default(),
             owner: Owner::of_this_process(),
+            sent_back: SentBack::default(),
             ready: AtomicBool::new(false),
             setxattr_ext: AtomicBool::new(false),
             folders: OnceLock::new(),

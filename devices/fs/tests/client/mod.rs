@@ -3,6 +3,8 @@
 // Each suite uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod mount;
+pub mod posix;
 pub mod yard;
 
 use std::path::Path;
