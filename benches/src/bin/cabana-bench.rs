@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cabana_benches::Error;
-use cabana_benches::fs::device;
+use cabana_benches::fs::{device, journal};
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::report::Report;
 use clap::{Parser, Subcommand};
@@ -62,6 +62,15 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 15)]
         runs: usize,
     },
+    /// What a share's journal costs; prints the table.
+    Journal {
+        /// Where to make the files.
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+        /// How often; the least counts.
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        runs: usize,
+    },
     /// Joins JSON reports; prints the table, and writes it and the whole as JSON.
     Report {
         /// Where to write `boot.md` and `boot.json`.
@@ -87,6 +96,7 @@ fn main() -> ExitCode {
         Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
             .and_then(|report| print(&report)),
         Task::Fs { folder, runs } => fs_device(folder, runs),
+        Task::Journal { folder, runs } => journal_cost(folder, runs),
         Task::Report { to, fact, files } => report(&to, &fact, &files),
     };
     match result {
@@ -109,6 +119,14 @@ fn fs_device(folder: Option<PathBuf>, runs: usize) -> Result<(), Error> {
     let folder = tempfile::tempdir_in(&parent).map_err(Error::file(&parent))?;
     let figures = device::measure(folder.path(), runs).map_err(Error::file(folder.path()))?;
     print!("{}", device::markdown(&figures));
+    Ok(())
+}
+
+fn journal_cost(folder: Option<PathBuf>, runs: usize) -> Result<(), Error> {
+    let parent = folder.unwrap_or_else(std::env::temp_dir);
+    let folder = tempfile::tempdir_in(&parent).map_err(Error::file(&parent))?;
+    let costs = journal::measure(folder.path(), runs).map_err(Error::file(folder.path()))?;
+    print!("{}", journal::markdown(&costs));
     Ok(())
 }
 
