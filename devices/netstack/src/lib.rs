@@ -29,6 +29,7 @@ pub use config::{
     MAX_SESSIONS, MIN_MTU, PREFIX_V4, PREFIX_V6, session_addresses,
 };
 pub use gate::{DenyAll, Flow, FlowId, Gate, Inspection, Opening, Order, Protocol, Waker};
+pub use packet::Unreachable;
 pub use relay::{FrameLink, Network, NetworkConfig, NetworkCounters, NetworkError, Publish};
 pub use smoltcp::wire::EthernetAddress;
 pub use stack::{Event, Outgoing, Stack, StackCounters};

@@ -189,21 +189,40 @@ pub(crate) fn echo_reply(
     }
 }
 
-/// "Communication administratively prohibited" for a packet of the guest's (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
-pub(crate) fn prohibited(whole: &[u8], guest: EthernetAddress) -> Option<Vec<u8>> {
+/// Why a packet of the guest's did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// "Communication administratively prohibited" (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+    Prohibited,
+    /// "Port unreachable": nobody is there.
+    Port,
+}
+
+/// What tells the guest so.
+pub(crate) fn unreachable(
+    why: Unreachable,
+    whole: &[u8],
+    guest: EthernetAddress,
+) -> Option<Vec<u8>> {
     let quoted = |data: &'_ [u8]| data.len().min(QUOTED);
     if is_v4(whole)? {
         let packet = Ipv4Packet::new_checked(whole).ok()?;
         let header = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()).ok()?;
         let data = packet.payload();
-        let reason = Icmpv4DstUnreachable::CommProhibited;
+        let reason = match why {
+            Unreachable::Prohibited => Icmpv4DstUnreachable::CommProhibited,
+            Unreachable::Port => Icmpv4DstUnreachable::PortUnreachable,
+        };
         let error = Icmpv4Repr::DstUnreachable { reason, header, data: data.get(..quoted(data))? };
         Some(icmpv4(&error, header.dst_addr, header.src_addr, guest))
     } else {
         let packet = Ipv6Packet::new_checked(whole).ok()?;
         let header = Ipv6Repr::parse(&packet).ok()?;
         let data = packet.payload();
-        let reason = Icmpv6DstUnreachable::AdminProhibit;
+        let reason = match why {
+            Unreachable::Prohibited => Icmpv6DstUnreachable::AdminProhibit,
+            Unreachable::Port => Icmpv6DstUnreachable::PortUnreachable,
+        };
         let error = Icmpv6Repr::DstUnreachable { reason, header, data: data.get(..quoted(data))? };
         Some(icmpv6(&error, header.dst_addr, header.src_addr, HOP_LIMIT, guest))
     }

@@ -12,7 +12,7 @@ use smoltcp::wire::{EthernetAddress, IpProtocol};
 
 use crate::config::{self, GUEST_MAC, Limits, MAX_MTU, MIN_MTU};
 use crate::gate::{Flow, FlowId, Protocol};
-use crate::packet::{self, Content, Echo, Ip};
+use crate::packet::{self, Content, Echo, Ip, Unreachable};
 use crate::tcp::{Connection, Outbox, Shape};
 
 /// Replies that wait for the guest to take them; beyond that they are lost, as on any link.
@@ -221,7 +221,7 @@ impl Stack {
             IpProtocol::Icmp | IpProtocol::Icmpv6 => self.input_echo(now, ip),
             _ => {
                 self.counters.ignored += 1;
-                let error = packet::prohibited(ip.whole, self.guest_mac);
+                let error = packet::unreachable(Unreachable::Prohibited, ip.whole, self.guest_mac);
                 self.answer(error);
             }
         }
@@ -353,20 +353,18 @@ impl Stack {
         self.remove(id, true);
     }
 
-    /// Tells the guest that a datagram like this one of the flow may not go where it wants.
-    pub fn prohibit(&mut self, id: FlowId, payload: &[u8]) {
+    /// Tells the guest that a datagram like this one of the flow did not arrive, and why.
+    pub fn unreachable(&mut self, id: FlowId, why: Unreachable, payload: &[u8]) {
         let Some(entry) = self.flows.get(&id) else { return };
         let Flow { source, destination, protocol } = entry.flow;
-        let error = match protocol {
-            Protocol::Udp => {
-                // The error quotes what the guest sent.
-                packet::udp_frame(source, destination, payload, self.shape.mtu, self.guest_mac)
-                    .and_then(|frame| {
-                        packet::prohibited(frame.get(packet::ETHERNET..)?, self.guest_mac)
-                    })
-            }
-            Protocol::Icmp | Protocol::Tcp => None,
-        };
+        if protocol != Protocol::Udp {
+            return;
+        }
+        // The error quotes what the guest sent.
+        let sent = packet::udp_frame(source, destination, payload, self.shape.mtu, self.guest_mac);
+        let error = sent.and_then(|frame| {
+            packet::unreachable(why, frame.get(packet::ETHERNET..)?, self.guest_mac)
+        });
         self.answer(error);
     }
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use cabana_netstack::{Event, FlowId, Limits, MAX_MTU, Stack};
+use cabana_netstack::{Event, FlowId, Limits, MAX_MTU, Stack, Unreachable};
 use common::frames;
 
 struct Random(u64);
@@ -142,7 +142,7 @@ fn round(seed: u64, frames: usize) {
                     if random.one_in(2) {
                         stack.datagram(now, id, &payload);
                     } else {
-                        stack.prohibit(id, &payload);
+                        stack.unreachable(id, Unreachable::Prohibited, &payload);
                     }
                 }
                 Event::Ready(id) => {

@@ -21,6 +21,7 @@ use self::socket::{Echo, Stream};
 use crate::capture::Capture;
 use crate::config::{self, GATEWAY_V4, GATEWAY_V6, Limits};
 use crate::gate::{Flow, FlowId, Gate, Opening, Order, Protocol, Waker};
+use crate::packet::Unreachable;
 use crate::stack::{Event, Outgoing, Stack, StackCounters};
 
 /// Where names are answered (RFC 1035 §4.2).
@@ -533,7 +534,15 @@ impl Relay {
             Outside::Datagrams { socket, echo, .. } => {
                 let room = &mut *self.room;
                 for _ in 0..ROUND {
-                    let Ok(len) = io::Read::read(&mut &*socket, room) else { return };
+                    let len = match io::Read::read(&mut &*socket, room) {
+                        Ok(len) => len,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                        // Nobody is at the other end, or was not when the last datagram arrived.
+                        Err(_) => {
+                            self.stack.unreachable(id, Unreachable::Port, &[]);
+                            continue;
+                        }
+                    };
                     let Some(bytes) = room.get(..len) else { return };
                     let payload = match echo {
                         Some(echo) => echo.reply(bytes),
@@ -575,14 +584,15 @@ impl Relay {
                     datagrams.push(payload);
                 }
             }
-            Outside::Refused => self.stack.prohibit(id, &payload),
+            Outside::Refused => self.stack.unreachable(id, Unreachable::Prohibited, &payload),
             Outside::Datagrams { socket, echo, .. } => {
-                let sent = match echo {
-                    Some(echo) => socket.send(&echo.request(&payload)),
-                    None => socket.send(&payload),
+                let message = match echo {
+                    Some(echo) => &echo.request(&payload),
+                    None => &payload,
                 };
-                // What the host cannot send is lost, as on any network.
-                if sent.is_ok() {
+                // The first call may give the error of an earlier datagram. What the host cannot send is
+                // lost, as on any network.
+                if socket.send(message).or_else(|_| socket.send(message)).is_ok() {
                     record.sent += payload.len() as u64;
                     self.counters.bytes_sent += payload.len() as u64;
                 }
