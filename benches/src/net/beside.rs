@@ -27,13 +27,13 @@ const WORDS: &str = "quiet rdinit=/init tsc=reliable no_timer_check random.trust
                      address=10.0.2.15 gateway=10.0.2.2";
 
 /// An init that sets the card up and serves.
-const INIT: &str = r#"#!/bin/busybox sh
+const INIT: &str = r"#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox ifconfig lo 127.0.0.1 up
 /bin/busybox ifconfig eth0 $address netmask 255.255.255.0 mtu $mtu up
 /bin/busybox route add default gw $gateway
 exec /lib/ld.so --library-path /lib /bin/iperf3 -s > /dev/null 2>&1
-"#;
+";
 
 /// Where everything is.
 #[derive(Clone, Debug)]
