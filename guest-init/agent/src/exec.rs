@@ -1,23 +1,31 @@
-//! The exec server: runs one command for the peer of a stream, see [`cabana_protocol::exec`].
+//! Runs one command for the peer of a stream, see [`cabana_protocol::exec`].
 //!
-//! [`serve`] works over whatever can be polled, read and written: a vsock connection, a virtio-serial
-//! port, a socket pair. It needs to be neither PID 1 nor root. One call serves one command with one
-//! loop that never blocks on anything but `poll`.
+//! It works over whatever can be polled, read and written: a vsock connection, a virtio-serial port, a
+//! socket pair. It needs to be neither PID 1 nor root. One call runs one command with one loop that never
+//! blocks on anything but `poll`. A command in the background keeps its thread after its connection; later
+//! connections are handed to it.
 
 mod child;
 mod link;
+mod program;
 mod streams;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use cabana_protocol::{ExecReply, ExecRequest, ExitStatus, Kind, ProtocolError};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use cabana_protocol::{
+    Event, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, FailureKind, Kind, ProcessInfo,
+    ProtocolError,
+};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use self::child::Child;
-use self::link::Link;
-use self::streams::{Input, Output};
+pub(crate) use self::link::Link;
+use self::streams::{Input, Kept, Output};
+use crate::background::{Entry, Mail};
+use crate::server::Server;
+use crate::timespec;
 
 /// After the command ended, a background process of it may still hold its output open. Output is
 /// forwarded on until there was none for this long.
@@ -25,6 +33,12 @@ const LINGER_QUIET: Duration = Duration::from_millis(25);
 
 /// The longest time that a background process can delay the command's end.
 const LINGER_MOST: Duration = Duration::from_millis(500);
+
+/// How long a command whose time is over has to end by itself after SIGTERM.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(2);
+
+/// The most bytes of a command's words that are told in lists.
+const WORDS: usize = 256;
 
 /// Why an exec connection ended before the command's end was reported.
 #[derive(Debug, thiserror::Error)]
@@ -43,50 +57,97 @@ pub enum ExecError {
 }
 
 impl ExecError {
-    fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |errno| Self::System { what, source: errno.into() }
     }
 }
 
-/// Runs the command that the stream's peer asks for, from its first frame to the last reply, and closes
-/// the stream. The stream is made non-blocking.
-///
-/// When the connection ends early, the command ends with it.
-///
-/// # Errors
-///
-/// [`ExecError`] when the end could not be reported. A command that cannot be started is not an
-/// error: the peer was told.
-pub fn serve<S: AsFd>(stream: S) -> Result<(), ExecError> {
-    let mut link = Link::new(stream.as_fd())?;
-    let ExecRequest::Exec(exec) = link.receive()? else {
-        return Err(ProtocolError::OutOfTurn("a request before `Exec`").into());
+/// Runs a command to its end. When the connection ends early, the command ends with it, unless it is in
+/// the background.
+pub(crate) fn run(server: &Server, mut link: Link, exec: &Exec) -> Result<(), ExecError> {
+    let started = match &exec.session {
+        None => child::spawn(exec, None),
+        Some(name) => match server.session(name) {
+            Ok(session) => child::spawn(exec, Some(&session)),
+            Err(error) => {
+                let message = format!("session `{name}`: {error}");
+                Err(ExecFailed { kind: FailureKind::NoSession, message })
+            }
+        },
     };
-    let (child, input, outputs) = match child::spawn(&exec) {
-        Ok(spawned) => spawned,
+    let (child, input, outputs) = match started {
+        Ok(started) => started,
         Err(failed) => return link.finish(&ExecReply::Failed(failed)),
     };
-    link.send(&ExecReply::Started { pid: child.pid(), process: 0 })?;
-    let mut session = Session { link, child, input, outputs, ended: None };
-    match session.run() {
-        Ok(status) => session.link.finish(&ExecReply::Exited(status)),
-        Err(error) => {
-            let Session { child, input, outputs, ended, .. } = session;
-            if ended.is_none() {
+    let entry = if exec.background {
+        match server.background().add(describe(exec, child.pid())) {
+            Ok(Some(entry)) => Some(entry),
+            unable => {
                 child.end(|| drop((input, outputs)));
+                let message = match unable {
+                    Err(error) => format!("the command cannot be in the background: {error}"),
+                    _ => "as many commands run in the background as can be".into(),
+                };
+                let kind = FailureKind::Exhausted;
+                return link.finish(&ExecReply::Failed(ExecFailed { kind, message }));
             }
-            Err(error)
         }
+    } else {
+        None
+    };
+    let process = entry.as_ref().map_or(0, |entry| entry.number);
+    link.send(&ExecReply::Started { pid: child.pid(), process })?;
+    let run = Run {
+        link: Some(link),
+        child,
+        input,
+        outputs,
+        kept: Kept::default(),
+        ended: None,
+        over: exec.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms)),
+        timed_out: false,
+    };
+    match entry {
+        Some(entry) => run.in_background(server, &entry),
+        None => run.in_foreground(),
+    }
+}
+
+/// Hands the connection to a background command.
+pub(crate) fn attach(server: &Server, link: Link, process: u64) -> Result<(), ExecError> {
+    let Err(mut link) = server.background().attach(process, link) else {
+        return Ok(());
+    };
+    let kind = FailureKind::NoProcess;
+    let message = format!("there is no background command {process}");
+    link.finish(&ExecReply::Failed(ExecFailed { kind, message }))
+}
+
+fn describe(exec: &Exec, pid: u32) -> ProcessInfo {
+    let mut words = exec.argv.join(&b' ');
+    words.truncate(WORDS);
+    ProcessInfo {
+        process: 0,
+        pid,
+        session: exec.session.clone(),
+        command: String::from_utf8_lossy(&words).into_owned(),
+        attached: true,
+        status: None,
     }
 }
 
 /// A command that runs.
-struct Session<'a> {
-    link: Link<'a>,
+struct Run {
+    /// The host; a background command may be without.
+    link: Option<Link>,
     child: Child,
     input: Input,
     outputs: [Output; 2],
+    kept: Kept,
     ended: Option<Ended>,
+    /// When the command's time is over, or its grace after that.
+    over: Option<Instant>,
+    timed_out: bool,
 }
 
 /// The command ended; its output may not yet have.
@@ -103,54 +164,172 @@ enum Source {
     Child,
     Input,
     Output(usize),
+    Mail,
 }
 
-impl Session<'_> {
-    /// Moves bytes until the command has ended and its output is sent.
-    fn run(&mut self) -> Result<ExitStatus, ExecError> {
-        // Frames that came together with the request are here already; no poll tells of them.
-        self.take_frames()?;
-        self.input.write(&mut self.link)?;
-        loop {
-            if let Some(status) = self.finished() {
-                return Ok(status);
+/// What a step has come to.
+enum Step {
+    Going,
+    /// The command has ended and its output is sent, or kept.
+    Finished(ExitStatus),
+    /// The host leaves.
+    Detach,
+}
+
+impl Run {
+    /// Serves one host until the command has ended.
+    fn in_foreground(mut self) -> Result<(), ExecError> {
+        let status = match self.serve(None) {
+            Ok(Step::Finished(status)) => Ok(status),
+            Ok(_) => Err(ProtocolError::Closed.into()),
+            Err(error) => Err(error),
+        };
+        let Self { link, child, input, outputs, ended, .. } = self;
+        match (status, link) {
+            (Ok(status), Some(mut link)) => link.finish(&ExecReply::Exited(status)),
+            (status, _) => {
+                if ended.is_none() {
+                    child.end(|| drop((input, outputs)));
+                }
+                status.map(drop)
             }
-            for (source, ready) in self.wait()?.into_iter().flatten() {
+        }
+    }
+
+    /// Serves one host after another until the command's end has been told, or is of no use to anybody.
+    fn in_background(mut self, server: &Server, entry: &Entry) -> Result<(), ExecError> {
+        let mut told = false;
+        let result = loop {
+            match self.serve(Some(entry)) {
+                Ok(Step::Finished(status)) => {
+                    if !told {
+                        told = true;
+                        entry.set_ended(status);
+                        let process = entry.number;
+                        server.events().tell(Event::ProcessEnded { process, status });
+                    }
+                    if let Some(mut link) = self.link.take()
+                        && link.finish(&ExecReply::Exited(status)).is_ok()
+                    {
+                        break Ok(());
+                    }
+                }
+                Ok(Step::Detach) => {
+                    // The host has asked for it and reads on.
+                    if let Some(mut link) = self.link.take() {
+                        let _ = link.finish(&ExecReply::Detached);
+                    }
+                }
+                Ok(Step::Going) => {}
+                // The host is gone, or has broken the protocol.
+                Err(ExecError::Protocol(_)) => drop(self.link.take()),
+                Err(error) => break Err(error),
+            }
+            if self.link.is_none() {
+                entry.set_attached(false);
+            }
+            match self.take_mail(entry) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(_) => drop(self.link.take()),
+            }
+        };
+        if self.ended.is_none() {
+            let Self { child, input, outputs, .. } = self;
+            child.end(|| drop((input, outputs)));
+        }
+        if let Some(Mail::Attach(link)) = server.background().remove(entry) {
+            return attach(server, *link, entry.number);
+        }
+        result
+    }
+
+    /// Goes on with another host, if there is one; false when what is kept is of no use any more.
+    fn take_mail(&mut self, entry: &Entry) -> Result<bool, ExecError> {
+        let link = match entry.mail() {
+            None => return Ok(true),
+            Some(Mail::Forget) => return Ok(false),
+            Some(Mail::Attach(link)) => *link,
+        };
+        if let Some(mut old) = self.link.replace(link) {
+            let _ = old.send(&ExecReply::Detached).and_then(|()| old.flush());
+        }
+        entry.set_attached(true);
+        if let Some(link) = &mut self.link {
+            let window = self.input.reopen();
+            let pid = self.child.pid();
+            link.send(&ExecReply::Attached { pid, window: window.unwrap_or(0) })?;
+            if window.is_none() {
+                link.send(&ExecReply::StdinClosed)?;
+            }
+            self.kept.give(link)?;
+        }
+        Ok(true)
+    }
+
+    /// Moves bytes until the command has ended and its output is sent, the host leaves, or there is mail.
+    fn serve(&mut self, entry: Option<&Entry>) -> Result<Step, ExecError> {
+        // Frames that came together with the request are here already; no poll tells of them.
+        if self.take_frames()? {
+            return Ok(Step::Detach);
+        }
+        self.input.write(self.link.as_mut())?;
+        loop {
+            // Without a host an end waits for one.
+            if self.link.is_some()
+                && let Some(status) = self.finished()
+            {
+                return Ok(Step::Finished(status));
+            }
+            let told = self.ended.is_some();
+            for (source, ready) in self.wait(entry)?.into_iter().flatten() {
                 match source {
                     Source::Link => {
-                        if ready.contains(PollFlags::OUT) {
-                            self.link.flush()?;
-                        }
-                        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                            self.link.fill()?;
-                            self.take_frames()?;
+                        if let Some(link) = &mut self.link {
+                            if ready.contains(PollFlags::OUT) {
+                                link.flush()?;
+                            }
+                            if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                                link.fill()?;
+                                if self.take_frames()? {
+                                    return Ok(Step::Detach);
+                                }
+                            }
                         }
                     }
                     Source::Child => self.child_ended()?,
                     Source::Input => {}
                     Source::Output(index) => {
-                        if self.outputs[index].read(&mut self.link)? > 0
+                        let read = self.outputs[index].read(self.link.as_mut(), &mut self.kept)?;
+                        if read > 0
                             && let Some(ended) = &mut self.ended
                         {
                             ended.last_output = Instant::now();
                         }
                     }
+                    Source::Mail => return Ok(Step::Going),
                 }
             }
+            self.keep_time()?;
             // Input is tried whatever was ready: frames may just have brought some.
-            self.input.write(&mut self.link)?;
-            self.link.flush()?;
+            self.input.write(self.link.as_mut())?;
+            if let Some(link) = &mut self.link {
+                link.flush()?;
+            } else if !told && let Some(ended) = &self.ended {
+                // Once, so that the host hears of the end.
+                return Ok(Step::Finished(ended.status));
+            }
         }
     }
 
     /// Waits until something can be done, and says what. Output is read only when the last of it has
-    /// been sent.
-    fn wait(&self) -> Result<[Option<(Source, PollFlags)>; 5], ExecError> {
-        let link_events =
-            if self.link.is_flushed() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-        let read_output = self.link.is_flushed();
-        let entries: [Option<(Source, BorrowedFd<'_>, PollFlags)>; 5] = [
-            Some((Source::Link, self.link.as_fd(), link_events)),
+    /// been sent, or can be kept.
+    fn wait(&self, entry: Option<&Entry>) -> Result<[Option<(Source, PollFlags)>; 6], ExecError> {
+        let flushed = self.is_flushed();
+        let link_events = if flushed { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+        let read_output = if self.link.is_some() { flushed } else { self.kept.has_room() };
+        let entries: [Option<(Source, BorrowedFd<'_>, PollFlags)>; 6] = [
+            self.link.as_ref().map(|link| (Source::Link, link.as_fd(), link_events)),
             match self.ended {
                 None => Some((Source::Child, self.child.pidfd(), PollFlags::IN)),
                 Some(_) => None,
@@ -158,14 +337,15 @@ impl Session<'_> {
             self.input.blocked_fd().map(|fd| (Source::Input, fd, PollFlags::OUT)),
             self.output_entry(0, read_output),
             self.output_entry(1, read_output),
+            entry.map(|entry| (Source::Mail, entry.wake(), PollFlags::IN)),
         ];
         let mut polled = Vec::with_capacity(entries.len());
         polled.extend(
             entries.iter().flatten().map(|(_, fd, events)| PollFd::from_borrowed_fd(*fd, *events)),
         );
-        match poll(&mut polled, self.timeout().as_ref()) {
+        match poll(&mut polled, self.end_of_wait().map(timespec).as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok([None; 5]),
+            Err(rustix::io::Errno::INTR) => return Ok([None; 6]),
             Err(errno) => return Err(ExecError::system("poll")(errno)),
         }
         let mut revents = polled.iter().map(PollFd::revents);
@@ -184,20 +364,44 @@ impl Session<'_> {
         wanted.then_some((Source::Output(index), fd, PollFlags::IN))
     }
 
-    /// While the command runs only events matter; afterwards silence does too.
-    fn timeout(&self) -> Option<Timespec> {
-        let ended = self.ended.as_ref()?;
-        if !self.link.is_flushed() {
-            return None;
+    fn is_flushed(&self) -> bool {
+        self.link.as_ref().is_none_or(Link::is_flushed)
+    }
+
+    /// While the command runs only events and its own time matter; afterwards silence does too.
+    fn end_of_wait(&self) -> Option<Instant> {
+        match &self.ended {
+            None => self.over,
+            Some(ended) if self.link.is_some() && self.is_flushed() => {
+                Some(ended.last_output + LINGER_QUIET)
+            }
+            Some(_) => None,
         }
-        let left = LINGER_QUIET.saturating_sub(ended.last_output.elapsed());
-        Some(Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) })
+    }
+
+    /// Ends a command whose time is over: SIGTERM, a grace, SIGKILL.
+    fn keep_time(&mut self) -> Result<(), ExecError> {
+        let now = Instant::now();
+        if self.ended.is_some() || self.over.is_none_or(|over| now < over) {
+            return Ok(());
+        }
+        if self.timed_out {
+            self.over = None;
+            self.child.signal(libc::SIGKILL)?;
+        } else {
+            self.timed_out = true;
+            self.over = Some(now + TIMEOUT_GRACE);
+            self.child.signal(libc::SIGTERM)?;
+            // A stopped process does not see SIGTERM before it goes on.
+            self.child.signal(libc::SIGCONT)?;
+        }
+        Ok(())
     }
 
     /// The status, once the command has ended and its output has been sent.
     fn finished(&self) -> Option<ExitStatus> {
         let ended = self.ended.as_ref()?;
-        if !self.link.is_flushed() {
+        if !self.is_flushed() {
             return None;
         }
         let closed = self.outputs.iter().all(|output| output.fd().is_none());
@@ -207,14 +411,15 @@ impl Session<'_> {
         (closed || (lingered && !owed)).then_some(ended.status)
     }
 
-    /// Handles the whole frames that have arrived.
-    fn take_frames(&mut self) -> Result<(), ExecError> {
-        while let Some(frame) = self.link.next_frame()? {
+    /// Handles the whole frames that have arrived; says whether the host leaves.
+    fn take_frames(&mut self) -> Result<bool, ExecError> {
+        let Some(link) = &mut self.link else { return Ok(false) };
+        while let Some(frame) = link.next_frame()? {
             match frame.kind {
                 Kind::Stdin => self.input.push(frame.payload)?,
                 Kind::ExecRequest => match frame.message()? {
-                    ExecRequest::Exec(_) => {
-                        return Err(ProtocolError::OutOfTurn("a second `Exec`").into());
+                    ExecRequest::Exec(_) | ExecRequest::Attach { .. } => {
+                        return Err(ProtocolError::OutOfTurn("a second `Exec` or `Attach`").into());
                     }
                     ExecRequest::Signal(number) => {
                         if self.ended.is_none() {
@@ -222,15 +427,12 @@ impl Session<'_> {
                         }
                     }
                     ExecRequest::Resize(size) => self.child.resize(size),
-                    ExecRequest::Attach { .. } => {
-                        return Err(ProtocolError::OutOfTurn("`Attach` after `Exec`").into());
-                    }
-                    ExecRequest::Detach => return Err(ProtocolError::Closed.into()),
+                    ExecRequest::Detach => return Ok(true),
                 },
                 other => return Err(ProtocolError::UnexpectedKind(other).into()),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Takes the command's status, and notes what of its output is still in the pipes.
@@ -242,6 +444,7 @@ impl Session<'_> {
         for output in &mut self.outputs {
             output.note_owed();
         }
+        let status = if self.timed_out { ExitStatus::TimedOut } else { status };
         let now = Instant::now();
         self.ended = Some(Ended { status, at: now, last_output: now });
         Ok(())

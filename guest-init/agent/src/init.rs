@@ -8,12 +8,13 @@ mod control;
 mod mounts;
 mod network;
 mod processes;
-mod settings;
-mod shares;
+pub(crate) mod settings;
+pub(crate) mod shares;
 mod transport;
 mod watch;
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, panic, process};
 
@@ -25,6 +26,8 @@ use cabana_protocol::{
 use self::control::Control;
 use self::mounts::Root;
 use self::transport::Transport;
+use crate::Server;
+use crate::events::Events;
 
 /// Where the root image is mounted in the initramfs.
 pub(crate) const IMAGE: &str = "/image";
@@ -88,6 +91,7 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
     let orphans = processes::Orphans::watch().map_err(Fatal::system("watching processes"))?;
     let mut warnings = mounts::mount_kernel_file_systems();
     settings::exempt_from_oom_killer(&mut warnings);
+    settings::come_first(&mut warnings);
     settings::loopback_up(&mut warnings);
 
     let setup = loop {
@@ -105,7 +109,11 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
             return Ok(exit_port::SETUP_FAILED);
         }
     };
-    transport.accept_execs().map_err(Fatal::system("starting the exec server"))?;
+    let server = root.disk().and_then(Server::of_machine).map(Arc::new);
+    let server = server.map_err(Fatal::system("making the exec server"))?;
+    transport
+        .accept_execs(Arc::clone(&server))
+        .map_err(Fatal::system("starting the exec server"))?;
     control.send(&GuestMessage::Ready(Ready {
         tsc: arch::tsc(),
         monotonic_ns: settings::monotonic_ns(),
@@ -115,9 +123,9 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         watch::start(shares::ROOT);
     }
 
-    let asked = supervise(&mut control, &orphans)?;
+    let asked = supervise(&mut control, &orphans, server.events())?;
     processes::end_all(&orphans);
-    shares::unmount_all(&setup.shares);
+    shares::unmount_all();
     mounts::flush(&root);
     // A host that is gone hears nothing, and a write to it might wait for it.
     if asked && control.send(&GuestMessage::Stopped).is_ok() {
@@ -139,11 +147,21 @@ fn apply(setup: &Setup, warnings: &mut Vec<String>) -> Result<Root, SetupFailed>
     Ok(root)
 }
 
-/// Answers the host and reaps orphans until the machine is to end; says whether the host asked for that
+/// Answers the host, tells it of events and reaps orphans until the machine is to end; says whether the host asked for that
 /// and awaits it, or is gone.
-fn supervise(control: &mut Control, orphans: &processes::Orphans) -> Result<bool, Fatal> {
+fn supervise(
+    control: &mut Control,
+    orphans: &processes::Orphans,
+    events: &Events,
+) -> Result<bool, Fatal> {
     loop {
-        orphans.wait(Some(control.as_fd()), None).map_err(Fatal::system("poll"))?;
+        let others = [control.as_fd(), events.wake()];
+        orphans.wait(&others, None).map_err(Fatal::system("poll"))?;
+        for event in events.take() {
+            if control.send(&GuestMessage::Event(event)).is_err() {
+                return Ok(false);
+            }
+        }
         while let Some(message) = control.poll_message() {
             match message {
                 Ok(HostMessage::Ping(number)) => {

@@ -1,4 +1,4 @@
-//! Commands run by `exec::serve` over a socket pair, as a host sees them.
+//! Commands run by `Server::serve` over a socket pair, as a host sees them.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -11,7 +11,8 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use cabana_agent::exec::{ExecError, serve};
+use cabana_agent::Server;
+use cabana_agent::exec::ExecError;
 use cabana_protocol::exec::{STDIN_WINDOW, StdinWindow};
 use cabana_protocol::{
     Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, FailureKind, Kind, ProtocolError,
@@ -35,7 +36,7 @@ impl Host {
         let (stream, guest) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let server = thread::spawn(move || serve(guest));
+        let server = thread::spawn(move || Server::new().unwrap().serve(guest));
         Self { stream, buffer: Vec::new(), stdout: Vec::new(), stderr: Vec::new(), server }
     }
 
@@ -187,7 +188,7 @@ fn stdin_that_comes_together_with_the_request_is_not_left_lying() {
     write_frame(&mut frames, Kind::Stdin, b"").unwrap();
     near.write_all(&frames).unwrap();
     near.set_read_timeout(Some(PATIENCE)).unwrap();
-    let server = thread::spawn(move || serve(far));
+    let server = thread::spawn(move || Server::new().unwrap().serve(far));
     let (mut buffer, mut output) = (Vec::new(), Vec::new());
     while let Some(frame) = read_frame(&mut near, &mut buffer).unwrap() {
         if frame.kind == Kind::Stdout {

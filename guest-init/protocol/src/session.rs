@@ -95,7 +95,8 @@ pub enum Event {
         /// The session.
         session: String,
     },
-    /// A session's first process died and all others with it. The session is gone, as after a removal.
+    /// A session's first process died and all others with it. It takes no commands any more; what it has
+    /// on the disk stays until it is removed.
     SessionDied {
         /// The session.
         session: String,

@@ -74,6 +74,7 @@ pub fn finish(process: &mut Process) -> Result<Ran, Error> {
             ProcessEvent::Exited(status) => {
                 return Ok(Ran { status: status.shell_code(), stdout, stderr });
             }
+            ProcessEvent::Detached => panic!("nobody has detached"),
         }
     }
 }

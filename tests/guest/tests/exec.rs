@@ -223,7 +223,7 @@ fn a_terminal_has_size_and_line_discipline() {
             ProcessEvent::Stdout(bytes) => seen.extend_from_slice(bytes),
             ProcessEvent::Exited(status) => break assert_eq!(status.shell_code(), 0),
             ProcessEvent::Started(_) => {}
-            other @ ProcessEvent::Stderr(_) => panic!("{other:?}"),
+            other @ (ProcessEvent::Stderr(_) | ProcessEvent::Detached) => panic!("{other:?}"),
         }
     }
     let text = String::from_utf8_lossy(&seen);

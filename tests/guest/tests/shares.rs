@@ -349,7 +349,7 @@ fn meanwhile(machine: &Machine, words: &[&str], work: impl FnOnce()) -> String {
                 assert_eq!(status.shell_code(), 0, "{text}");
                 return text;
             }
-            ProcessEvent::Started(_) => {}
+            ProcessEvent::Started(_) | ProcessEvent::Detached => {}
         }
         if text.starts_with("ready\n")
             && let Some(work) = work.take()

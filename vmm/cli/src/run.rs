@@ -91,7 +91,8 @@ fn pump(process: &mut Process, timeline: &Timeline) -> Result<u8, Error> {
     let mut first = true;
     loop {
         let written = match process.next_event()? {
-            ProcessEvent::Started(_) => continue,
+            // Nobody here asks to leave.
+            ProcessEvent::Started(_) | ProcessEvent::Detached => continue,
             ProcessEvent::Exited(status) => {
                 if first {
                     timeline.mark(trace::FIRST_OUTPUT);

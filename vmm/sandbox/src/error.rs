@@ -10,7 +10,7 @@ use cabana_journal::JournalError;
 use cabana_machine::MachineError;
 use cabana_netstack::NetworkError;
 use cabana_pmem::ImageError;
-use cabana_protocol::ProtocolError;
+use cabana_protocol::{Cause, ProtocolError};
 use cabana_vsock::VsockError;
 
 /// Everything that a caller of the engine may have to handle.
@@ -106,6 +106,14 @@ pub enum Error {
         /// What failed and why.
         message: String,
     },
+    /// The agent refused a request, or could not meet it.
+    #[error("{message}")]
+    Refused {
+        /// The cause, for programs.
+        cause: Cause,
+        /// What failed, on what and why.
+        message: String,
+    },
     /// The machine was stopped.
     #[error("the machine was stopped")]
     Stopped,
@@ -135,6 +143,15 @@ impl Error {
             Self::ProtocolVersion { .. } => "protocol-version",
             Self::Protocol(_) => "protocol",
             Self::Exec { .. } => "exec",
+            Self::Refused { cause, .. } => match cause {
+                Cause::Invalid => "invalid",
+                Cause::NotFound => "not-found",
+                Cause::Exists => "exists",
+                Cause::Denied => "denied",
+                Cause::Exhausted => "exhausted",
+                Cause::Unsupported => "unsupported",
+                Cause::Other => "refused",
+            },
             Self::Stopped => "stopped",
             Self::Connection(_) => "connection",
         }

@@ -3,7 +3,8 @@
 
 use std::fmt;
 use std::net::Shutdown;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -79,10 +80,26 @@ pub struct Stamps {
 /// An agent that is ready for commands.
 #[derive(Debug)]
 pub struct Guest {
-    link: Arc<dyn Link>,
-    control: Stream,
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) control: Stream,
     warnings: Vec<String>,
     stamps: Stamps,
+    /// Somebody reads what the agent says.
+    pub(crate) listening: AtomicBool,
+    pub(crate) pongs: Arc<Pongs>,
+}
+
+/// Answers of the agent that it is there.
+#[derive(Debug, Default)]
+pub(crate) struct Pongs {
+    pub(crate) numbers: Mutex<PongNumbers>,
+    pub(crate) changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct PongNumbers {
+    pub(crate) asked: u64,
+    pub(crate) answered: u64,
 }
 
 impl Guest {
@@ -97,7 +114,8 @@ impl Guest {
         match converse(&control, introduction, timeline) {
             Ok((hello, ready)) => {
                 let stamps = Stamps { agent: hello.tsc_main, ready: ready.tsc };
-                Ok(Self { link, control, warnings: ready.warnings, stamps })
+                let (listening, pongs) = (AtomicBool::new(false), Arc::default());
+                Ok(Self { link, control, warnings: ready.warnings, stamps, listening, pongs })
             }
             Err(Greeting::Broken(error)) => Err(link.explain(error)),
             Err(Greeting::Refused(error)) => Err(error),
@@ -107,6 +125,11 @@ impl Guest {
     /// Starts a command; several may run at once.
     pub fn exec(&self, command: &Command) -> Result<Process, Error> {
         Process::start(self.link.connect(EXEC_PORT)?, command, Arc::clone(&self.link))
+    }
+
+    /// Goes on with a background command, by the number that it was started with.
+    pub fn attach(&self, process: u64) -> Result<Process, Error> {
+        Process::attach(self.link.connect(EXEC_PORT)?, process, Arc::clone(&self.link))
     }
 
     /// What did not work at the start but does not stand in the way, one sentence each.
@@ -125,8 +148,11 @@ impl Guest {
         if let Err(error) = frame::write_message(&mut control, &HostMessage::Shutdown) {
             return Err(self.link.explain(error));
         }
-        let builder = thread::Builder::new().name("farewell".to_owned()).stack_size(128 << 10);
-        builder.spawn(|| hang_up(control)).map_err(Error::host("a thread"))?;
+        // Who listens to events hears the last word too.
+        if !self.listening.load(Ordering::Relaxed) {
+            let builder = thread::Builder::new().name("farewell".to_owned()).stack_size(128 << 10);
+            builder.spawn(|| hang_up(control)).map_err(Error::host("a thread"))?;
+        }
         self.link
             .wait_end(SHUTDOWN_LIMIT)
             .unwrap_or_else(|| Err(Error::Agent("it did not shut down in time".to_owned())))

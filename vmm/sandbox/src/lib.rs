@@ -32,6 +32,7 @@ mod guest;
 mod machine;
 mod network;
 mod process;
+mod session;
 mod stream;
 mod watch;
 
@@ -42,11 +43,15 @@ pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
 pub use cabana_netstack::NetworkCounters;
 pub use cabana_os::process::raise_open_files;
 pub use cabana_platform::SerialInput;
-pub use cabana_protocol::{Exec as Command, ExitStatus, TtySize};
+pub use cabana_protocol::{
+    Cause, Entry, Event, Exec as Command, ExitStatus, ProcessInfo, SessionInfo, SessionLimits,
+    SessionSpec, ShareMount, TtySize,
+};
 pub use config::{MachineConfig, NetworkConfig, Publish, Scratch, Share};
 pub use console::ConsoleTail;
 pub use error::Error;
 pub use guest::{Guest, Introduction, Link, Stamps};
 pub use machine::{Machine, Vmm};
 pub use process::{Process, ProcessEvent, ProcessInput};
+pub use session::{Listener, Pull, Pulled, Push, Tunnel};
 pub use stream::{Duplex, Stream};

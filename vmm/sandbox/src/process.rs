@@ -17,6 +17,7 @@ pub struct Process {
     buffer: Vec<u8>,
     input: ProcessInput,
     link: Arc<dyn Link>,
+    number: u64,
 }
 
 /// What happens to a [`Process`].
@@ -30,6 +31,8 @@ pub enum ProcessEvent<'a> {
     Stderr(&'a [u8]),
     /// It ended; nothing comes after.
     Exited(ExitStatus),
+    /// It runs on in the background, without this end; nothing comes after.
+    Detached,
 }
 
 /// The way into a [`Process`]: standard input, signals, the terminal's size. Cheap to clone, for
@@ -60,14 +63,38 @@ impl Process {
         command: &Command,
         link: Arc<dyn Link>,
     ) -> Result<Self, Error> {
+        Self::begin(stream, &ExecRequest::Exec(command.clone()), link)
+    }
+
+    pub(crate) fn attach(stream: Stream, process: u64, link: Arc<dyn Link>) -> Result<Self, Error> {
+        let mut attached = Self::begin(stream, &ExecRequest::Attach { process }, link)?;
+        attached.number = process;
+        // The agent will say how much the command takes.
+        lock(&attached.input.shared.window).account = StdinWindow::attached(0);
+        Ok(attached)
+    }
+
+    fn begin(stream: Stream, request: &ExecRequest, link: Arc<dyn Link>) -> Result<Self, Error> {
         let shared = Shared {
             stream: Mutex::new(stream.clone()),
             window: Mutex::new(Window { account: StdinWindow::new(), closed: false }),
             window_changed: Condvar::new(),
         };
         let input = ProcessInput { shared: Arc::new(shared) };
-        input.send(&ExecRequest::Exec(command.clone())).map_err(|error| link.explain(error))?;
-        Ok(Self { stream, buffer: Vec::new(), input, link })
+        input.send(request).map_err(|error| link.explain(error))?;
+        Ok(Self { stream, buffer: Vec::new(), input, link, number: 0 })
+    }
+
+    /// The number by which a background command can be attached to; 0 for one that is not in the
+    /// background, and before [`ProcessEvent::Started`].
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Leaves a background command running. What is under way is still to be taken, up to
+    /// [`ProcessEvent::Detached`]. One that is not in the background ends.
+    pub fn detach(&self) {
+        let _ = self.input.send(&ExecRequest::Detach);
     }
 
     /// The way in.
@@ -80,7 +107,8 @@ impl Process {
         let output = loop {
             match self.receive().map_err(|error| self.link.explain(error))? {
                 Received::Output(kind) => break kind,
-                Received::Reply(ExecReply::Started { pid, .. }) => {
+                Received::Reply(ExecReply::Started { pid, process }) => {
+                    self.number = process;
                     return Ok(ProcessEvent::Started(pid));
                 }
                 Received::Reply(ExecReply::Exited(status)) => {
@@ -96,9 +124,14 @@ impl Process {
                     self.input.open_window(taken).map_err(|error| self.link.explain(error))?;
                 }
                 Received::Reply(ExecReply::StdinClosed) => self.input.close_window(),
-                Received::Reply(ExecReply::Attached { .. } | ExecReply::Detached) => {
-                    let answer = "an answer to what was not asked";
-                    return Err(Error::Protocol(ProtocolError::OutOfTurn(answer)));
+                Received::Reply(ExecReply::Attached { pid, window }) => {
+                    lock(&self.input.shared.window).account = StdinWindow::attached(window);
+                    self.input.shared.window_changed.notify_all();
+                    return Ok(ProcessEvent::Started(pid));
+                }
+                Received::Reply(ExecReply::Detached) => {
+                    self.input.close_window();
+                    return Ok(ProcessEvent::Detached);
                 }
             }
         };

@@ -1,39 +1,31 @@
 //! Starting, signalling and ending the command's process.
 
-use std::ffi::OsStr;
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use cabana_protocol::{Exec, ExecFailed, ExitStatus, FailureKind, Kind, ProtocolError, TtySize};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize};
 
 use super::ExecError;
 use super::link::set_nonblocking;
+use super::program::Program;
 use super::streams::{Input, Output};
+use crate::fork;
+use crate::session::{Session, confine, filter};
+use crate::timespec;
 
 /// How long a command whose connection ended has to end by itself after SIGHUP.
 const HANG_UP_GRACE: Duration = Duration::from_secs(2);
 
-/// The environment, unless the request clears it.
-const DEFAULT_ENV: [(&str, &str); 4] = [
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-    ("HOME", "/root"),
-    ("USER", "root"),
-    ("LANG", "C.UTF-8"),
-];
-
-const DEFAULT_TERM: &str = "xterm-256color";
-
-/// The command's process. It leads a session and a process group of its own.
+/// The command's process. It leads a session (of Linux) and a process group of its own.
 pub(super) struct Child {
     pid: Pid,
     pidfd: OwnedFd,
@@ -108,166 +100,214 @@ impl Child {
     }
 }
 
-/// Starts the command.
-pub(super) fn spawn(exec: &Exec) -> Result<(Child, Input, [Output; 2]), ExecFailed> {
-    let mut command = command(exec)?;
-    let cwd = open_cwd(exec)?;
-    let no_terminal =
-        |error: io::Error| other(format!("the command cannot have a terminal: {error}"));
-    let terminal =
-        exec.tty.map(Terminal::open).transpose().map_err(|errno| no_terminal(errno.into()))?;
-    if let Some(terminal) = &terminal {
-        terminal.attach(&mut command).map_err(no_terminal)?;
-    } else {
-        command.stdin(if exec.stdin { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    }
-    let is_terminal = terminal.is_some();
-    // SAFETY: between fork and exec the closure makes system calls alone; it neither allocates nor
-    // takes a lock.
-    unsafe {
-        command.pre_exec(move || prepare(is_terminal, cwd.as_ref().map(AsFd::as_fd)));
-    }
-    let mut process = command.spawn().map_err(|error| start_failure(exec, &error))?;
-    // The terminal's slave and the working directory are the child's alone now.
-    drop(command);
-
-    match adopt(&mut process, terminal.map(|terminal| terminal.master)) {
-        Ok(spawned) => Ok(spawned),
-        Err(error) => {
-            // Both fail only for a process that has ended already.
-            let _ = process.kill();
-            let _ = process.wait();
-            Err(other(format!("the command was started, but its streams are lost: {error}")))
-        }
-    }
-}
-
-/// Takes the started process and its streams over.
-fn adopt(
-    process: &mut std::process::Child,
-    terminal: Option<OwnedFd>,
-) -> io::Result<(Child, Input, [Output; 2])> {
-    let pid = Pid::from_child(process);
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let (input, stdout, stderr) = match &terminal {
-        Some(master) => (Some(master.try_clone()?), Some(master.try_clone()?), None),
-        None => (
-            process.stdin.take().map(OwnedFd::from),
-            process.stdout.take().map(OwnedFd::from),
-            process.stderr.take().map(OwnedFd::from),
-        ),
+/// Starts the command, in a session if one is given.
+pub(super) fn spawn(
+    exec: &Exec,
+    session: Option<&Session>,
+) -> Result<(Child, Input, [Output; 2]), ExecFailed> {
+    let home = session.map(Session::home);
+    let user = session.map(|session| session.name.as_str()).zip(home.as_deref());
+    let program = Program::new(exec, user)?;
+    let cwd = exec.cwd.as_deref().or(home.as_deref().map(str::as_bytes)).unwrap_or(b"/");
+    let cwd = CString::new(cwd).map_err(|_| bad_cwd(exec, &io::ErrorKind::InvalidInput.into()))?;
+    let no_streams = |error: io::Error| other(format!("the command cannot have streams: {error}"));
+    let (ours, theirs) = match exec.tty {
+        Some(size) => terminal(size, session)
+            .map_err(|error| other(format!("the command cannot have a terminal: {error}")))?,
+        None => pipes(exec.stdin).map_err(no_streams)?,
     };
-    for fd in [&input, &stdout, &stderr].into_iter().flatten() {
-        set_nonblocking(fd.as_fd())?;
+    if session.is_some() {
+        filter::program();
     }
-    let input = Input::new(input, terminal.is_some());
-    let outputs = [Output::new(stdout, Kind::Stdout), Output::new(stderr, Kind::Stderr)];
-    Ok((Child { pid, pidfd, terminal }, input, outputs))
-}
-
-/// The command with its arguments and environment.
-fn command(exec: &Exec) -> Result<Command, ExecFailed> {
-    let Some((program, arguments)) = exec.argv.split_first() else {
-        return Err(other("no command was given".into()));
+    let (failed, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| no_streams(errno.into()))?;
+    let no_session = |error: io::Error| ExecFailed {
+        kind: FailureKind::NoSession,
+        message: format!("entering the session: {error}"),
     };
-    let mut command = Command::new(OsStr::from_bytes(program));
-    command.args(arguments.iter().map(|argument| OsStr::from_bytes(argument)));
-    command.env_clear();
-    if !exec.clear_env {
-        command.envs(DEFAULT_ENV);
-        if exec.tty.is_some() {
-            command.env("TERM", DEFAULT_TERM);
+    if let Some(session) = session {
+        session.adopt_children().map_err(no_session)?;
+    }
+    // SAFETY: the child makes system calls alone until it executes the program or ends.
+    let forked = unsafe { fork::fork(0, session.map(Session::cgroup)) };
+    let forked = forked.map_err(|error| match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOMEM) => ExecFailed {
+            kind: FailureKind::Exhausted,
+            message: format!("the command cannot have a process: {error}"),
+        },
+        _ => other(format!("the command cannot have a process: {error}")),
+    })?;
+    let Some(forked) = forked else {
+        let start = Start {
+            streams: theirs.each_ref().map(AsFd::as_fd),
+            is_terminal: exec.tty.is_some(),
+            cwd: &cwd,
+            session,
+            program: &program,
+        };
+        let (stage, error) = start.run();
+        let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EINVAL).to_le_bytes();
+        let _ = rustix::io::write(&tell, &[stage as u8, a, b, c, d]);
+        fork::exit(127);
+    };
+    drop((theirs, tell));
+    let mut answer = [0; 5];
+    let told = loop {
+        match rustix::io::read(&failed, &mut answer) {
+            Err(Errno::INTR) => {}
+            other => break other,
         }
+    };
+    let child = Child { pid: forked.pid, pidfd: forked.pidfd, terminal: ours.terminal };
+    if told == Ok(0) {
+        let [input, stdout, stderr] = ours.streams;
+        let input = Input::new(input, exec.tty.is_some());
+        let outputs = [Output::new(stdout, Kind::Stdout), Output::new(stderr, Kind::Stderr)];
+        return Ok((child, input, outputs));
     }
-    if let (Some(term), Some(_)) = (&exec.term, exec.tty) {
-        command.env("TERM", term);
-    }
-    for (key, value) in &exec.env {
-        if key.is_empty() || key.contains(&b'=') {
-            let key = String::from_utf8_lossy(key);
-            return Err(other(format!("`{key}` cannot be the name of an environment variable")));
+    // It ends by itself.
+    let _ = waitid(WaitId::PidFd(child.pidfd()), WaitIdOptions::EXITED);
+    let [stage, a, b, c, d] = answer;
+    let error = io::Error::from_raw_os_error(i32::from_le_bytes([a, b, c, d]));
+    Err(match stage {
+        stage if stage == Stage::Cwd as u8 => bad_cwd(exec, &error),
+        stage if stage == Stage::Session as u8 => no_session(error),
+        stage if stage == Stage::Program as u8 => start_failure(exec, &error),
+        _ => other(format!("the command cannot be prepared: {error}")),
+    })
+}
+
+/// Where a child that cannot go on stands.
+#[derive(Clone, Copy)]
+enum Stage {
+    Prepare = 1,
+    Session,
+    Cwd,
+    Program,
+}
+
+/// What happens between fork and exec. It makes system calls alone.
+struct Start<'a> {
+    streams: [BorrowedFd<'a>; 3],
+    is_terminal: bool,
+    cwd: &'a CString,
+    session: Option<&'a Session>,
+    program: &'a Program,
+}
+
+impl Start<'_> {
+    /// Executes the program; returns why it could not.
+    fn run(&self) -> (Stage, io::Error) {
+        if let Err(error) = self.prepare() {
+            return (Stage::Prepare, error);
         }
-        command.env(OsStr::from_bytes(key), OsStr::from_bytes(value));
-    }
-    Ok(command)
-}
-
-/// Opens the working directory, so that its failure is not taken for the command's.
-fn open_cwd(exec: &Exec) -> Result<Option<OwnedFd>, ExecFailed> {
-    let cwd = exec.cwd.as_deref().unwrap_or(b"/");
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match rustix::fs::open(cwd, flags, Mode::empty()) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(errno) => Err(ExecFailed {
-            kind: FailureKind::BadCwd,
-            message: format!(
-                "working directory `{}`: {}",
-                String::from_utf8_lossy(cwd),
-                io::Error::from(errno)
-            ),
-        }),
-    }
-}
-
-/// Runs in the child before the program: a session of its own, the terminal, and nothing of the
-/// server's that a program would notice. `Command` has put the streams in place and empties the signal
-/// mask.
-fn prepare(is_terminal: bool, cwd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    rustix::process::setsid()?;
-    if is_terminal {
-        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
-    }
-    if let Some(cwd) = cwd {
-        rustix::process::fchdir(cwd)?;
-    }
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    for signal in 1..32 {
-        // SAFETY: resets a disposition; SIGKILL and SIGSTOP answer with an error, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    // The agent exempts itself from the out-of-memory killer; its commands are not exempt. Without
-    // /proc there is nothing to undo.
-    if let Ok(file) = rustix::fs::open(
-        c"/proc/self/oom_score_adj",
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        let _ = rustix::io::write(file, b"0");
-    }
-    Ok(())
-}
-
-/// A pseudo terminal for a command to come.
-struct Terminal {
-    master: OwnedFd,
-    slave: OwnedFd,
-}
-
-impl Terminal {
-    fn open(size: TtySize) -> Result<Self, Errno> {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags)?;
-        unlockpt(&master)?;
-        let slave = ioctl_tiocgptpeer(&master, flags)?;
-        let mut modes = rustix::termios::tcgetattr(&slave)?;
-        modes.input_modes |= InputModes::IUTF8;
-        rustix::termios::tcsetattr(&slave, OptionalActions::Now, &modes)?;
-        rustix::termios::tcsetwinsize(&master, winsize(size))?;
-        Ok(Self { master, slave })
+        if let Some(session) = self.session {
+            let enter = || {
+                session.enter_all()?;
+                confine::apply(session.uid)
+            };
+            if let Err(error) = enter() {
+                return (Stage::Session, error);
+            }
+        }
+        if let Err(errno) = rustix::process::chdir(self.cwd.as_c_str()) {
+            return (Stage::Cwd, errno.into());
+        }
+        (Stage::Program, self.program.execute())
     }
 
-    /// Makes the terminal the command's standard streams.
-    fn attach(&self, command: &mut Command) -> io::Result<()> {
-        command.stdin(self.slave.try_clone()?);
-        command.stdout(self.slave.try_clone()?);
-        command.stderr(self.slave.try_clone()?);
+    /// A session (of Linux) of its own, the streams, and nothing of the server's that a program would
+    /// notice.
+    fn prepare(&self) -> io::Result<()> {
+        // The agent exempts itself from the out-of-memory killer; its commands are not exempt. Without
+        // /proc there is nothing to undo.
+        if let Ok(file) = rustix::fs::open(
+            c"/proc/self/oom_score_adj",
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            let _ = rustix::io::write(file, b"0");
+        }
+        rustix::process::setsid()?;
+        for (stream, number) in self.streams.iter().zip(0..) {
+            // SAFETY: makes the descriptor a standard stream of this process, which owns all three. None of
+            // the originals is one: the agent's own are never closed.
+            if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        if self.is_terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        // The agent's own priority is not for its commands.
+        // SAFETY: sets the priority of this process.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        for signal in 1..32 {
+            // SAFETY: resets a disposition; SIGKILL and SIGSTOP answer with an error, which is fine.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        // SAFETY: an empty set of signals is all zeros; the kernel reads it.
+        unsafe {
+            let none: libc::sigset_t = std::mem::zeroed();
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        }
         Ok(())
     }
 }
 
+/// Our ends of the command's streams.
+struct Ours {
+    streams: [Option<OwnedFd>; 3],
+    terminal: Option<OwnedFd>,
+}
+
+fn pipes(stdin: bool) -> io::Result<(Ours, [OwnedFd; 3])> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
+    let (input, ours_in) = if stdin {
+        let (reader, writer) = pipe()?;
+        (reader, Some(writer))
+    } else {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        (rustix::fs::open(c"/dev/null", flags, Mode::empty())?, None)
+    };
+    let ((ours_out, output), (ours_err, error)) = (pipe()?, pipe()?);
+    let streams = [ours_in, Some(ours_out), Some(ours_err)];
+    for stream in streams.iter().flatten() {
+        set_nonblocking(stream.as_fd())?;
+    }
+    Ok((Ours { streams, terminal: None }, [input, output, error]))
+}
+
+/// A pseudo terminal: the slave is all of the command's streams.
+fn terminal(size: TtySize, session: Option<&Session>) -> io::Result<(Ours, [OwnedFd; 3])> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = match session {
+        Some(session) => session.open_terminal()?,
+        None => openpt(flags)?,
+    };
+    unlockpt(&master)?;
+    let slave = ioctl_tiocgptpeer(&master, flags)?;
+    if let Some(session) = session {
+        let owner = rustix::fs::Uid::from_raw(session.uid);
+        rustix::fs::fchown(&slave, Some(owner), None)?;
+    }
+    let mut modes = rustix::termios::tcgetattr(&slave)?;
+    modes.input_modes |= InputModes::IUTF8;
+    rustix::termios::tcsetattr(&slave, OptionalActions::Now, &modes)?;
+    rustix::termios::tcsetwinsize(&master, winsize(size))?;
+    set_nonblocking(master.as_fd())?;
+    let streams = [Some(master.try_clone()?), Some(master.try_clone()?), None];
+    let slaves = [slave.try_clone()?, slave.try_clone()?, slave];
+    Ok((Ours { streams, terminal: Some(master) }, slaves))
+}
+
 fn winsize(size: TtySize) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+fn bad_cwd(exec: &Exec, error: &io::Error) -> ExecFailed {
+    let cwd = String::from_utf8_lossy(exec.cwd.as_deref().unwrap_or(b"/"));
+    ExecFailed { kind: FailureKind::BadCwd, message: format!("working directory `{cwd}`: {error}") }
 }
 
 /// Says why the program was not started.
@@ -290,7 +330,7 @@ fn start_failure(exec: &Exec, error: &io::Error) -> ExecFailed {
     }
 }
 
-fn other(message: String) -> ExecFailed {
+pub(super) fn other(message: String) -> ExecFailed {
     ExecFailed { kind: FailureKind::Other, message }
 }
 
@@ -302,12 +342,9 @@ fn signal_group(group: Pid, number: i32) {
 
 /// Waits until `fd` is readable or the time is over.
 fn wait_readable(fd: &OwnedFd, most: Duration) {
-    let end = Instant::now() + most;
+    let end = std::time::Instant::now() + most;
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout =
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timespec(end))) {
             Err(Errno::INTR) => {}
             _ => return,
         }

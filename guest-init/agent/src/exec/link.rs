@@ -1,10 +1,10 @@
 //! The server's end of the connection.
 
 use std::io::{self, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cabana_protocol::frame::{HEADER, header};
-use cabana_protocol::{Decoder, ExecReply, Frame, Kind, Message, ProtocolError};
+use cabana_protocol::{Decoder, Frame, Kind, Message, ProtocolError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use super::ExecError;
 
 /// A non-blocking stream, cut into frames on the way in, gathered on the way out.
-pub(super) struct Link<'a> {
-    stream: BorrowedFd<'a>,
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: OwnedFd,
     decoder: Decoder,
     /// Bytes to send: `outbox[start..end]`. What stands beyond `end` is room.
     outbox: Vec<u8>,
@@ -21,21 +22,25 @@ pub(super) struct Link<'a> {
     end: usize,
 }
 
-impl<'a> Link<'a> {
-    pub(super) fn new(stream: BorrowedFd<'a>) -> Result<Self, ExecError> {
-        set_nonblocking(stream).map_err(ExecError::system("making the connection non-blocking"))?;
+impl Link {
+    pub(crate) fn new(stream: OwnedFd) -> Result<Self, ExecError> {
+        set_nonblocking(stream.as_fd())
+            .map_err(ExecError::system("making the connection non-blocking"))?;
         Ok(Self { stream, decoder: Decoder::new(), outbox: Vec::new(), start: 0, end: 0 })
     }
 
-    pub(super) fn as_fd(&self) -> BorrowedFd<'a> {
-        self.stream
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
-    /// Waits for one message.
-    pub(super) fn receive<M: Message>(&mut self) -> Result<M, ExecError> {
+    /// Waits for a frame and gives it to `take`.
+    pub(crate) fn receive<T>(
+        &mut self,
+        take: impl FnOnce(Frame<'_>) -> Result<T, ProtocolError>,
+    ) -> Result<T, ExecError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
-                return Ok(frame.message()?);
+                return Ok(take(frame)?);
             }
             self.wait(PollFlags::IN)?;
             self.fill()?;
@@ -43,8 +48,8 @@ impl<'a> Link<'a> {
     }
 
     /// Reads what has arrived.
-    pub(super) fn fill(&mut self) -> Result<(), ExecError> {
-        match self.decoder.fill(&mut Reader(self.stream)) {
+    pub(crate) fn fill(&mut self) -> Result<(), ExecError> {
+        match self.decoder.fill(&mut Reader(self.stream.as_fd())) {
             Ok(0) => Err(ProtocolError::Closed.into()),
             Ok(_) => Ok(()),
             Err(error) if is_transient(&error) => Ok(()),
@@ -53,12 +58,12 @@ impl<'a> Link<'a> {
     }
 
     /// The next whole frame that has arrived.
-    pub(super) fn next_frame(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
         self.decoder.next_frame()
     }
 
-    /// Queues a reply.
-    pub(super) fn send(&mut self, reply: &ExecReply) -> Result<(), ExecError> {
+    /// Queues a message.
+    pub(crate) fn send<M: Message>(&mut self, reply: &M) -> Result<(), ExecError> {
         let frame = reply.to_frame()?;
         self.room(frame.len()).copy_from_slice(&frame);
         self.end += frame.len();
@@ -67,7 +72,7 @@ impl<'a> Link<'a> {
 
     /// Queues a frame whose payload, at most `most` bytes, `read` puts in its place. Nothing is queued
     /// when it reads nothing or fails.
-    pub(super) fn send_data(
+    pub(crate) fn send_data(
         &mut self,
         kind: Kind,
         most: usize,
@@ -85,15 +90,32 @@ impl<'a> Link<'a> {
         Ok(Ok(length))
     }
 
+    /// Queues a frame of bytes.
+    pub(super) fn send_bytes(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), ExecError> {
+        let read = |room: &mut [u8]| {
+            room.copy_from_slice(bytes);
+            Ok(bytes.len())
+        };
+        self.send_data(kind, bytes.len(), read).map(|_| ())
+    }
+
+    /// Queues an empty frame of data, the end of a file or a tunnel.
+    pub(crate) fn send_end(&mut self) -> Result<(), ExecError> {
+        let head = header(Kind::Data, 0)?;
+        self.room(HEADER).copy_from_slice(&head);
+        self.end += HEADER;
+        Ok(())
+    }
+
     /// Whether everything queued has been sent.
-    pub(super) fn is_flushed(&self) -> bool {
+    pub(crate) fn is_flushed(&self) -> bool {
         self.start == self.end
     }
 
     /// Sends as much as the stream takes now.
-    pub(super) fn flush(&mut self) -> Result<(), ExecError> {
+    pub(crate) fn flush(&mut self) -> Result<(), ExecError> {
         while self.start < self.end {
-            match rustix::io::write(self.stream, &self.outbox[self.start..self.end]) {
+            match rustix::io::write(&self.stream, &self.outbox[self.start..self.end]) {
                 Ok(0) | Err(Errno::PIPE | Errno::CONNRESET) => {
                     return Err(ProtocolError::Closed.into());
                 }
@@ -108,9 +130,14 @@ impl<'a> Link<'a> {
         Ok(())
     }
 
-    /// Sends the last reply and everything before it.
-    pub(super) fn finish(&mut self, reply: &ExecReply) -> Result<(), ExecError> {
-        self.send(reply)?;
+    /// Sends the last message and everything before it.
+    pub(crate) fn finish<M: Message>(&mut self, message: &M) -> Result<(), ExecError> {
+        self.send(message)?;
+        self.drain()
+    }
+
+    /// Waits until everything queued has been sent.
+    pub(crate) fn drain(&mut self) -> Result<(), ExecError> {
         loop {
             self.flush()?;
             if self.is_flushed() {
@@ -121,7 +148,7 @@ impl<'a> Link<'a> {
     }
 
     fn wait(&self, events: PollFlags) -> Result<(), ExecError> {
-        match poll(&mut [PollFd::from_borrowed_fd(self.stream, events)], None) {
+        match poll(&mut [PollFd::new(&self.stream, events)], None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(ExecError::system("poll")(errno)),
         }
@@ -137,7 +164,7 @@ impl<'a> Link<'a> {
 }
 
 /// Makes reads and writes of `fd` return at once.
-pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)
 }
 

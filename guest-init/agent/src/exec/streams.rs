@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cabana_protocol::exec::STDIN_WINDOW;
+use cabana_protocol::exec::{OUTPUT_BUFFER, STDIN_WINDOW};
 use cabana_protocol::{ExecReply, Kind, ProtocolError};
 use rustix::io::Errno;
 
@@ -64,8 +64,8 @@ impl Input {
         if self.waiting.is_empty() { None } else { self.fd.as_ref().map(AsFd::as_fd) }
     }
 
-    /// Gives the command as much as it takes now, and tells the host.
-    pub(super) fn write(&mut self, link: &mut Link<'_>) -> Result<(), ExecError> {
+    /// Gives the command as much as it takes now, and tells the host if there is one.
+    pub(super) fn write(&mut self, link: Option<&mut Link>) -> Result<(), ExecError> {
         let Some(fd) = &self.fd else {
             return Ok(());
         };
@@ -79,17 +79,29 @@ impl Input {
                 Err(Errno::AGAIN) => break,
                 Err(_) => {
                     self.close();
-                    return link.send(&ExecReply::StdinClosed);
+                    return link.map_or(Ok(()), |link| link.send(&ExecReply::StdinClosed));
                 }
             }
         }
         if self.ended && self.waiting.is_empty() && !self.is_terminal {
             self.close();
-        } else if self.taken >= TAKEN_CHUNK {
+        } else if self.taken >= TAKEN_CHUNK
+            && let Some(link) = link
+        {
             link.send(&ExecReply::StdinTaken(self.taken as u32))?;
             self.taken = 0;
         }
         Ok(())
+    }
+
+    /// What another host may send: the window that it is told, and the account begins anew. `None` when
+    /// the command takes no input any more.
+    pub(super) fn reopen(&mut self) -> Option<u32> {
+        self.taken = 0;
+        if self.fd.is_none() || self.ended {
+            return None;
+        }
+        Some(STDIN_WINDOW.saturating_sub(self.waiting.len()) as u32)
     }
 
     /// Drops what is waiting and whatever follows.
@@ -116,12 +128,22 @@ impl Output {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Queues what there is to read, and says how much.
-    pub(super) fn read(&mut self, link: &mut Link<'_>) -> Result<usize, ExecError> {
+    /// Queues what there is to read, or keeps it while there is no host, and says how much.
+    pub(super) fn read(
+        &mut self,
+        link: Option<&mut Link>,
+        kept: &mut Kept,
+    ) -> Result<usize, ExecError> {
         let Some(fd) = &self.fd else {
             return Ok(0);
         };
-        match link.send_data(self.kind, OUTPUT_CHUNK, |room| rustix::io::read(fd, room))? {
+        let read = match link {
+            Some(link) => {
+                link.send_data(self.kind, OUTPUT_CHUNK, |room| rustix::io::read(fd, room))?
+            }
+            None => kept.read(self.kind, fd),
+        };
+        match read {
             Ok(0) => self.close(),
             Ok(length) => {
                 self.owed = self.owed.saturating_sub(length);
@@ -148,5 +170,44 @@ impl Output {
     fn close(&mut self) {
         self.fd = None;
         self.owed = 0;
+    }
+}
+
+/// Output that waits for a host.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pieces: Vec<(Kind, Vec<u8>)>,
+    length: usize,
+}
+
+impl Kept {
+    /// Whether more can be kept.
+    pub(super) fn has_room(&self) -> bool {
+        self.length < OUTPUT_BUFFER
+    }
+
+    /// Queues everything for a host.
+    pub(super) fn give(&mut self, link: &mut Link) -> Result<(), ExecError> {
+        self.length = 0;
+        for (kind, bytes) in self.pieces.drain(..) {
+            for frame in bytes.chunks(OUTPUT_CHUNK) {
+                link.send_bytes(kind, frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, kind: Kind, fd: &OwnedFd) -> Result<usize, Errno> {
+        let most = OUTPUT_CHUNK.min(OUTPUT_BUFFER.saturating_sub(self.length));
+        if self.pieces.last().is_none_or(|(last, _)| *last != kind) {
+            self.pieces.push((kind, Vec::new()));
+        }
+        let Some((_, bytes)) = self.pieces.last_mut() else { return Ok(0) };
+        let start = bytes.len();
+        bytes.resize(start + most, 0);
+        let read = rustix::io::read(fd, &mut bytes[start..]);
+        bytes.truncate(start + *read.as_ref().unwrap_or(&0));
+        self.length += read.as_ref().unwrap_or(&0);
+        read
     }
 }

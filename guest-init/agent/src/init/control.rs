@@ -8,7 +8,7 @@ use std::time::Instant;
 use cabana_protocol::{Decoder, GuestMessage, HostMessage, ProtocolError, write_message};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::processes::timespec;
+use crate::timespec;
 
 pub(super) struct Control {
     stream: File,

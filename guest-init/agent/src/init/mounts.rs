@@ -40,6 +40,13 @@ pub(super) struct Root {
     scratch: Option<OwnedFd>,
 }
 
+impl Root {
+    /// The root of the writable ext4 file system, for sessions.
+    pub(super) fn disk(&self) -> io::Result<Option<OwnedFd>> {
+        self.scratch.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+}
+
 /// Mounts the device nodes.
 pub(super) fn mount_dev() -> io::Result<()> {
     Ok(mount("dev", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=755")?)

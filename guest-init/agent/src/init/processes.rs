@@ -8,9 +8,11 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use std::{io, mem, ptr};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use crate::timespec;
 
 /// How long processes have to end by themselves after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_millis(500);
@@ -46,15 +48,11 @@ impl Orphans {
         Ok(Self { signals: unsafe { OwnedFd::from_raw_fd(descriptor) } })
     }
 
-    /// Reaps after waiting until a process has ended, `other` is readable, or the time is over.
-    pub(super) fn wait(
-        &self,
-        other: Option<BorrowedFd<'_>>,
-        end: Option<Instant>,
-    ) -> io::Result<()> {
+    /// Reaps after waiting until a process has ended, one of `others` is readable, or the time is over.
+    pub(super) fn wait(&self, others: &[BorrowedFd<'_>], end: Option<Instant>) -> io::Result<()> {
         let timeout = end.map(timespec);
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        fds.extend(others.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -76,7 +74,7 @@ impl Orphans {
                 return true;
             }
             let now = Instant::now();
-            if now >= end || self.wait(None, Some(end.min(now + LOOK))).is_err() {
+            if now >= end || self.wait(&[], Some(end.min(now + LOOK))).is_err() {
                 return false;
             }
         }
@@ -108,10 +106,4 @@ pub(super) fn end_all(orphans: &Orphans) {
 fn signal_all(signal: libc::c_int) {
     // SAFETY: sends a signal to all processes but the caller, which `run` has found to be PID 1.
     unsafe { libc::kill(-1, signal) };
-}
-
-/// The time left until `end`.
-pub(super) fn timespec(end: Instant) -> Timespec {
-    let left = end.saturating_duration_since(Instant::now());
-    Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
 }

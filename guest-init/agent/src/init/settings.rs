@@ -9,6 +9,9 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 /// The clock is left alone when it is this close to the host's.
 const CLOCK_TOLERANCE_NS: u64 = 1_000_000;
 
+/// The agent's place among those who want a processor (`nice`).
+const PRIORITY: libc::c_int = -15;
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// `RNDADDENTROPY` (`linux/random.h`), which `libc` does not have.
@@ -67,7 +70,8 @@ pub(super) fn loopback_up(warnings: &mut Vec<String>) {
     }
 }
 
-fn try_loopback_up() -> io::Result<()> {
+/// Brings the loopback interface of this thread's network up.
+pub(crate) fn try_loopback_up() -> io::Result<()> {
     // SAFETY: makes a socket; no memory is involved.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     check(socket)?;
@@ -81,6 +85,16 @@ fn try_loopback_up() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the kernel reads an `ifreq` that names an interface and holds its flags.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
+}
+
+/// Puts the agent before everything else that wants a processor. Threads inherit it; commands undo it for
+/// themselves.
+pub(super) fn come_first(warnings: &mut Vec<String>) {
+    // SAFETY: sets the priority of this thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, PRIORITY) } < 0 {
+        let error = io::Error::last_os_error();
+        warnings.push(format!("raising the agent's priority: {error}"));
+    }
 }
 
 /// Keeps the out-of-memory killer from PID 1, whose end would be the machine's. Commands undo it for

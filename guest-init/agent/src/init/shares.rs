@@ -2,6 +2,7 @@
 //! bind-mounted onto its path.
 
 use std::path::{Component, Path};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
 use cabana_protocol::control::SHARES_TAG;
@@ -14,23 +15,41 @@ use super::failed;
 /// Where the device's root is mounted.
 pub(super) const ROOT: &str = "/run/cabana/shares";
 
+/// What is mounted: the machine has one device, which shares come to and go from.
+static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted { root: false, paths: Vec::new() });
+
+struct Mounted {
+    root: bool,
+    /// Where shares are, the latest last.
+    paths: Vec<String>,
+}
+
 /// Mounts all shares; without any, the device need not exist.
 pub(super) fn mount_all(shares: &[ShareMount]) -> Result<(), SetupFailed> {
-    if shares.is_empty() {
-        return Ok(());
-    }
-    let what = "mounting the shared folders (virtio-fs)";
-    fs::create_dir_all(ROOT).map_err(|error| failed(what, error))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount(SHARES_TAG, ROOT, "virtiofs", flags, None).map_err(|errno| match errno {
-        Errno::NODEV => failed(what, "the guest's kernel has no virtiofs"),
-        Errno::INVAL => failed(what, format!("the machine has no device with tag `{SHARES_TAG}`")),
-        other => failed(what, io::Error::from(other)),
-    })?;
     shares.iter().try_for_each(mount_one)
 }
 
-fn mount_one(share: &ShareMount) -> Result<(), SetupFailed> {
+/// Where every share of the machine is a folder; mounted when it is first asked for.
+pub(crate) fn root() -> Result<&'static Path, SetupFailed> {
+    let mut mounted = lock();
+    if !mounted.root {
+        let what = "mounting the shared folders (virtio-fs)";
+        fs::create_dir_all(ROOT).map_err(|error| failed(what, error))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount(SHARES_TAG, ROOT, "virtiofs", flags, None).map_err(|errno| match errno {
+            Errno::NODEV => failed(what, "the guest's kernel has no virtiofs"),
+            Errno::INVAL => {
+                failed(what, format!("the machine has no device with tag `{SHARES_TAG}`"))
+            }
+            other => failed(what, io::Error::from(other)),
+        })?;
+        mounted.root = true;
+    }
+    Ok(Path::new(ROOT))
+}
+
+/// Shows a share to the machine itself.
+pub(crate) fn mount_one(share: &ShareMount) -> Result<(), SetupFailed> {
     let ShareMount { name, guest_path, read_only } = share;
     let what = format!("mounting share `{name}` on {guest_path}");
     let mut components = Path::new(name).components();
@@ -48,30 +67,45 @@ fn mount_one(share: &ShareMount) -> Result<(), SetupFailed> {
         }
         Err(error) => return Err(failed(what, error)),
     }
-    mount_bind(format!("{ROOT}/{name}").as_str(), guest_path.as_str()).map_err(
-        |errno| match errno {
-            Errno::NOENT => failed(what.as_str(), "the host serves no share of this name"),
-            Errno::NOTDIR => failed(what.as_str(), "the share is a file on the host"),
-            other => failed(what.as_str(), io::Error::from(other)),
-        },
-    )?;
+    mount_bind(root()?.join(name), guest_path.as_str()).map_err(|errno| match errno {
+        Errno::NOENT => failed(what.as_str(), "the host serves no share of this name"),
+        Errno::NOTDIR => failed(what.as_str(), "the share is a file on the host"),
+        other => failed(what.as_str(), io::Error::from(other)),
+    })?;
     if *read_only {
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         mount_remount(guest_path.as_str(), flags, "")
             .map_err(|errno| failed(what, io::Error::from(errno)))?;
     }
+    lock().paths.push(guest_path.clone());
+    Ok(())
+}
+
+/// Shows the share at this path to the machine itself no longer.
+pub(crate) fn unmount_one(guest_path: &str) -> Result<(), SetupFailed> {
+    let mut mounted = lock();
+    let what = || format!("unmounting the share on {guest_path}");
+    let Some(index) = mounted.paths.iter().rposition(|path| path == guest_path) else {
+        return Err(failed(what(), "there is none"));
+    };
+    unmount(guest_path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+        .map_err(|errno| failed(what(), io::Error::from(errno)))?;
+    mounted.paths.remove(index);
     Ok(())
 }
 
 /// Unmounts all shares, so that the host hears of every file's end.
-pub(super) fn unmount_all(shares: &[ShareMount]) {
-    if shares.is_empty() {
-        return;
-    }
-    for path in shares.iter().rev().map(|share| share.guest_path.as_str()).chain([ROOT]) {
+pub(super) fn unmount_all() {
+    let mounted = lock();
+    let root = mounted.root.then_some(ROOT);
+    for path in mounted.paths.iter().rev().map(String::as_str).chain(root) {
         if unmount(path, UnmountFlags::NOFOLLOW).is_err() {
             // Something still stands on it: it goes with the machine.
             let _ = unmount(path, UnmountFlags::DETACH);
         }
     }
+}
+
+fn lock() -> MutexGuard<'static, Mounted> {
+    MOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, io, mem, thread};
 
@@ -14,7 +15,7 @@ use cabana_protocol::{CONTROL_PORT, EXEC_PORT, HOST_CID};
 
 use super::Fatal;
 use super::control::Control;
-use crate::exec;
+use crate::Server;
 
 /// How long a thread that serves one command may grow its stack; it needs a fraction.
 const STACK: usize = 256 * 1024;
@@ -60,22 +61,23 @@ impl Transport {
     }
 
     /// Starts to serve exec connections, on a thread of its own.
-    pub(super) fn accept_execs(self) -> io::Result<()> {
+    pub(super) fn accept_execs(self, server: Arc<Server>) -> io::Result<()> {
         match self {
-            Self::Vsock(socket) => spawn(move || accept_forever(&socket)),
-            Self::Ports { exec: Some(path), .. } => spawn(move || serve_port(&path)),
+            Self::Vsock(socket) => spawn(move || accept_forever(&socket, &server)),
+            Self::Ports { exec: Some(path), .. } => spawn(move || serve_port(&path, &server)),
             Self::Ports { exec: None, .. } => Ok(()),
         }
     }
 }
 
 /// Accepts the host's connections, one thread for each.
-fn accept_forever(socket: &OwnedFd) {
+fn accept_forever(socket: &OwnedFd, server: &Arc<Server>) {
     loop {
         match accept(socket) {
             Ok((connection, HOST_CID)) => {
                 // Without memory for a thread the connection is closed, which its host understands.
-                let _ = spawn(move || drop(exec::serve(connection)));
+                let server = Arc::clone(server);
+                let _ = spawn(move || drop(server.serve(connection)));
             }
             // A process of the guest: it can run commands without us.
             Ok(_) => {}
@@ -90,13 +92,16 @@ fn accept_forever(socket: &OwnedFd) {
 
 /// Serves one connection after another. The port stays open between them: closing it would lose what
 /// the next host has sent already.
-fn serve_port(path: &str) {
+fn serve_port(path: &str, server: &Server) {
     let port = match open_port(path) {
         Ok(port) => port,
         Err(error) => return eprintln!("cabana-agent: opening the exec port {path}: {error}"),
     };
     loop {
-        if exec::serve(&port).is_err() {
+        let Ok(connection) = port.try_clone() else { return };
+        // What a connection changes of its thread is not for the next.
+        let served = thread::scope(|scope| scope.spawn(|| server.serve(connection)).join());
+        if !matches!(served, Ok(Ok(()))) {
             thread::sleep(PORT_REST);
         }
     }

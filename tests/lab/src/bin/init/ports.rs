@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use cabana_agent::exec;
+use cabana_agent::Server;
 use cabana_lab::tunnel::{self, Receiver, Sender};
 
 /// Serves all ports; returns when every one of them is broken.
@@ -36,7 +36,7 @@ fn serve_port(number: usize) -> io::Result<()> {
         thread::scope(|scope| -> io::Result<()> {
             scope.spawn(move || {
                 // A connection that ends early is the host's decision.
-                let _ = exec::serve(far);
+                let _ = Server::new().map(|server| server.serve(far));
             });
             let outward = scope.spawn(|| {
                 let mut sender = Sender::new(&port);
