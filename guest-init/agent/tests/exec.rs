@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -33,10 +33,15 @@ struct Host {
 
 impl Host {
     fn connect() -> Self {
+        Self::connect_to(&Arc::new(Server::new().unwrap()))
+    }
+
+    fn connect_to(server: &Arc<Server>) -> Self {
         let (stream, guest) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let server = thread::spawn(move || Server::new().unwrap().serve(guest));
+        let server = Arc::clone(server);
+        let server = thread::spawn(move || server.serve(guest));
         Self { stream, buffer: Vec::new(), stdout: Vec::new(), stderr: Vec::new(), server }
     }
 
@@ -104,6 +109,13 @@ impl Host {
         let status = self.exit();
         assert!(read_frame(&mut self.stream, &mut self.buffer).unwrap().is_none());
         self.server.join().unwrap().unwrap();
+        (status, self.stdout, self.stderr)
+    }
+
+    /// The end, for a connection that was handed to another thread.
+    fn finish_after_attach(mut self) -> (ExitStatus, Vec<u8>, Vec<u8>) {
+        let status = self.exit();
+        assert!(read_frame(&mut self.stream, &mut self.buffer).unwrap().is_none());
         (status, self.stdout, self.stderr)
     }
 
@@ -536,4 +548,78 @@ fn malformed_frames_end_the_connection_and_the_command() {
         Err(ExecError::Protocol(ProtocolError::WindowExceeded { .. })) => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// A command in the background, and its number.
+fn in_background(server: &Arc<Server>, exec: Exec) -> (Host, u64) {
+    let mut host = Host::connect_to(server);
+    host.request(&ExecRequest::Exec(Exec { background: true, ..exec }));
+    match host.reply() {
+        ExecReply::Started { process, .. } if process > 0 => (host, process),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn attach(server: &Arc<Server>, process: u64) -> (Host, u32) {
+    let mut host = Host::connect_to(server);
+    host.request(&ExecRequest::Attach { process });
+    match host.reply() {
+        ExecReply::Attached { window, .. } => (host, window),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_background_command_is_left_and_found_again_with_all_of_its_output() {
+    let server = Arc::new(Server::new().unwrap());
+    let script = "read a; seq 1 400000; read b; echo $a$b >&2; exit 7";
+    let (mut first, process) = in_background(&server, Exec { stdin: true, ..shell(script) });
+    first.stdin(b"left\n");
+    first.until("\n100\n");
+    first.request(&ExecRequest::Detach);
+    while first.step() != Some(ExecReply::Detached) {}
+
+    let (mut second, window) = attach(&server, process);
+    assert!(window > 0);
+    second.until("399999\n");
+    // Another takes it over, and the one before hears of it.
+    let (mut third, _) = attach(&server, process);
+    while second.step() != Some(ExecReply::Detached) {}
+    third.stdin(b"found\n");
+    let status = third.exit();
+    assert_eq!((status, third.stderr.as_slice()), (ExitStatus::Code(7), &b"leftfound\n"[..]));
+    let output = [first.stdout, second.stdout, third.stdout].concat();
+    let expected = (1..=400_000).fold(String::new(), |text, number| text + &format!("{number}\n"));
+    assert!(output == expected.as_bytes(), "{} of {} bytes", output.len(), expected.len());
+
+    let mut late = Host::connect_to(&server);
+    late.request(&ExecRequest::Attach { process });
+    match late.reply() {
+        ExecReply::Failed(failed) => assert_eq!(failed.kind, FailureKind::NoProcess),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_background_command_outlives_a_connection_that_breaks_and_keeps_its_end() {
+    let server = Arc::new(Server::new().unwrap());
+    let (first, process) = in_background(&server, shell("sleep 0.2; echo done; exit 3"));
+    drop(first.stream);
+    thread::sleep(Duration::from_millis(500));
+    let (second, window) = attach(&server, process);
+    assert_eq!(window, 0);
+    let (status, stdout, _) = second.finish_after_attach();
+    assert_eq!((status, &stdout[..]), (ExitStatus::Code(3), &b"done\n"[..]));
+}
+
+#[test]
+fn a_command_whose_time_is_over_is_ended_politely_and_then_not() {
+    let timed = |script: &str| Exec { timeout_ms: Some(200), ..shell(script) };
+    let (status, stdout, _) = Host::start(timed("echo before; exec sleep 60")).finish();
+    assert_eq!((status, &stdout[..]), (ExitStatus::TimedOut, &b"before\n"[..]));
+    let (status, stdout, _) =
+        Host::start(timed("trap 'echo asked' TERM; while :; do sleep 60; done")).finish();
+    assert_eq!((status, &stdout[..]), (ExitStatus::TimedOut, &b"asked\n"[..]));
+    let quick = Exec { timeout_ms: Some(60_000), ..shell("exit 3") };
+    assert_eq!(Host::start(quick).finish().0, ExitStatus::Code(3));
 }
