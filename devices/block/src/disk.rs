@@ -141,7 +141,13 @@ impl Disk {
             dir: dir.to_owned(),
             source,
         })?;
-        Ok(Self { durable: false, ..Self::new(file, template, false)? })
+        Ok(Self::new(file, template, false)?.vanishing())
+    }
+
+    /// A disk that nobody keeps: what is flushed to it is lost with the machine, so it is not flushed.
+    #[must_use]
+    pub fn vanishing(self) -> Self {
+        Self { durable: false, ..self }
     }
 
     /// Sets the name by which the guest finds the disk (`/dev/disk/by-id`), cut to 20 bytes; at

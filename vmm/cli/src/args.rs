@@ -30,6 +30,11 @@ pub(crate) enum Verb {
     Image(ImageArgs),
     /// See, undo and accept what guests did to shared folders that have a journal.
     Share(ShareArgs),
+    /// Let a program drive machines by newline-delimited JSON.
+    Serve(ServeArgs),
+    /// Own one machine for an engine, which calls this by itself.
+    #[command(hide = true)]
+    Worker,
 }
 
 #[derive(Debug, Args)]
@@ -269,4 +274,24 @@ pub(crate) struct DiffArgs {
     /// For programs.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "One JSON object a line in each direction; docs/serve.md tells what they say. With --stdio it
+ends with its standard input, and so do its machines.
+
+Examples:
+  cabana serve --stdio
+  cabana serve --socket /run/user/1000/my-app.sock"
+)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ServeArgs {
+    /// Speak over standard input and output.
+    #[arg(long)]
+    pub(crate) stdio: bool,
+
+    /// Listen on a Unix socket, made for this user alone; others are turned away.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
 }

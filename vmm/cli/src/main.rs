@@ -6,6 +6,7 @@ mod doctor;
 mod image;
 mod run;
 mod share;
+mod serve;
 mod signals;
 mod terminal;
 mod trace;
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Image(args) => image::image(args),
         Verb::Share(args) => share::share(args),
+        Verb::Serve(args) => serve::serve(args),
+        Verb::Worker => Ok(cabana_worker::run()),
     };
     match ended {
         Ok(status) => ExitCode::from(status),

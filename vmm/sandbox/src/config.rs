@@ -74,6 +74,13 @@ pub enum Scratch {
         /// A formatted, sparse disk to begin with.
         template: PathBuf,
     },
+    /// A disk that somebody else has made.
+    Given {
+        /// The disk.
+        path: PathBuf,
+        /// Nobody keeps it.
+        vanishing: bool,
+    },
 }
 
 /// A folder of the host's that appears in the guest.

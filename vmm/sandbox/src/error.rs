@@ -13,6 +13,27 @@ use cabana_pmem::ImageError;
 use cabana_protocol::{Cause, ProtocolError};
 use cabana_vsock::VsockError;
 
+/// The codes that come from other processes, by which [`Error::told`] knows them again.
+const CODES: &[&str] = &[
+    "agent",
+    "boot",
+    "confine",
+    "connection",
+    "disk",
+    "disk-failed",
+    "guest",
+    "guest-panicked",
+    "host",
+    "hypervisor",
+    "image",
+    "machine",
+    "no-hypervisor",
+    "share",
+    "stopped",
+    "worker-died",
+    "worker-version",
+];
+
 /// Everything that a caller of the engine may have to handle.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -117,6 +138,14 @@ pub enum Error {
     /// The machine was stopped.
     #[error("the machine was stopped")]
     Stopped,
+    /// An error of a machine in another process.
+    #[error("{message}")]
+    Told {
+        /// [`Error::code`] of that error.
+        code: &'static str,
+        /// Its sentence.
+        message: String,
+    },
     /// The connection to the guest.
     #[error("no connection to the guest: {0}")]
     Connection(#[from] VsockError),
@@ -153,8 +182,15 @@ impl Error {
                 Cause::Other => "refused",
             },
             Self::Stopped => "stopped",
+            Self::Told { code, .. } => code,
             Self::Connection(_) => "connection",
         }
+    }
+
+    /// What another process says of a machine in it.
+    pub fn told(code: &str, message: &str) -> Self {
+        let known = CODES.iter().find(|known| **known == code);
+        Self::Told { code: known.unwrap_or(&"worker"), message: message.to_owned() }
     }
 
     pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -214,9 +215,15 @@ impl Vmm {
         Arc::clone(&self.local) as Arc<dyn Link>
     }
 
-    /// The file server behind the shares: folders come and go while the guest runs.
-    pub fn shares(&self) -> &FileServer {
-        &self.shares
+    /// Shows one more folder to the guest, as a child of the virtio-fs device's root. Where the guest
+    /// mounts it is its agent's business.
+    pub fn attach_share(&self, name: &str, path: PathBuf, read_only: bool) -> Result<(), Error> {
+        Ok(self.shares.attach(&cabana_fs::Share { name: name.to_owned(), path, read_only })?)
+    }
+
+    /// Takes a folder away from the guest, with all that it has open of it.
+    pub fn detach_share(&self, name: &str) -> Result<(), Error> {
+        Ok(self.shares.detach(name)?)
     }
 
     /// Figures of the network; `None` without one.
@@ -353,6 +360,10 @@ fn scratch(scratch: &Scratch) -> Result<Option<Disk>, Error> {
                     .map_err(|source| Error::MakeDisk { path: path.clone(), source })?;
             }
             Some(Disk::open(path)?)
+        }
+        Scratch::Given { path, vanishing } => {
+            let disk = Disk::open(path)?;
+            Some(if *vanishing { disk.vanishing() } else { disk })
         }
     })
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use std::io::Write;
+use std::net::Shutdown;
 
 use crate::{Command, Error, Link, Stream};
 use cabana_protocol::exec::StdinWindow;
@@ -44,6 +45,8 @@ pub struct ProcessInput {
 
 #[derive(Debug)]
 struct Shared {
+    /// To end it, whoever writes.
+    ends: Stream,
     /// Whole frames only, one writer at a time.
     stream: Mutex<Stream>,
     window: Mutex<Window>,
@@ -76,6 +79,7 @@ impl Process {
 
     fn begin(stream: Stream, request: &ExecRequest, link: Arc<dyn Link>) -> Result<Self, Error> {
         let shared = Shared {
+            ends: stream.clone(),
             stream: Mutex::new(stream.clone()),
             window: Mutex::new(Window { account: StdinWindow::new(), closed: false }),
             window_changed: Condvar::new(),
@@ -182,6 +186,12 @@ impl ProcessInput {
     /// Sends a Linux signal to the command's process group. A command that has ended does not mind.
     pub fn signal(&self, signal: i32) {
         let _ = self.send(&ExecRequest::Signal(signal));
+    }
+
+    /// Breaks the connection off: the command is ended, and whoever waits for it hears so.
+    pub fn hang_up(&self) {
+        self.shared.ends.shutdown(Shutdown::Both);
+        self.close_window();
     }
 
     /// Says that the terminal has a new size.

@@ -39,7 +39,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "protocol", "store",
         ],
     ),
-    ("cabana-cli", &["sandbox", "builder", "journal", "store"]),
+    ("cabana-api", &[]),
+    ("cabana-worker", &["sandbox", "protocol", "os"]),
+    ("cabana-engine", &["api", "worker", "sandbox", "protocol", "store", "os"]),
+    ("cabana-serve", &["api", "engine"]),
+    ("cabana-cli", &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "store"]),
     // The guest's side and the artifacts.
     ("cabana-agent", &["protocol"]),
     ("cabana-kernel", &["store"]),

@@ -1,5 +1,6 @@
-//! Linux: mmap, eventfd, timerfd, epoll, fallocate, prctl.
+//! Linux: mmap, eventfd, timerfd, epoll, fallocate, sockets with handles.
 
+mod channel;
 mod event;
 mod event_loop;
 pub mod file;
@@ -10,6 +11,7 @@ mod timer;
 pub mod tree;
 mod watch;
 
+pub use channel::{Channel, MAX_HANDLES, MAX_MESSAGE};
 pub use event::Event;
 pub use event_loop::{EventLoop, Interest, LoopHandle, Token};
 pub use mapping::{Access, Mapping};

@@ -1,10 +1,14 @@
 //! What belongs to this process: its limits, randomness, its clocks.
 
+use std::ffi::{CStr, OsStr};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_open, setrlimit};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -13,6 +17,51 @@ use rustix::time::{ClockId, clock_gettime};
 pub fn raise_open_files() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
+}
+
+/// A handle to this process for another one: readable once this process has ended (`pidfd_open(2)`).
+pub fn own_handle() -> io::Result<OwnedFd> {
+    Ok(pidfd_open(getpid(), PidfdFlags::empty())?)
+}
+
+/// Closes what this process inherited beyond its three standard streams. To be called by a program
+/// before it opens anything.
+pub fn close_inherited() {
+    // SAFETY: closes descriptors that nothing in this process knows of.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+}
+
+/// Ends this process now: no destructor runs, nothing is flushed.
+pub fn end_now(status: i32) -> ! {
+    // SAFETY: ends the process; nothing comes after.
+    unsafe { libc::_exit(status) }
+}
+
+/// The path by which a handle of this process is opened again, for as long as it is open.
+pub fn path_of(handle: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+/// Asks the system for what it is asked for once in a process's life, to be called by a process that is
+/// about to confine itself.
+pub fn learn() {
+    // rustix reads the auxiliary vector from a file at its first use.
+    let _ = rustix::param::page_size();
+}
+
+/// The file that holds this very code: the program, or the library that it has loaded.
+pub fn library_path() -> Option<PathBuf> {
+    // SAFETY: asks which file an address belongs to; the answer points to memory that stays as long as
+    // the file is loaded, which it is while its code runs.
+    let name = unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        let here = library_path as *const libc::c_void;
+        if libc::dladdr(here, &raw mut info) == 0 || info.dli_fname.is_null() {
+            return None;
+        }
+        CStr::from_ptr(info.dli_fname)
+    };
+    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
 }
 
 /// Random bytes of the host's generator (`getrandom(2)`).

@@ -1,0 +1,169 @@
+//! Requests and replies of `cabana serve`: one JSON object a line in each direction.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, CommandSpec, MachineEvent, MachineSpec, MachineStatus, ProcessEvent, TtySize};
+
+/// The generation of this schema.
+pub const VERSION: u32 = 1;
+
+/// The server's first line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Greeting {
+    /// [`VERSION`] of the server.
+    pub cabana: u32,
+    /// The program's version, for people.
+    pub version: String,
+}
+
+/// A line of the client's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Request {
+    /// Chosen by the client; names the reply.
+    pub id: u64,
+    /// What is asked.
+    #[serde(flatten)]
+    pub call: Call,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    /// Make a machine; nothing starts yet. Answer: `machine`.
+    MachineCreate {
+        /// The machine.
+        spec: MachineSpec,
+    },
+    /// Start it now. Answer: `machine`, once it takes commands.
+    MachineStart(Named),
+    /// All machines of this server. Answer: `machines`.
+    MachineList,
+    /// Flush and end it. Answer: `done`.
+    MachineShutdown(Named),
+    /// End it as if its power had failed. Answer: `done`.
+    MachineStop(Named),
+    /// Let its vCPUs stand still until it is used. Answer: `done`.
+    MachineSuspend(Named),
+    /// End it and forget it. Answer: `done`.
+    MachineRemove(Named),
+    /// What its console said last. Answer: `console`.
+    MachineConsole(Named),
+    /// Start a command. Answer: `process`; its events follow, to the last.
+    Exec {
+        /// The machine.
+        machine: String,
+        /// The command.
+        command: CommandSpec,
+    },
+    /// Give a process input; answered once the process has room for it. Answer: `done`.
+    Stdin {
+        /// The process.
+        process: u64,
+        /// The input.
+        data: Bytes,
+    },
+    /// End its input. Answer: `done`.
+    StdinClose {
+        /// The process.
+        process: u64,
+    },
+    /// Send its process group a Linux signal. Answer: `done`.
+    Signal {
+        /// The process.
+        process: u64,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Its terminal has a new size. Answer: `done`.
+    Resize {
+        /// The process.
+        process: u64,
+        /// The size.
+        size: TtySize,
+    },
+}
+
+/// A machine's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Named {
+    /// The machine.
+    pub machine: String,
+}
+
+/// A line of the server's after the first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Reply {
+    /// The answer to a request; each has one.
+    Answer {
+        /// The request's.
+        id: u64,
+        /// What came of it.
+        #[serde(flatten)]
+        outcome: Outcome,
+    },
+    /// Something happened to a process.
+    Process {
+        /// Which.
+        process: u64,
+        /// What.
+        event: ProcessEvent,
+    },
+    /// Something happened to a machine.
+    Machine {
+        /// Which.
+        machine: String,
+        /// What.
+        event: MachineEvent,
+    },
+    /// A line that is no request; the next one is read.
+    Misread {
+        /// What is wrong with it.
+        misread: String,
+    },
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It is done.
+    Done(bool),
+    /// A machine.
+    Machine(MachineStatus),
+    /// Machines.
+    Machines(Vec<MachineStatus>),
+    /// The number of a process.
+    Process(u64),
+    /// A console's last words.
+    Console(String),
+    /// It could not be done.
+    Error(Fault),
+}
+
+/// An error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Fault {
+    /// For programs: it never changes its meaning.
+    pub code: String,
+    /// For people: one sentence.
+    pub message: String,
+}
+
+/// The JSON Schema of all lines.
+pub fn schema() -> schemars::Schema {
+    /// All lines.
+    #[derive(JsonSchema)]
+    #[allow(dead_code, reason = "only its schema is of use")]
+    struct Lines {
+        /// The server's first line.
+        greeting: Greeting,
+        /// Every line of the client's.
+        request: Request,
+        /// Every other line of the server's.
+        reply: Reply,
+    }
+    schemars::schema_for!(Lines)
+}

@@ -1,0 +1,154 @@
+//! The lines of this generation stay as they are: `goldens/` has one of each, and
+//! `docs/serve.schema.json` their schema. `UPDATE_GOLDENS=1 cargo test -p cabana-api` writes what is new.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use cabana_api::{
+    Bytes, Call, CommandSpec, Exit, Fault, Greeting, MachineEvent, MachineSpec, MachineState,
+    MachineStatus, Named, Outcome, ProcessEvent, Reply, Request, ShareSpec, TtySize, VERSION,
+    schema,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn compare(path: &Path, text: &str) {
+    if env::var_os("UPDATE_GOLDENS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        return fs::write(path, text).unwrap();
+    }
+    let golden = fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(text, golden, "{} differs; see the top of this file", path.display());
+}
+
+fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, lines: &[T]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
+    let mut text = String::new();
+    for line in lines {
+        let json = serde_json::to_string(line).unwrap();
+        let back: T = serde_json::from_str(&json).unwrap();
+        assert_eq!(&back, line, "{json}");
+        text += &json;
+        text.push('\n');
+    }
+    compare(&folder.join(name), &text);
+}
+
+fn named() -> Named {
+    Named { machine: "m".to_owned() }
+}
+
+fn shares() -> Vec<ShareSpec> {
+    vec![ShareSpec { host: PathBuf::from("/h"), guest: "/g".to_owned(), read_only: true }]
+}
+
+#[test]
+fn requests() {
+    let spec = MachineSpec {
+        name: "m".to_owned(),
+        disk: Some("/disk".into()),
+        shares: shares(),
+        share_roots: vec!["/home".into()],
+        suspend_after_ms: Some(1000),
+        ..MachineSpec::default()
+    };
+    let command = CommandSpec {
+        env: [("A".to_owned(), "b".to_owned())].into(),
+        cwd: Some("/src".to_owned()),
+        tty: Some(TtySize { rows: 24, cols: 80 }),
+        stdin: true,
+        timeout_ms: Some(5000),
+        ..CommandSpec::new(["sh", "-c", "true"])
+    };
+    let calls = [
+        Call::MachineCreate { spec },
+        Call::MachineStart(named()),
+        Call::MachineList,
+        Call::MachineShutdown(named()),
+        Call::MachineStop(named()),
+        Call::MachineSuspend(named()),
+        Call::MachineRemove(named()),
+        Call::MachineConsole(named()),
+        Call::Exec { machine: "m".to_owned(), command },
+        Call::Stdin { process: 1, data: Bytes::from(&b"text\n"[..]) },
+        Call::Stdin { process: 1, data: Bytes::from(&b"\xff\x00"[..]) },
+        Call::StdinClose { process: 1 },
+        Call::Signal { process: 1, signal: 15 },
+        Call::Resize { process: 1, size: TtySize { rows: 25, cols: 132 } },
+    ];
+    let requests: Vec<_> = (1..).zip(calls).map(|(id, call)| Request { id, call }).collect();
+    golden("requests.jsonl", &requests);
+}
+
+#[test]
+fn replies() {
+    golden("greeting.jsonl", &[Greeting { cabana: VERSION, version: "0.1.0".to_owned() }]);
+    let status = MachineStatus {
+        name: "m".to_owned(),
+        state: MachineState::Running,
+        generation: 1,
+        image: "default".to_owned(),
+        cpus: 1,
+        memory: 512 << 20,
+        shares: shares(),
+        worker: Some(42),
+        processes: 2,
+    };
+    let outcomes = [
+        Outcome::Done(true),
+        Outcome::Machine(status.clone()),
+        Outcome::Machines(vec![status]),
+        Outcome::Process(1),
+        Outcome::Console("last words\n".to_owned()),
+        Outcome::Error(Fault { code: "not-found".to_owned(), message: "there is no m".to_owned() }),
+    ];
+    let answers = (1..).zip(outcomes).map(|(id, outcome)| Reply::Answer { id, outcome });
+    let data = || Bytes::from(&b"out\n"[..]);
+    let processes = [
+        ProcessEvent::Started { pid: 7 },
+        ProcessEvent::Stdout { data: data() },
+        ProcessEvent::Stderr { data: Bytes::from(&b"\xff"[..]) },
+        ProcessEvent::Exited { exit: Exit::Code(3) },
+        ProcessEvent::Exited { exit: Exit::Signal(9) },
+        ProcessEvent::Exited { exit: Exit::TimedOut },
+        ProcessEvent::Failed {
+            code: "exec".to_owned(),
+            message: "no: command not found".to_owned(),
+            status: 127,
+        },
+    ];
+    let processes = processes.into_iter().map(|event| Reply::Process { process: 1, event });
+    let machines = [
+        MachineEvent::Starting { generation: 1 },
+        MachineEvent::Progress { step: "booting".to_owned() },
+        MachineEvent::Ready { warnings: vec!["a share is slow".to_owned()] },
+        MachineEvent::Suspended,
+        MachineEvent::Resumed,
+        MachineEvent::DiskFailed { message: "the host's disk is full".to_owned() },
+        MachineEvent::Died { code: "worker-died".to_owned(), message: "signal 9".to_owned() },
+        MachineEvent::Stopped,
+    ];
+    let machines =
+        machines.into_iter().map(|event| Reply::Machine { machine: "m".to_owned(), event });
+    let misread = [Reply::Misread { misread: "expected value".to_owned() }];
+    let replies: Vec<_> = answers.chain(processes).chain(machines).chain(misread).collect();
+    golden("replies.jsonl", &replies);
+}
+
+#[test]
+fn the_schema_is_the_documented_one() {
+    let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    compare(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/serve.schema.json"), &text);
+}
+
+#[test]
+fn what_is_left_out_has_a_default_and_what_is_misspelt_is_told() {
+    let request = r#"{"id":1,"call":"machine-create","spec":{"name":"m"}}"#;
+    let request: Request = serde_json::from_str(request).unwrap();
+    let Call::MachineCreate { spec } = request.call else { panic!("{request:?}") };
+    assert_eq!(spec, MachineSpec { name: "m".to_owned(), ..MachineSpec::default() });
+    let misspelt = r#"{"id":1,"call":"machine-create","spec":{"memroy":1}}"#;
+    let error = serde_json::from_str::<Request>(misspelt).unwrap_err();
+    assert!(error.to_string().contains("memroy"), "{error}");
+}

@@ -1,0 +1,76 @@
+//! The engine that an application links: machines, sessions in them, processes, shares.
+//!
+//! ```no_run
+//! use cabana_engine::{CommandSpec, Engine, EngineConfig, MachineSpec};
+//!
+//! # fn main() -> Result<(), cabana_engine::Error> {
+//! let engine = Engine::new(EngineConfig::default())?;
+//! // Nothing runs yet: the machine starts with its first command.
+//! let machine = engine.machine(MachineSpec::default())?;
+//! let output = machine.exec(&CommandSpec::new(["uname", "-a"]))?.output()?;
+//! println!("{} {}", output.exit.status(), String::from_utf8_lossy(&output.stdout));
+//! machine.shutdown()
+//! # }
+//! ```
+//!
+//! Events and streams, while a command runs:
+//!
+//! ```no_run
+//! use cabana_engine::{CommandSpec, Engine, EngineConfig, MachineSpec, ProcessEvent, ShareSpec};
+//!
+//! # fn main() -> Result<(), cabana_engine::Error> {
+//! let engine = Engine::new(EngineConfig::default())?;
+//! let machine = engine.machine(MachineSpec {
+//!     shares: vec![ShareSpec { host: "/home/me/src".into(), guest: "/src".into(), read_only: true }],
+//!     ..MachineSpec::default()
+//! })?;
+//! let events = machine.events();
+//! std::thread::spawn(move || events.into_iter().for_each(|event| println!("{event:?}")));
+//! let mut process = machine.exec(&CommandSpec {
+//!     cwd: Some("/src".to_owned()),
+//!     stdin: true,
+//!     ..CommandSpec::new(["sh"])
+//! })?;
+//! process.input().write_stdin(b"ls; exit\n");
+//! while let Some(event) = process.next_event()? {
+//!     if let ProcessEvent::Stdout(bytes) = event {
+//!         print!("{}", String::from_utf8_lossy(bytes));
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Lives and deaths
+//!
+//! - Each machine has a worker process, which owns its memory and its vCPUs and is handed open handles
+//!   only. The worker confines itself, and ends with this process, however that ends.
+//! - A machine starts at its first command. A start has no deadline: it ends with an error when the guest
+//!   or the worker does; [`Machine::stop`] from another thread ends it too.
+//! - When a machine or its worker dies, what ran in it fails with an [`Error`], [`MachineEvent::Died`]
+//!   tells of it, and the next command starts a fresh machine with the same shares, sessions and
+//!   persistent disk.
+//! - Every handle may be dropped at any time, from any thread: a dropped [`Process`] is hung up, the last
+//!   clone of a [`Machine`] stops it. Every call that waits ends when the machine does.
+
+mod bare;
+mod config;
+mod disk;
+mod engine;
+mod error;
+mod events;
+mod machine;
+mod process;
+mod running;
+mod worker;
+
+pub use bare::{Bare, BareSpec};
+pub use cabana_api::{
+    CommandSpec, Exit, MachineEvent, MachineSpec, MachineState, MachineStatus, ShareSpec, TtySize,
+};
+pub use config::{EngineConfig, WorkerKind};
+pub use engine::Engine;
+pub use error::Error;
+pub use events::Events;
+pub use machine::Machine;
+pub use process::{Output, Process, ProcessEvent, ProcessInput};

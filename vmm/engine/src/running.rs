@@ -1,0 +1,215 @@
+//! A machine between one start and its end.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cabana_api::{MachineSpec, ShareSpec};
+use cabana_protocol::ShareMount;
+use cabana_sandbox::{Guest, Introduction, Stream, Timeline};
+use cabana_worker::link::{self, Request, Role, Start, VERSION};
+
+use crate::engine::House;
+use crate::worker::{Handles, Told, Worker};
+use crate::{Error, disk};
+
+/// `O_DIRECTORY`: opening anything else fails at once.
+const DIRECTORY: i32 = 0o200_000;
+
+/// A worker that is on its way or runs, and the conversation with its agent once there is one.
+#[derive(Debug)]
+pub(crate) struct Running {
+    // Before the conversation, whose end would make the agent shut down.
+    worker: Arc<Worker>,
+    guest: Guest,
+    activity: Mutex<Activity>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Activity {
+    processes: u64,
+    suspended: bool,
+    over: bool,
+    /// Counts what happened, so that a wait for idleness notices a short process.
+    events: u64,
+}
+
+/// A worker whose guest is not ready yet.
+pub(crate) struct Starting {
+    pub(crate) worker: Arc<Worker>,
+    control: UnixStream,
+    introduction: Introduction,
+}
+
+impl Starting {
+    /// Starts the worker and its machine; returns as soon as they are on their way.
+    pub(crate) fn begin(
+        house: &House,
+        spec: &MachineSpec,
+        tell: impl Fn(Told) + Send + 'static,
+    ) -> Result<Self, Error> {
+        let artifacts = house.artifacts(spec)?;
+        let mut handles = Handles::default();
+        handles.open(Role::Kernel, "the kernel", &artifacts.kernel)?;
+        handles.open(Role::Initrd, "the agent", &artifacts.agent)?;
+        handles.open(Role::Image, "the image", &artifacts.image)?;
+        let (file, name) = match &spec.disk {
+            None => (
+                disk::vanishing(&artifacts.template, &house.scratch())?,
+                artifacts.template.display().to_string(),
+            ),
+            Some(path) => (disk::kept(path, &artifacts.template)?, path.display().to_string()),
+        };
+        handles.add(Role::Disk { vanishing: spec.disk.is_none() }, name, file);
+        let mut mounts = Vec::new();
+        for share in &spec.shares {
+            let ShareSpec { host, guest, read_only } = share;
+            let role = Role::Share { guest: guest.clone(), read_only: *read_only };
+            mounts.push(ShareMount {
+                name: format!("share{}", mounts.len()),
+                guest_path: guest.clone(),
+                read_only: *read_only,
+            });
+            handles.add(role, host.display().to_string(), open_folder(host)?);
+        }
+        for root in &spec.share_roots {
+            handles.add(Role::ShareRoot, root.display().to_string(), open_folder(root)?);
+        }
+        handles.add_parent()?;
+        let (control, theirs) = UnixStream::pair().map_err(Error::host("a socket"))?;
+        handles.add(Role::Control, "the control socket", theirs);
+        let start = Start {
+            version: VERSION,
+            cpus: spec.cpus,
+            memory: spec.memory,
+            command_line: spec.command_line.clone(),
+            guest: link::Guest::Agent,
+            handles: handles.list,
+            confine: true,
+        };
+        let worker = Worker::start(&house.config.worker, start, &handles.open, tell)?;
+        let introduction = Introduction {
+            hostname: spec.name.clone(),
+            has_disk: true,
+            shares: mounts,
+            network: None,
+        };
+        Ok(Self { worker: Arc::new(worker), control, introduction })
+    }
+
+    /// Waits until the agent takes commands, or for the machine's end.
+    pub(crate) fn finish(self) -> Result<Running, Error> {
+        let Self { worker, control, introduction } = self;
+        let control = Stream::from(control);
+        let guest = Guest::greet(worker.link(), control, introduction, &Timeline::new())?;
+        let (activity, changed) = (Mutex::default(), Condvar::new());
+        Ok(Running { worker, guest, activity, changed })
+    }
+}
+
+impl Running {
+    pub(crate) fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    pub(crate) fn processes(&self) -> u64 {
+        self.activity().processes
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.activity().suspended
+    }
+
+    /// A process begins: the machine is resumed if need be, and not suspended before the process ends.
+    pub(crate) fn begin(&self) -> Result<(), Error> {
+        let mut activity = self.activity();
+        self.wake(&mut activity)?;
+        activity.processes += 1;
+        activity.events += 1;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// A process has ended.
+    pub(crate) fn finish(&self) {
+        let mut activity = self.activity();
+        activity.processes -= 1;
+        activity.events += 1;
+        self.changed.notify_all();
+    }
+
+    /// Lets the vCPUs stand still. True if they ran before; false if they stood still or a process runs.
+    pub(crate) fn suspend(&self) -> Result<bool, Error> {
+        let mut activity = self.activity();
+        if activity.suspended || activity.processes > 0 {
+            return Ok(false);
+        }
+        self.worker.call(|call| Request::Pause { call }, None)?;
+        activity.suspended = true;
+        Ok(true)
+    }
+
+    /// Lets them run. True if they stood still before.
+    pub(crate) fn resume(&self) -> Result<bool, Error> {
+        self.wake(&mut self.activity())
+    }
+
+    fn wake(&self, activity: &mut Activity) -> Result<bool, Error> {
+        if !activity.suspended {
+            return Ok(false);
+        }
+        self.worker.call(|call| Request::Resume { call }, None)?;
+        activity.suspended = false;
+        Ok(true)
+    }
+
+    /// Waits until no process has run for this long; false once the machine is over.
+    pub(crate) fn wait_idle(&self, idle: Duration) -> bool {
+        let mut activity = self.activity();
+        loop {
+            let before = activity.events;
+            let busy = |activity: &mut Activity| !activity.over && activity.events == before;
+            if activity.over {
+                return false;
+            }
+            let quiet = if activity.processes > 0 || activity.suspended {
+                activity =
+                    self.changed.wait_while(activity, busy).unwrap_or_else(PoisonError::into_inner);
+                false
+            } else {
+                let waited = self.changed.wait_timeout_while(activity, idle, busy);
+                let (now, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                activity = now;
+                waited.timed_out()
+            };
+            if quiet {
+                return true;
+            }
+        }
+    }
+
+    /// The machine is over: whoever waits for idleness hears of it.
+    pub(crate) fn end(&self) {
+        self.activity().over = true;
+        self.changed.notify_all();
+    }
+
+    fn activity(&self) -> MutexGuard<'_, Activity> {
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) fn open_folder(path: &Path) -> Result<OwnedFd, Error> {
+    let opened = OpenOptions::new().read(true).custom_flags(DIRECTORY).open(path);
+    let what = "the shared folder";
+    Ok(opened.map_err(|source| Error::Open { what, path: path.to_owned(), source })?.into())
+}

@@ -1,0 +1,13 @@
+//! The worker: the process that owns one machine. The engine starts it, hands it open handles over a
+//! [`link`], and speaks to the guest's agent through it without its understanding a word.
+//!
+//! A worker confines itself before it reads anything that a guest or a file holds, and ends when its
+//! engine does, however that ends: it watches both the link and the engine's process.
+
+mod confine;
+pub mod link;
+mod serve;
+mod splice;
+
+pub use confine::{Confinement, confine};
+pub use serve::{in_this_process, run};
