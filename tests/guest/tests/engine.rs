@@ -76,8 +76,8 @@ fn a_machine_lives_lazily_stands_still_and_dies_by_name() {
             let machine = machine.clone();
             scope.spawn(move || {
                 let script = format!("for i in $(seq 300); do echo {number} $i; done");
-                let expected: String = (1..=300).map(|i| format!("{number} {i}\n")).collect();
-                assert_eq!(sh(&machine, &script), expected);
+                let expected: Vec<_> = (1..=300).map(|i| format!("{number} {i}")).collect();
+                assert_eq!(sh(&machine, &script).lines().collect::<Vec<_>>(), expected);
             });
         }
     });
@@ -141,7 +141,7 @@ fn whatever_waits_ends_when_it_is_no_longer_wanted() {
     let dropped = machine.exec(&CommandSpec::new(["sleep", "4321"])).unwrap();
     drop(dropped);
     let start = Instant::now();
-    while sh(&machine, "pgrep -f 'sleep 432[1]' || true") != "" {
+    while !sh(&machine, "pgrep -f 'sleep 432[1]' || true").is_empty() {
         assert!(start.elapsed() < LIMIT);
     }
     // An idle machine is suspended by itself.
