@@ -12,4 +12,4 @@ mod spec;
 pub use bytes::Bytes;
 pub use event::{Exit, MachineEvent, MachineState, MachineStatus, ProcessEvent};
 pub use message::{Call, Fault, Greeting, Named, Outcome, Reply, Request, VERSION, schema};
-pub use spec::{CommandSpec, MachineSpec, ShareSpec, TtySize};
+pub use spec::{CommandSpec, EngineSpec, MachineSpec, ShareSpec, TtySize};

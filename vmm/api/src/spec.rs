@@ -6,6 +6,20 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// An engine, for frontends that are no Rust programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineSpec {
+    /// The store of kernels, agents and images; absent: the user's.
+    pub home: Option<PathBuf>,
+    /// The worker's program; absent: it is looked for.
+    pub worker: Option<PathBuf>,
+    /// Where disks that vanish with their machine live; absent: the system's folder of temporary files.
+    pub scratch: Option<PathBuf>,
+    /// Machines on threads of this process, unconfined.
+    pub in_process: bool,
+}
+
 /// A machine. Everything but the name has a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -22,6 +22,18 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Run a command in a fresh Linux machine.
     Run(RunArgs),
+    /// Start a machine that stays up in the background.
+    Up(UpArgs),
+    /// List machines that are up.
+    Ps(PsArgs),
+    /// Run a command in a machine that is up.
+    Exec(ExecArgs),
+    /// Open a shell in a machine that is up.
+    Shell(ShellArgs),
+    /// Show what a machine's console said last.
+    Logs(NamedArgs),
+    /// End a machine that is up.
+    Down(NamedArgs),
     /// Boot any kernel, with its serial console on this terminal.
     Boot(BootArgs),
     /// Say what this host can do, and what to do about what it cannot.
@@ -32,6 +44,17 @@ pub(crate) enum Verb {
     Share(ShareArgs),
     /// Let a program drive machines by newline-delimited JSON.
     Serve(ServeArgs),
+    /// Print completions for a shell.
+    #[command(after_help = "Examples:
+  cabana completions bash > ~/.local/share/bash-completion/completions/cabana
+  cabana completions fish > ~/.config/fish/completions/cabana.fish")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Keep one machine up; `cabana up` calls this by itself.
+    #[command(hide = true)]
+    Hold(HoldArgs),
     /// Own one machine for an engine, which calls this by itself.
     #[command(hide = true)]
     Worker,
@@ -294,4 +317,132 @@ pub(crate) struct ServeArgs {
     /// Listen on a Unix socket, made for this user alone; others are turned away.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The machine belongs to a background process of yours, spoken to over a socket in
+$XDG_RUNTIME_DIR/cabana, and ends with `cabana down`.
+
+Examples:
+  cabana up
+  cabana up work --share .:/src --disk work.disk --memory 2G
+  cabana up --suspend-after 5m --json"
+)]
+pub(crate) struct UpArgs {
+    /// Its name.
+    #[arg(default_value = "default")]
+    pub(crate) name: String,
+
+    /// Show a folder of the host in the guest, by default under the same path.
+    #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    pub(crate) shares: Vec<ShareArg>,
+
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+
+    /// RAM; the host gives it as it is used.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
+    pub(crate) memory: u64,
+
+    /// The root image; see `cabana image list`.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) image: String,
+
+    /// Keep the guest's changes of its root file system in this file, made when missing.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk: Option<PathBuf>,
+
+    /// Let its processors stand still after this time without a command (30s, 5m, 1h).
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) suspend_after: Option<Duration>,
+
+    /// Another guest kernel than the store's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// More words for the kernel's command line.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) cmdline: String,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cabana ps\n  cabana ps --json | jq -r '.[].name'")]
+pub(crate) struct PsArgs {
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The exit status is the command's, as for `cabana run`.
+
+Examples:
+  cabana exec default -- uname -a
+  cabana exec -it work -w /src -- bash
+  tar c . | cabana exec work -- tar x -C /tmp")]
+pub(crate) struct ExecArgs {
+    /// The machine.
+    pub(crate) name: String,
+
+    /// Set a variable in the command's environment; without a value, pass this one's on.
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+
+    /// The command's working directory in the guest.
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+
+    /// Keep standard input open (it is when it is a pipe or a file; this is for -it).
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cabana shell\n  cabana shell work -w /src\n  echo uptime | cabana shell"
+)]
+pub(crate) struct ShellArgs {
+    /// The machine.
+    #[arg(default_value = "default")]
+    pub(crate) name: String,
+
+    /// Set a variable in the shell's environment; without a value, pass this one's on.
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+
+    /// The shell's working directory in the guest.
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cabana logs\n  cabana down work\n  cabana down --json")]
+pub(crate) struct NamedArgs {
+    /// The machine.
+    #[arg(default_value = "default")]
+    pub(crate) name: String,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    /// The machine, as JSON.
+    pub(crate) spec: String,
 }

@@ -3,10 +3,12 @@
 mod args;
 mod boot;
 mod doctor;
+mod hold;
 mod image;
+mod machines;
 mod run;
-mod share;
 mod serve;
+mod share;
 mod signals;
 mod terminal;
 mod trace;
@@ -15,7 +17,7 @@ mod units;
 use std::process::ExitCode;
 
 use args::{Cli, Verb};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 /// Cabana itself failed, or was called wrongly.
 const FAILED: u8 = 125;
@@ -56,7 +58,18 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Image(args) => image::image(args),
         Verb::Share(args) => share::share(args),
+        Verb::Up(args) => machines::up(&args),
+        Verb::Ps(args) => machines::ps(&args),
+        Verb::Exec(args) => machines::exec(args),
+        Verb::Shell(args) => machines::shell(args),
+        Verb::Logs(args) => machines::logs(&args),
+        Verb::Down(args) => machines::down(&args),
         Verb::Serve(args) => serve::serve(args),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "cabana", &mut std::io::stdout());
+            Ok(0)
+        }
+        Verb::Hold(args) => hold::hold(&args),
         Verb::Worker => Ok(cabana_worker::run()),
     };
     match ended {

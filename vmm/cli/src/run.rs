@@ -14,6 +14,7 @@ use cabana_sandbox::{
     Scratch, Share, Timeline,
 };
 use cabana_store::{Kind, Store};
+use signal_hook::consts::SIGWINCH;
 
 use crate::args::RunArgs;
 use crate::signals::Forwarder;
@@ -52,7 +53,12 @@ pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
     }
     let mut trace = trace_file.map(|path| trace::Recorder::new(path, &machine, started));
     let mut process = machine.exec(&command)?;
-    signals.attach(process.input(), tty);
+    let input = process.input();
+    signals.attach(move |signal| match signal {
+        SIGWINCH if tty => input.resize(terminal::size()),
+        SIGWINCH => {}
+        signal => input.signal(signal),
+    });
     if let Some(expiry) = &expiry {
         expiry.attach(process.input());
     }
@@ -129,24 +135,31 @@ fn forward_stdin(input: ProcessInput) -> Result<(), Failure> {
     Ok(())
 }
 
-fn command(args: &RunArgs) -> Result<Command, Failure> {
-    let argv = args.command.iter().map(|word| word.clone().into_vec());
-    let mut command = Command::new(argv);
-    for variable in &args.env {
+/// A variable and its value.
+type Variable = (Vec<u8>, Vec<u8>);
+
+/// Variables as they are written: with their value, or to be passed on.
+pub(crate) fn environment(words: &[OsString]) -> Result<Vec<Variable>, Failure> {
+    let mut variables = Vec::new();
+    for variable in words {
         let bytes = variable.clone().into_vec();
-        let split = bytes.iter().position(|byte| *byte == b'=');
-        match split {
-            Some(0) => {
-                return Err(Failure::new("--env wants a name before the equals sign"));
-            }
-            Some(at) => command.env.push((bytes[..at].to_vec(), bytes[at + 1..].to_vec())),
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(0) => return Err(Failure::new("--env wants a name before the equals sign")),
+            Some(at) => variables.push((bytes[..at].to_vec(), bytes[at + 1..].to_vec())),
             None => {
                 if let Some(value) = std::env::var_os(variable) {
-                    command.env.push((bytes, value.into_vec()));
+                    variables.push((bytes, value.into_vec()));
                 }
             }
         }
     }
+    Ok(variables)
+}
+
+fn command(args: &RunArgs) -> Result<Command, Failure> {
+    let argv = args.command.iter().map(|word| word.clone().into_vec());
+    let mut command = Command::new(argv);
+    command.env = environment(&args.env)?;
     command.cwd = args.workdir.clone().map(OsString::into_vec);
     if args.tty {
         command.tty = Some(terminal::size());
@@ -194,7 +207,7 @@ fn config(args: RunArgs, started: Start) -> Result<MachineConfig, Failure> {
 }
 
 /// Makes the share's paths absolute: a relative one of the host's counts from here.
-fn share(arg: ShareArg) -> Result<Share, Failure> {
+pub(crate) fn share(arg: ShareArg) -> Result<Share, Failure> {
     let host = std::path::absolute(&arg.host).unwrap_or_else(|_| arg.host.clone());
     let guest = match arg.guest {
         Some(guest) => guest,

@@ -3,12 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use cabana_sandbox::ProcessInput;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::Failure;
-use crate::terminal;
 
 const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
 
@@ -17,15 +15,12 @@ pub(crate) struct Forwarder {
     target: Arc<Mutex<Target>>,
 }
 
-#[derive(Default)]
-struct Target {
-    input: Option<ProcessInput>,
-    tty: bool,
-}
+/// Where signals go, once there is a command.
+type Target = Option<Box<dyn Fn(i32) + Send>>;
 
 impl Forwarder {
     pub(crate) fn start() -> Result<Self, Failure> {
-        let target = Arc::new(Mutex::new(Target::default()));
+        let target = Arc::new(Mutex::new(Target::None));
         let mut signals = Signals::new(FORWARDED)?;
         let shared = Arc::clone(&target);
         thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(
@@ -39,17 +34,16 @@ impl Forwarder {
     }
 
     /// The command runs: signals go to it from now on.
-    pub(crate) fn attach(&self, input: ProcessInput, tty: bool) {
+    pub(crate) fn attach(&self, deliver: impl Fn(i32) + Send + 'static) {
         let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        *target = Target { input: Some(input), tty };
+        *target = Some(Box::new(deliver));
     }
 }
 
 fn forward(signal: i32, target: &Target) {
-    match (&target.input, signal) {
-        (Some(input), SIGWINCH) if target.tty => input.resize(terminal::size()),
-        (_, SIGWINCH) => {}
-        (Some(input), signal) => input.signal(signal),
+    match (target, signal) {
+        (Some(deliver), signal) => deliver(signal),
+        (None, SIGWINCH) => {}
         // Nothing runs yet, and nothing of the machine outlives this process.
         (None, signal) => std::process::exit(128 + signal),
     }

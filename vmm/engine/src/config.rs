@@ -4,6 +4,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
+use cabana_api::EngineSpec;
 use cabana_os::process;
 
 use crate::Error;
@@ -18,6 +19,17 @@ pub struct EngineConfig {
     pub worker: WorkerKind,
     /// Where disks that vanish with their machine live; absent: the system's folder of temporary files.
     pub scratch: Option<PathBuf>,
+}
+
+impl From<EngineSpec> for EngineConfig {
+    fn from(spec: EngineSpec) -> Self {
+        let worker = match spec.worker {
+            _ if spec.in_process => WorkerKind::InProcess,
+            Some(program) => WorkerKind::Program(program),
+            None => WorkerKind::Find,
+        };
+        Self { home: spec.home, worker, scratch: spec.scratch }
+    }
 }
 
 /// Where machines live.

@@ -1,6 +1,7 @@
-//! A client, for the command line and for tests: one thread that asks and hears.
+//! A client, for the command line and for tests.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cabana_api::{
     Call, Fault, Greeting, MachineEvent, Outcome, ProcessEvent, Reply, Request, VERSION,
@@ -10,6 +11,17 @@ use cabana_api::{
 #[derive(Debug)]
 pub struct Client<R, W> {
     lines: BufReader<R>,
+    asker: Asker<W>,
+}
+
+/// The asking half of a [`Client`]: cheap to clone, for any thread.
+#[derive(Debug)]
+pub struct Asker<W> {
+    shared: Arc<Mutex<Asking<W>>>,
+}
+
+#[derive(Debug)]
+struct Asking<W> {
     writer: W,
     last_id: u64,
 }
@@ -50,7 +62,8 @@ pub enum ClientError {
 impl<R: Read, W: Write> Client<R, W> {
     /// Hears the greeting.
     pub fn new(reader: R, writer: W) -> Result<Self, ClientError> {
-        let mut client = Self { lines: BufReader::new(reader), writer, last_id: 0 };
+        let shared = Arc::new(Mutex::new(Asking { writer, last_id: 0 }));
+        let mut client = Self { lines: BufReader::new(reader), asker: Asker { shared } };
         let greeting: Greeting = client.line()?;
         if greeting.cabana != VERSION {
             return Err(ClientError::Version(greeting.cabana));
@@ -58,15 +71,9 @@ impl<R: Read, W: Write> Client<R, W> {
         Ok(client)
     }
 
-    /// Asks for something; the number of the request.
-    pub fn ask(&mut self, call: Call) -> Result<u64, ClientError> {
-        self.last_id += 1;
-        let mut line =
-            serde_json::to_vec(&Request { id: self.last_id, call }).map_err(io::Error::from)?;
-        line.push(b'\n');
-        self.writer.write_all(&line)?;
-        self.writer.flush()?;
-        Ok(self.last_id)
+    /// The asking half.
+    pub fn asker(&self) -> Asker<W> {
+        self.asker.clone()
     }
 
     /// Waits for what the server says next.
@@ -85,7 +92,7 @@ impl<R: Read, W: Write> Client<R, W> {
         call: Call,
         mut other: impl FnMut(Incoming),
     ) -> Result<Outcome, ClientError> {
-        let asked = self.ask(call)?;
+        let asked = self.asker.ask(call)?;
         loop {
             match self.next_line()? {
                 Incoming::Answer(id, Outcome::Error(fault)) if id == asked => {
@@ -103,5 +110,25 @@ impl<R: Read, W: Write> Client<R, W> {
             return Err(ClientError::Gone);
         }
         serde_json::from_str(&line).map_err(|error| ClientError::Nonsense(error.to_string()))
+    }
+}
+
+impl<W: Write> Asker<W> {
+    /// Asks for something; the number of the request.
+    pub fn ask(&self, call: Call) -> Result<u64, ClientError> {
+        let mut asking = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        asking.last_id += 1;
+        let id = asking.last_id;
+        let mut line = serde_json::to_vec(&Request { id, call }).map_err(io::Error::from)?;
+        line.push(b'\n');
+        asking.writer.write_all(&line)?;
+        asking.writer.flush()?;
+        Ok(id)
+    }
+}
+
+impl<W> Clone for Asker<W> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
     }
 }

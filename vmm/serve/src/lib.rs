@@ -6,6 +6,6 @@ mod connection;
 mod place;
 mod server;
 
-pub use client::{Client, ClientError, Incoming};
+pub use client::{Asker, Client, ClientError, Incoming};
 pub use place::{Place, PlaceError, Taken};
 pub use server::Server;

@@ -101,6 +101,24 @@ impl Place {
         Err(PlaceError::NotUp(name.to_owned()))
     }
 
+    /// Waits until the holder of a name has gone, and removes what it left.
+    pub fn wait_gone(&self, name: &str) -> Result<(), PlaceError> {
+        let path = self.file(name, "lock");
+        let file = match File::options().write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let _ = fs::remove_file(self.log(name));
+                return Ok(());
+            }
+            Err(error) => return Err(failed(&path)(error)),
+        };
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(&path)(error.into()))?;
+        drop(file);
+        self.clean(name);
+        let _ = fs::remove_file(self.log(name));
+        Ok(())
+    }
+
     /// Names whose holders live; what dead ones left is removed.
     pub fn names(&self) -> Result<Vec<String>, PlaceError> {
         let mut names = Vec::new();

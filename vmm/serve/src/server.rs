@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use cabana_api::{MachineSpec, Reply};
 use cabana_engine::{Engine, Error, Machine};
@@ -19,6 +20,9 @@ pub struct Server {
     /// Some machine has been removed.
     removed: Condvar,
     listeners: Mutex<Vec<Weak<Lines>>>,
+    /// Connections that are being served.
+    open: Mutex<usize>,
+    closed: Condvar,
 }
 
 impl Server {
@@ -29,6 +33,8 @@ impl Server {
             machines: Mutex::default(),
             removed: Condvar::new(),
             listeners: Mutex::default(),
+            open: Mutex::default(),
+            closed: Condvar::new(),
         })
     }
 
@@ -85,7 +91,16 @@ impl Server {
     ) -> io::Result<()> {
         let lines = Lines::start(writer)?;
         self.listeners().push(Arc::downgrade(&lines));
-        connection::serve(self, BufReader::new(reader), &lines)
+        *self.open() += 1;
+        let served = connection::serve(self, BufReader::new(reader), &lines);
+        *self.open() -= 1;
+        self.closed.notify_all();
+        served
+    }
+
+    /// Waits until all clients have gone, at most for `limit`.
+    pub fn wait_served(&self, limit: Duration) {
+        drop(self.closed.wait_timeout_while(self.open(), limit, |open| *open > 0));
     }
 
     /// Serves every connection of this user's to a socket, for as long as it stands.
@@ -117,6 +132,10 @@ impl Server {
 
     fn machines(&self) -> MutexGuard<'_, BTreeMap<String, Machine>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> MutexGuard<'_, usize> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn listeners(&self) -> MutexGuard<'_, Vec<Weak<Lines>>> {

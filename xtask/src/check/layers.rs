@@ -43,6 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-worker", &["sandbox", "protocol", "os"]),
     ("cabana-engine", &["api", "worker", "sandbox", "protocol", "store", "os"]),
     ("cabana-serve", &["api", "engine"]),
+    ("cabana-capi", &["api", "engine"]),
     ("cabana-cli", &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "store"]),
     // The guest's side and the artifacts.
     ("cabana-agent", &["protocol"]),

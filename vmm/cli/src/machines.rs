@@ -1,0 +1,343 @@
+//! `cabana up`, `ps`, `exec`, `shell`, `logs`, `down`: machines that stay up in the background. Each has a
+//! holder ([`crate::hold`]), which is spoken to over its socket.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use cabana_api::{
+    Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, Named,
+    Outcome, ProcessEvent, TtySize,
+};
+use cabana_serve::{Asker, Client, ClientError, Incoming, Place};
+use serde_json::json;
+use signal_hook::consts::SIGWINCH;
+
+use crate::Failure;
+use crate::args::{ExecArgs, NamedArgs, PsArgs, ShellArgs, UpArgs};
+use crate::hold::READY;
+use crate::run::{self, environment};
+use crate::signals::Forwarder;
+use crate::terminal::{self, RawMode};
+
+/// What `shell` runs: the image's best shell.
+const SHELL: &str = "command -v bash >/dev/null && exec bash -l; exec sh -l";
+
+/// Input goes in pieces of this size, the next when the last was taken.
+const PIECE: usize = 64 << 10;
+
+const SIGPIPE: i32 = 13;
+
+type Conversation = Client<UnixStream, UnixStream>;
+
+pub(crate) fn up(args: &UpArgs) -> Result<u8, Failure> {
+    let place = Place::open()?;
+    let spec = spec(args)?;
+    let name = spec.name.clone();
+    let log = place.log(&name);
+    let mut holder = Command::new(std::env::current_exe()?)
+        .args(["hold", &serde_json::to_string(&spec)?])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(File::create(&log)?)
+        .spawn()?;
+    let mut said = String::new();
+    if let Some(stdout) = holder.stdout.take() {
+        BufReader::new(stdout).read_line(&mut said)?;
+    }
+    if said.trim_end() != READY {
+        let status = holder.wait()?;
+        let why = fs::read_to_string(&log).unwrap_or_default();
+        let why = why.trim().trim_start_matches("cabana: ").to_owned();
+        let died = || format!("the machine's holder died ({status})");
+        return Err(Failure::new(if why.is_empty() { died() } else { why }));
+    }
+    let mut client = connect(&place, &name)?;
+    let shows = io::stderr().is_terminal() && !args.json;
+    let started = client.call(Call::MachineStart(named(&name)), |incoming| {
+        if let (true, Incoming::Machine(_, MachineEvent::Progress { step })) = (shows, incoming) {
+            eprint!("\r\x1b[K{name}: {step}");
+        }
+    });
+    if shows {
+        eprint!("\r\x1b[K");
+    }
+    match started {
+        Ok(Outcome::Machine(status)) if args.json => print(&status)?,
+        Ok(_) => println!("{name} is up"),
+        Err(error) => {
+            let _ = client.call(Call::MachineRemove(named(&name)), |_| {});
+            place.wait_gone(&name)?;
+            return Err(error.into());
+        }
+    }
+    Ok(0)
+}
+
+pub(crate) fn ps(args: &PsArgs) -> Result<u8, Failure> {
+    let place = Place::open()?;
+    let mut all = Vec::new();
+    for name in place.names()? {
+        // One may go while the others are asked.
+        let answer = connect(&place, &name)
+            .and_then(|mut client| Ok(client.call(Call::MachineList, |_| {})?));
+        if let Ok(Outcome::Machines(machines)) = answer {
+            all.extend(machines);
+        }
+    }
+    if args.json {
+        print(&all)?;
+        return Ok(0);
+    }
+    let cells = |status: &MachineStatus| {
+        let MachineStatus { name, state, image, cpus, memory, processes, worker, .. } = status;
+        let worker = worker.map_or_else(|| "-".to_owned(), |worker| worker.to_string());
+        let (memory, state) = (format!("{}M", memory >> 20), state_name(*state).to_owned());
+        [
+            name.clone(),
+            state,
+            image.clone(),
+            cpus.to_string(),
+            memory,
+            processes.to_string(),
+            worker,
+        ]
+    };
+    let head =
+        ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "PROCESSES", "WORKER"].map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(head).chain(all.iter().map(cells)).collect();
+    table(&rows);
+    Ok(0)
+}
+
+pub(crate) fn exec(args: ExecArgs) -> Result<u8, Failure> {
+    if args.tty && !terminal::is_terminal(io::stdin()) {
+        return Err(Failure::new("standard input is no terminal; leave -t out"));
+    }
+    let text = |word: std::ffi::OsString| {
+        word.into_string().map_err(|word| Failure::new(format!("{} is not UTF-8", word.display())))
+    };
+    let mut env = std::collections::BTreeMap::new();
+    for (name, value) in environment(&args.env)? {
+        let utf8 = |bytes| {
+            String::from_utf8(bytes).map_err(|_| Failure::new("the environment is not UTF-8"))
+        };
+        env.insert(utf8(name)?, utf8(value)?);
+    }
+    if args.tty
+        && let Ok(term) = std::env::var("TERM")
+    {
+        env.entry("TERM".to_owned()).or_insert(term);
+    }
+    let size = terminal::size();
+    let command = CommandSpec {
+        argv: args.command.into_iter().map(text).collect::<Result<_, _>>()?,
+        env,
+        cwd: args.workdir,
+        tty: args.tty.then_some(TtySize { rows: size.rows, cols: size.cols }),
+        stdin: args.tty || args.interactive || !terminal::is_terminal(io::stdin()),
+        ..CommandSpec::default()
+    };
+    run_in(&args.name, command)
+}
+
+pub(crate) fn shell(args: ShellArgs) -> Result<u8, Failure> {
+    let tty = terminal::is_terminal(io::stdin());
+    exec(ExecArgs {
+        name: args.name,
+        env: args.env,
+        workdir: args.workdir,
+        interactive: true,
+        tty,
+        command: ["sh", "-c", SHELL].map(Into::into).into(),
+    })
+}
+
+pub(crate) fn logs(args: &NamedArgs) -> Result<u8, Failure> {
+    let mut client = connect(&Place::open()?, &args.name)?;
+    if let Outcome::Console(console) =
+        client.call(Call::MachineConsole(named(&args.name)), |_| {})?
+    {
+        if args.json {
+            print(&json!({ "machine": args.name, "console": console }))?;
+        } else {
+            io::stdout().write_all(console.as_bytes())?;
+        }
+    }
+    Ok(0)
+}
+
+pub(crate) fn down(args: &NamedArgs) -> Result<u8, Failure> {
+    let place = Place::open()?;
+    let ended = {
+        let mut client = connect(&place, &args.name)?;
+        client.call(Call::MachineRemove(named(&args.name)), |_| {})
+    };
+    place.wait_gone(&args.name)?;
+    ended?;
+    if args.json {
+        print(&json!({ "machine": args.name, "down": true }))?;
+    } else {
+        println!("{} is down", args.name);
+    }
+    Ok(0)
+}
+
+fn spec(args: &UpArgs) -> Result<MachineSpec, Failure> {
+    let absolute = |path: &std::path::PathBuf| std::path::absolute(path);
+    let mut spec = MachineSpec {
+        name: args.name.clone(),
+        image: args.image.clone(),
+        cpus: args.cpus,
+        memory: args.memory,
+        disk: args.disk.as_ref().map(absolute).transpose()?,
+        kernel: args.kernel.as_ref().map(absolute).transpose()?,
+        command_line: args.cmdline.clone(),
+        suspend_after_ms: args.suspend_after.map(|idle| idle.as_millis() as u64),
+        ..MachineSpec::default()
+    };
+    for share in &args.shares {
+        let share = run::share(share.clone())?;
+        if share.journal.is_some() {
+            let why = "a machine that is up keeps no journal of a share; leave `:journal` out, or use \
+                       `cabana run`";
+            return Err(Failure::new(why));
+        }
+        let (host, guest, read_only) = (share.host, share.guest, share.read_only);
+        spec.shares.push(cabana_api::ShareSpec { host, guest, read_only });
+    }
+    Ok(spec)
+}
+
+/// Runs a command in a machine that is up, with this process's streams, signals and terminal.
+fn run_in(name: &str, command: CommandSpec) -> Result<u8, Failure> {
+    let (tty, stdin) = (command.tty.is_some(), command.stdin);
+    let signals = Forwarder::start()?;
+    let mut client = connect(&Place::open()?, name)?;
+    let mut early = Vec::new();
+    let call = Call::Exec { machine: name.to_owned(), command };
+    let outcome = client.call(call, |incoming| early.push(incoming))?;
+    let Outcome::Process(process) = outcome else {
+        return Err(ClientError::Nonsense(format!("{outcome:?}")).into());
+    };
+    let asker = client.asker();
+    signals.attach(move |signal| {
+        let asked = match signal {
+            SIGWINCH if tty => {
+                let size = terminal::size();
+                let size = TtySize { rows: size.rows, cols: size.cols };
+                asker.ask(Call::Resize { process, size })
+            }
+            SIGWINCH => return,
+            signal => asker.ask(Call::Signal { process, signal }),
+        };
+        // A holder that is gone is told of by what it no longer says.
+        drop(asked);
+    });
+    let (answered, answers) = channel();
+    if stdin {
+        let asker = client.asker();
+        let feed = move || feed(process, &asker, &answers);
+        thread::Builder::new().name("stdin".to_owned()).stack_size(256 << 10).spawn(feed)?;
+    }
+    let raw = if tty { RawMode::enter() } else { None };
+    let ended = pump(&mut client, process, &answered);
+    drop(raw);
+    ended
+}
+
+/// Passes standard input on, a piece when the last has been taken.
+fn feed(process: u64, asker: &Asker<UnixStream>, answers: &Receiver<(u64, Outcome)>) {
+    let mut buffer = vec![0; PIECE];
+    let mut stdin = io::stdin();
+    loop {
+        let asked = match stdin.read(&mut buffer) {
+            Ok(0) => {
+                let _ = asker.ask(Call::StdinClose { process });
+                return;
+            }
+            Ok(count) => asker.ask(Call::Stdin { process, data: Bytes::from(&buffer[..count]) }),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        let Ok(id) = asked else { return };
+        match answers.iter().find(|(answered, _)| *answered == id) {
+            Some((_, Outcome::Done(true))) => {}
+            _ => return,
+        }
+    }
+}
+
+/// Passes output on until the command has ended; its exit status.
+fn pump(
+    client: &mut Conversation,
+    process: u64,
+    answered: &Sender<(u64, Outcome)>,
+) -> Result<u8, Failure> {
+    let asker = client.asker();
+    let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
+    loop {
+        let event = match client.next_line()? {
+            Incoming::Process(number, event) if number == process => event,
+            Incoming::Answer(id, outcome) => {
+                // Nobody waits for those of signals.
+                let _ = answered.send((id, outcome));
+                continue;
+            }
+            Incoming::Process(..) | Incoming::Machine(..) => continue,
+        };
+        let nonsense = || ClientError::Nonsense("output that is no base64".to_owned());
+        let written = match event {
+            ProcessEvent::Started { .. } => continue,
+            ProcessEvent::Stdout { data } => {
+                let bytes = data.decode().ok_or_else(nonsense)?;
+                stdout.write_all(&bytes).and_then(|()| stdout.flush())
+            }
+            ProcessEvent::Stderr { data } => stderr.write_all(&data.decode().ok_or_else(nonsense)?),
+            ProcessEvent::Exited { exit } => return Ok(exit.status()),
+            ProcessEvent::Failed { message, status, .. } => {
+                return Err(Failure { status, sentence: message });
+            }
+        };
+        if written.is_err() {
+            // Nobody reads any more; the command learns of it as it would here.
+            let _ = asker.ask(Call::Signal { process, signal: SIGPIPE });
+        }
+    }
+}
+
+fn connect(place: &Place, name: &str) -> Result<Conversation, Failure> {
+    let stream = place.connect(name)?;
+    Ok(Client::new(stream.try_clone()?, stream)?)
+}
+
+fn named(machine: &str) -> Named {
+    Named { machine: machine.to_owned() }
+}
+
+fn state_name(state: MachineState) -> &'static str {
+    match state {
+        MachineState::Idle => "idle",
+        MachineState::Starting => "starting",
+        MachineState::Running => "running",
+        MachineState::Suspended => "suspended",
+    }
+}
+
+fn print(value: &impl serde::Serialize) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Columns as wide as their widest cell.
+fn table<const N: usize>(rows: &[[String; N]]) {
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
