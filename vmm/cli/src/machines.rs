@@ -12,7 +12,7 @@ use cabana_api::{
     Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, Named,
     Outcome, ProcessEvent, TtySize,
 };
-use cabana_serve::{Asker, Client, ClientError, Incoming, Place};
+use cabana_serve::{Asker, Client, ClientError, Incoming, Place, PlaceError};
 use serde_json::json;
 use signal_hook::consts::SIGWINCH;
 
@@ -37,6 +37,11 @@ pub(crate) fn up(args: &UpArgs) -> Result<u8, Failure> {
     let place = Place::open()?;
     let spec = spec(args)?;
     let name = spec.name.clone();
+    match place.connect(&name) {
+        Err(PlaceError::NotUp(_)) => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => return Err(PlaceError::Taken(name).into()),
+    }
     let log = place.log(&name);
     let mut holder = Command::new(std::env::current_exe()?)
         .args(["hold", &serde_json::to_string(&spec)?])

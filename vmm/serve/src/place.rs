@@ -48,6 +48,9 @@ pub enum PlaceError {
     /// Another process holds the name.
     #[error("machine {0} is up already")]
     Taken(String),
+    /// A name that is none.
+    #[error("{0:?} is no name for a machine; use letters, digits, `.`, `_` and `-`")]
+    Name(String),
     /// No process holds the name.
     #[error("machine {0} is not up; `cabana up {0}` starts it")]
     NotUp(String),
@@ -84,6 +87,7 @@ impl Place {
 
     /// Takes a name, and listens under it.
     pub fn take(&self, name: &str) -> Result<(Taken, UnixListener), PlaceError> {
+        check(name)?;
         let (socket, lock_path) = (self.socket(name), self.file(name, "lock"));
         let lock = self.lock(name)?.ok_or_else(|| PlaceError::Taken(name.to_owned()))?;
         // Whose it was is gone.
@@ -94,6 +98,7 @@ impl Place {
 
     /// Connects to the holder of a name.
     pub fn connect(&self, name: &str) -> Result<UnixStream, PlaceError> {
+        check(name)?;
         if let Ok(stream) = UnixStream::connect(self.socket(name)) {
             return Ok(stream);
         }
@@ -103,6 +108,7 @@ impl Place {
 
     /// Waits until the holder of a name has gone, and removes what it left.
     pub fn wait_gone(&self, name: &str) -> Result<(), PlaceError> {
+        check(name)?;
         let path = self.file(name, "lock");
         let file = match File::options().write(true).open(&path) {
             Ok(file) => file,
@@ -186,6 +192,13 @@ impl Drop for Taken {
     }
 }
 
+/// A name is a single harmless component of a path.
+fn check(name: &str) -> Result<(), PlaceError> {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if first && name.bytes().all(inner) { Ok(()) } else { Err(PlaceError::Name(name.to_owned())) }
+}
+
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> PlaceError + '_ {
     move |source| PlaceError::Io { path: path.to_owned(), source }
 }
@@ -201,6 +214,10 @@ mod tests {
         let mode = fs::metadata(folder.path().join("run")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(matches!(place.connect("m"), Err(PlaceError::NotUp(_))));
+        for bad in ["", "../m", ".m", "a/b"] {
+            assert!(matches!(place.connect(bad), Err(PlaceError::Name(_))), "{bad}");
+            assert!(matches!(place.take(bad), Err(PlaceError::Name(_))), "{bad}");
+        }
         let (taken, listener) = place.take("m").unwrap();
         assert!(matches!(place.take("m"), Err(PlaceError::Taken(_))));
         assert_eq!(place.names().unwrap(), ["m"]);
