@@ -14,7 +14,14 @@ use crate::args::ServeArgs;
 pub(crate) fn serve(args: ServeArgs) -> Result<u8, Failure> {
     let server = Server::new(engine()?);
     match args.socket {
-        None => server.serve(io::stdin(), io::stdout())?,
+        None => {
+            let served = server.serve(io::stdin(), io::stdout());
+            // Disks that stay are flushed; a client that has gone hears of no failure.
+            for machine in server.list() {
+                let _ = server.remove(machine.name());
+            }
+            served?;
+        }
         Some(path) => {
             let place = path.display().to_string();
             if UnixStream::connect(&path).is_ok() {

@@ -151,6 +151,9 @@ impl Worker {
             let mut state = self.remote.lock();
             if state.ended.is_none() {
                 state.calls.insert(call, sender);
+            } else {
+                // Nobody will answer.
+                drop(sender);
             }
         }
         let handles: Vec<_> = handle.map(AsFd::as_fd).into_iter().collect();

@@ -12,6 +12,9 @@ use cabana_engine::{Engine, Error, Machine};
 
 use crate::connection::{self, Lines};
 
+/// How long a server that cannot take a connection waits.
+const BREATH: Duration = Duration::from_millis(50);
+
 /// Machines by name, for all connections. A machine goes when it is removed, or with the server.
 #[derive(Debug)]
 pub struct Server {
@@ -107,9 +110,14 @@ impl Server {
     pub fn serve_socket(self: &Arc<Self>, listener: &UnixListener) -> io::Result<()> {
         let own = rustix::process::geteuid();
         for stream in listener.incoming() {
-            let stream = stream?;
+            let Ok(stream) = stream else {
+                // Too many files are open; some will be closed.
+                thread::sleep(BREATH);
+                continue;
+            };
             // Others may not even ask, whatever the permissions of the socket have become.
-            if rustix::net::sockopt::socket_peercred(&stream)?.uid != own {
+            let peer = rustix::net::sockopt::socket_peercred(&stream);
+            if !peer.is_ok_and(|peer| peer.uid == own) {
                 continue;
             }
             let server = Arc::clone(self);
