@@ -41,6 +41,7 @@ mod policy;
 mod ranges;
 mod rule;
 mod rules;
+mod secrets;
 mod sets;
 mod verdict;
 
@@ -52,4 +53,5 @@ pub use gate::{
 };
 pub use policy::{EgressPolicy, PolicyError, SessionPolicy};
 pub use rule::{Expect, Protocol, Rule, RuleError};
+pub use secrets::{Placeholder, Secret, SecretError, rewrite_head};
 pub use verdict::{AskId, Event, FlowId, Reason, Verdict, What};

@@ -157,6 +157,13 @@ pub enum What {
         /// Bytes to the guest.
         received: u64,
     },
+    /// A flow that was allowed failed on its way.
+    Failed {
+        /// Its name.
+        flow: FlowId,
+        /// Where and why.
+        why: String,
+    },
     /// A name was asked for.
     Query {
         /// The name.

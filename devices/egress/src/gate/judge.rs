@@ -44,9 +44,12 @@ impl Gate {
             Ruling::Denied { rule, reason } => (rule, reason),
         };
         // Names lead nowhere that a rule denies, nor into ranges that are open by address alone.
-        let by_name = reason != Reason::DenyRule && self.special.kind_of_answer(address).is_none();
+        let special = self.special.kind_of_answer(address).is_some();
+        let by_name = |name: &DomainName| {
+            reason != Reason::DenyRule && (!special || self.stands_for(address, name))
+        };
         let (mut names, mut first, mut refused) = (Vec::new(), None, None);
-        for name in self.pins.names(now, source, address).filter(|_| by_name) {
+        for name in self.pins.names(now, source, address).filter(|name| by_name(name)) {
             match self.rule_name(now, flow, name) {
                 Ok((verdict, expect)) => {
                     first.get_or_insert(verdict);

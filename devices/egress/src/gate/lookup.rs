@@ -1,6 +1,6 @@
 //! The DNS server's part of the gate.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::judge::askable;
@@ -10,6 +10,11 @@ use crate::dns::{self, Asked, Family, Reply};
 use crate::domain::DomainName;
 use crate::rule::Protocol;
 use crate::verdict::{Reason, Verdict, What};
+
+/// Where addresses come from that stand for names which a proxy will look up (RFC 2544 §C.2.2: they are nobody's).
+const ELSEWHERE: [u8; 2] = [198, 18];
+/// The most names that have such an address.
+const MAX_ELSEWHERE: usize = 1 << 16;
 
 /// The most lookups that the host's resolver is busy with for one machine.
 const MAX_LOOKUPS: usize = 256;
@@ -90,7 +95,10 @@ impl Gate {
         let (mut given, mut dropped) = (Vec::new(), None);
         for address in found.iter().copied().filter(|address| family.holds(*address)) {
             match self.special.kind_of_answer(address) {
-                Some(range) if !rules.names_special(&self.special, address) => {
+                Some(range)
+                    if !rules.names_special(&self.special, address)
+                        && !self.stands_for(address, name) =>
+                {
                     dropped.get_or_insert(range);
                 }
                 _ => given.push(address),
@@ -109,6 +117,36 @@ impl Gate {
         let answer = step(reply.addresses(&given));
         self.tell_query(now, session, name, given, verdict);
         answer
+    }
+
+    /// Gives the guest an address that stands for the name, because a proxy will look it up and this host cannot.
+    /// It leads nowhere but to that name, and to those who asked for it.
+    pub fn resolved_elsewhere(&mut self, now: Duration, lookup: &Lookup) -> DnsStep {
+        let next = self.elsewhere.len();
+        let address = match self.elsewhere.get(&lookup.name) {
+            Some(address) => *address,
+            None if next >= MAX_ELSEWHERE => {
+                return self.resolved(now, lookup, Err(LookupError::Failed));
+            }
+            None => {
+                let [.., high, low] = (next as u32).to_be_bytes();
+                let address = Ipv4Addr::new(ELSEWHERE[0], ELSEWHERE[1], high, low);
+                self.elsewhere.insert(lookup.name.clone(), address);
+                address
+            }
+        };
+        self.resolved(now, lookup, Ok(&[address.into()]))
+    }
+
+    /// Whether the address stands for this name.
+    pub(super) fn stands_for(&self, address: IpAddr, name: &DomainName) -> bool {
+        self.elsewhere.get(name).is_some_and(|own| IpAddr::V4(*own) == address)
+    }
+
+    /// Whether the address stands for a name, so that only a proxy can lead there.
+    pub fn is_elsewhere(&self, address: IpAddr) -> bool {
+        matches!(address, IpAddr::V4(v4) if v4.octets()[..2] == ELSEWHERE)
+            && self.elsewhere.values().any(|own| IpAddr::V4(*own) == address)
     }
 
     pub(super) fn look_up(

@@ -8,18 +8,19 @@ mod tell;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::ask::{Answer, Asks};
 use crate::dns::Asked;
 use crate::domain::DomainName;
-use crate::inspect::{Inspector, Progress};
+use crate::inspect::{EditHead, Inspector, Progress, Refusal};
 use crate::pins::Pins;
 use crate::policy::{EgressPolicy, PolicyError};
 use crate::ranges::SpecialRanges;
 use crate::rule::Protocol;
 use crate::rules::Rules;
+use crate::secrets::{self, Placeholder};
 use crate::verdict::{AskId, Event, FlowId, Reason, Verdict, What};
 
 pub use explain::Explanation;
@@ -29,6 +30,9 @@ pub use lookup::{Lookup, LookupError};
 
 /// The most flows that a gate keeps in mind; the stack has a limit of its own below it.
 const MAX_FLOWS: usize = 65_536;
+
+/// The most bytes that all inspections of a machine hold back.
+const MAX_HELD: usize = 64 << 20;
 
 /// Names a lookup, chosen by the stack.
 pub type QueryId = u64;
@@ -57,8 +61,8 @@ pub enum Decision {
     /// It may be opened, and everything that the guest sends has to pass [`Gate::inspect`] until that says
     /// otherwise.
     Inspect {
-        /// The name that it probably goes to.
-        host: DomainName,
+        /// The names that led to the address, the last one first: it goes to one of them.
+        hosts: Vec<DomainName>,
         /// The client must speak first and name its host, so that connecting onward may wait for it.
         client_first: bool,
     },
@@ -112,10 +116,15 @@ pub struct Gate {
     pins: Pins,
     flows: HashMap<FlowId, Known>,
     lookups: usize,
+    /// Addresses that stand for names which a proxy looks up.
+    elsewhere: HashMap<DomainName, Ipv4Addr>,
+    /// Bytes that inspections hold back.
+    held: usize,
     asks: Asks<Waiter>,
     changes: VecDeque<Change>,
     events: VecDeque<Event>,
     lost: u64,
+    placeholders: Vec<Placeholder>,
 }
 
 /// A flow that was not denied.
@@ -152,10 +161,13 @@ impl Gate {
             pins: Pins::default(),
             flows: HashMap::new(),
             lookups: 0,
+            elsewhere: HashMap::new(),
+            held: 0,
             asks: Asks::new(),
             changes: VecDeque::new(),
             events: VecDeque::new(),
             lost: 0,
+            placeholders: Vec::new(),
         })
     }
 
@@ -216,9 +228,10 @@ impl Gate {
                     Some(host) if flow.protocol == Protocol::Tcp => {
                         let client_first = !names.iter().any(|(_, expect)| expect.other);
                         let ech = self.rules(session.as_deref()).ech;
+                        let hosts = names.iter().map(|(name, _)| name.clone()).collect();
                         let inspector = Inspector::new(names, ech);
-                        self.know(flow, Some(host.clone()), Some(inspector), false);
-                        Decision::Inspect { host, client_first }
+                        self.know(flow, Some(host), Some(inspector), false);
+                        Decision::Inspect { hosts, client_first }
                     }
                     host => {
                         self.tell_flow(now, &flow, host.as_ref(), verdict);
@@ -255,6 +268,32 @@ impl Gate {
         bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Inspected, Verdict> {
+        self.inspect_with(now, id, bytes, out, &mut |_, head, out| {
+            out.extend_from_slice(head);
+            Ok(())
+        })
+    }
+
+    /// [`Self::inspect`], with `edit` in the way of every head of a HTTP request: for proxies, which want to know
+    /// the host in the request itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::inspect`].
+    pub fn inspect_with(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+        edit: &mut EditHead<'_>,
+    ) -> Result<Inspected, Verdict> {
+        let placeholders = &self.placeholders;
+        let mut guarded = |host: &DomainName, head: &[u8], out: &mut Vec<u8>| {
+            // In clear text a secret would not be one for long: not even its own host gets it.
+            secrets::refuse_placeholders(placeholders, head)?;
+            edit(host, head, out)
+        };
         let Some(known) = self.flows.get_mut(&id) else {
             return Err(self.denied(None, Reason::PolicyChanged));
         };
@@ -264,8 +303,17 @@ impl Gate {
         };
         let before = out.len();
         let flow = known.flow;
-        let progress = match inspector.push(bytes, out) {
-            Ok(progress) => progress,
+        let was_held = inspector.held();
+        let progress = match inspector.push_with(bytes, out, &mut guarded) {
+            Ok(progress) => {
+                self.held = (self.held + inspector.held()).saturating_sub(was_held);
+                if self.held > MAX_HELD {
+                    out.truncate(before);
+                    let host = known.host.clone();
+                    return Err(self.refused(now, id, host.as_ref(), Reason::TooMany));
+                }
+                progress
+            }
             Err(refusal) => {
                 out.truncate(before);
                 let host = known.host.clone();
@@ -294,9 +342,20 @@ impl Gate {
         Ok(Inspected { passed, host: named })
     }
 
+    /// A flow that was not denied.
+    pub fn flow(&self, id: FlowId) -> Option<Flow> {
+        self.flows.get(&id).map(|known| known.flow)
+    }
+
+    /// A flow was allowed and failed on its way, at a proxy or at a certificate.
+    pub fn failed(&mut self, now: Duration, id: FlowId, why: String) {
+        let session = self.flows.get(&id).and_then(|known| self.session(known.flow.source));
+        self.tell(now, session, What::Failed { flow: id, why });
+    }
+
     /// A flow is over, with how many bytes came from the guest and went to it.
     pub fn close(&mut self, now: Duration, id: FlowId, sent: u64, received: u64) {
-        if let Some(known) = self.flows.remove(&id) {
+        if let Some(known) = self.forget(id) {
             self.asks.leave(|waiter| matches!(waiter, Waiter::Flow(own) if *own == id));
             let session = self.session(known.flow.source);
             self.tell(now, session, What::Closed { flow: id, sent, received });
@@ -310,6 +369,17 @@ impl Gate {
             let no = (!answer.allow).then_some(Reason::AnsweredNo);
             self.release(now, waiters, no.as_ref());
         }
+    }
+
+    /// Refuses these in plain HTTP from now on.
+    pub fn guard(&mut self, placeholders: Vec<Placeholder>) {
+        self.placeholders = placeholders;
+    }
+
+    /// A flow was refused by whoever looked deeper into it, and is reset.
+    pub fn refuse_deeper(&mut self, now: Duration, id: FlowId, refusal: Refusal) {
+        let host = self.flows.get(&id).and_then(|known| known.host.clone());
+        self.refused(now, id, host.as_ref(), Reason::Inspection { refusal });
     }
 
     /// How long questions wait from now on; 30 s unless said.
@@ -366,11 +436,11 @@ impl Gate {
         for waiter in waiters {
             let change = match (waiter, no) {
                 (Waiter::Flow(id), None) => {
-                    let Some(known) = self.flows.remove(&id) else { continue };
+                    let Some(known) = self.forget(id) else { continue };
                     Change::Flow(id, self.open(now, known.flow))
                 }
                 (Waiter::Flow(id), Some(reason)) => {
-                    let Some(known) = self.flows.remove(&id) else { continue };
+                    let Some(known) = self.forget(id) else { continue };
                     let verdict = self.denied(None, reason.clone());
                     Change::Flow(id, self.refuse(now, &known.flow, None, verdict))
                 }
@@ -386,6 +456,14 @@ impl Gate {
             };
             self.changes.push_back(change);
         }
+    }
+
+    /// A flow is no longer known, and holds nothing.
+    fn forget(&mut self, id: FlowId) -> Option<Known> {
+        let known = self.flows.remove(&id)?;
+        let held = known.inspector.as_ref().map_or(0, Inspector::held);
+        self.held = self.held.saturating_sub(held);
+        Some(known)
     }
 
     fn know(
@@ -419,7 +497,7 @@ impl Gate {
         reason: Reason,
     ) -> Verdict {
         let verdict = self.denied(None, reason);
-        if let Some(known) = self.flows.remove(&id) {
+        if let Some(known) = self.forget(id) {
             self.tell_flow(now, &known.flow, host, verdict.clone());
         }
         verdict
@@ -427,7 +505,7 @@ impl Gate {
 
     /// Denies an open flow; its owner learns it by [`Self::poll`].
     fn deny_open(&mut self, now: Duration, id: FlowId, reason: Reason) {
-        if let Some(known) = self.flows.remove(&id) {
+        if let Some(known) = self.forget(id) {
             let verdict = self.denied(None, reason);
             let decision = self.refuse(now, &known.flow, known.host.as_ref(), verdict);
             self.changes.push_back(Change::Flow(id, decision));

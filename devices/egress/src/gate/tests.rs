@@ -1,6 +1,5 @@
 use super::*;
 use crate::ask::Remember;
-use crate::inspect::Refusal;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
@@ -416,4 +415,53 @@ fn an_explanation_says_what_would_happen() {
     let asks = explain(Some("other"), "pypi.org", 443, &[]);
     assert!(!asks.allowed && asks.steps.last().unwrap().contains("asks"), "{asks:?}");
     assert!(!explain(None, "a b", 1, &[]).allowed);
+}
+
+#[test]
+fn what_inspections_hold_back_is_bounded_for_all_of_them() {
+    let mut world = World::new("allow = ['a.example']");
+    world.resolve(GUEST, "a.example.", &[SITE]);
+    let part = vec![b'x'; 60_000];
+    let mut refused = 0;
+    for _ in 0..2000 {
+        let (id, _) = world.flow(GUEST, Protocol::Tcp, SITE, 80);
+        world.send(id, b"GET / HTTP/1.1\r\nX: ").unwrap();
+        refused += u32::from(world.send(id, &part).is_err());
+        assert!(world.gate.held <= super::MAX_HELD + part.len());
+    }
+    assert!(refused > 500, "{refused}");
+    let ids: Vec<_> = world.gate.flows.keys().copied().collect();
+    for id in ids {
+        world.gate.close(world.now, id, 0, 0);
+    }
+    assert_eq!(world.gate.held, 0);
+}
+
+#[test]
+fn a_name_that_a_proxy_looks_up_has_an_address_of_its_own() {
+    let mut world = World::new("allow = ['a.example', 'b.example']");
+    let mut answer = |name: &str| {
+        let DnsStep::Resolve(lookup) = world.ask(GUEST, name, RecordType::A) else {
+            panic!("{name}")
+        };
+        let DnsStep::Reply(bytes) = world.gate.resolved_elsewhere(world.now, &lookup) else {
+            panic!("{name}")
+        };
+        let message = Message::from_vec(&bytes).unwrap();
+        message.answers[0].data.ip_addr().unwrap().to_string()
+    };
+    let (a, b) = (answer("a.example."), answer("b.example."));
+    assert_eq!((a.as_str(), b.as_str()), ("198.18.0.0", "198.18.0.1"));
+    assert_eq!(answer("a.example."), a);
+    let (id, decision) = world.flow(GUEST, Protocol::Tcp, &a, 80);
+    assert!(matches!(decision, Decision::Inspect { .. }), "{decision:?}");
+    assert!(world.send(id, &get("b.example")).is_err(), "it stands for one name");
+    assert!(matches!(world.flow(OTHER, Protocol::Tcp, &a, 80).1, Decision::Deny(_)));
+    assert!(matches!(world.tcp("198.18.0.2", 80), Decision::Deny(_)));
+    assert_eq!(
+        world.resolve(GUEST, "a.example.", &["198.18.0.1"]),
+        (NX_DOMAIN, 0),
+        "no answer means it"
+    );
+    assert!(world.gate.is_elsewhere(ip(&a)) && !world.gate.is_elsewhere(ip("198.18.0.2")));
 }

@@ -1,7 +1,7 @@
 //! HTTP/1 requests (RFC 9112), one after the other on a connection, read so strictly that no server can find
 //! another request in them than is seen here.
 
-use super::{Hosts, MAX_HELD, Progress, Refusal, excerpt};
+use super::{EditHead, Hosts, MAX_HELD, Progress, Refusal, excerpt};
 
 /// The most header fields of a request.
 const MAX_FIELDS: usize = 128;
@@ -40,11 +40,14 @@ impl Watch {
         Self(Part::Head)
     }
 
-    /// Judges what is at the front of `held`; how many bytes of it may pass.
+    /// Judges what is at the front of `held`; what of it may pass goes to `out`, and its length is
+    /// returned.
     pub(super) fn advance(
         &mut self,
         held: &[u8],
         hosts: &mut Hosts,
+        out: &mut Vec<u8>,
+        edit: &mut EditHead<'_>,
     ) -> Result<(usize, Progress), Refusal> {
         let mut judged = 0;
         while let Some(rest @ [first, ..]) = held.get(judged..) {
@@ -77,6 +80,11 @@ impl Watch {
                 Part::WebSocket => return Err(malformed("no WebSocket frame after the upgrade")),
             };
             let Some((length, next)) = step else { break };
+            let judged_now = rest.get(..length).unwrap_or_default();
+            match (&self.0, &hosts.named) {
+                (Part::Head, Some(host)) => edit(host, judged_now, out)?,
+                _ => out.extend_from_slice(judged_now),
+            }
             judged += length;
             self.0 = next;
         }

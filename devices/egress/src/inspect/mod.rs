@@ -88,6 +88,9 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Writes the head of a request, which goes to a host, as it is to go on, or refuses it.
+pub type EditHead<'a> = dyn FnMut(&DomainName, &[u8], &mut Vec<u8>) -> Result<(), Refusal> + 'a;
+
 /// How far the inspection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -135,6 +138,23 @@ impl Inspector {
     ///
     /// [`Refusal`]: the flow must be reset. Nothing of what is held may go on, nor may anything that follows.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Progress, Refusal> {
+        self.push_with(bytes, out, &mut |_, head, out| {
+            out.extend_from_slice(head);
+            Ok(())
+        })
+    }
+
+    /// [`Self::push`], with `edit` in the way of every head of a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::push`], and whatever `edit` refuses.
+    pub fn push_with(
+        &mut self,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+        edit: &mut EditHead<'_>,
+    ) -> Result<Progress, Refusal> {
         if matches!(self.state, State::Passed) {
             out.extend_from_slice(bytes);
             return Ok(Progress::Passed);
@@ -147,17 +167,21 @@ impl Inspector {
             }
         }
         let (length, progress) = match &mut self.state {
-            State::Tls(watch) => watch.advance(&self.held, &mut self.hosts, self.ech)?,
-            State::Http(watch) => watch.advance(&self.held, &mut self.hosts)?,
+            State::Tls(watch) => {
+                let (length, progress) = watch.advance(&self.held, &mut self.hosts, self.ech)?;
+                out.extend(self.held.get(..length).unwrap_or_default());
+                (length, progress)
+            }
+            State::Http(watch) => watch.advance(&self.held, &mut self.hosts, out, edit)?,
             State::Start | State::Passed => (0, Progress::Passed),
         };
+        self.held.drain(..length);
         if progress == Progress::Passed {
             self.state = State::Passed;
             self.hosts.settle();
             out.append(&mut std::mem::take(&mut self.held));
             return Ok(Progress::Passed);
         }
-        out.extend(self.held.drain(..length));
         self.bounded()
     }
 
@@ -169,6 +193,11 @@ impl Inspector {
     pub(crate) fn allow(&mut self, names: Vec<(DomainName, Expect)>, ech: bool) {
         self.hosts.allowed = names;
         self.ech = ech;
+    }
+
+    /// How many bytes wait for a verdict.
+    pub fn held(&self) -> usize {
+        self.held.len()
     }
 
     /// The host that the client named, or the one that the flow leads to if it names none; `None` while
