@@ -21,7 +21,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Run a command in a fresh Linux machine.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Start a machine that stays up in the background.
     Up(UpArgs),
     /// List machines that are up.
@@ -58,6 +58,8 @@ pub(crate) enum Verb {
     /// Own one machine for an engine, which calls this by itself.
     #[command(hide = true)]
     Worker,
+    /// Show what a machine's network did, or explain what a policy would do.
+    Net(NetArgs),
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +82,26 @@ pub(crate) struct RunArgs {
     /// unless it is allowed.
     #[arg(long)]
     pub(crate) net: bool,
+
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+
+    /// Give the guest a placeholder for a secret, which only requests in TLS to HOST turn into the value; without
+    /// a value, take this environment's. The variable NAME holds the placeholder. Implies --net.
+    #[arg(long = "secret", value_name = "NAME[=VALUE]@HOST[,HOST...][/HEADER,...]")]
+    pub(crate) secrets: Vec<String>,
+
+    /// The proxy through which this host reaches the rest: `env` for the environment's, `none`, or one URL.
+    #[arg(long, value_name = "env|none|URL", default_value = "env")]
+    pub(crate) proxy: String,
+
+    /// Make programs in the guest trust whom this host trusts, as a company whose proxy looks into TLS needs.
+    #[arg(long)]
+    pub(crate) host_trust: bool,
+
+    /// Write every verdict about the network to FILE, a line of JSON each; implies --net.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) net_log: Option<PathBuf>,
 
     /// Lead a port of the host's, of its loopback unless an address is given, to a TCP port of the
     /// guest's; implies --net.
@@ -445,4 +467,63 @@ pub(crate) struct NamedArgs {
 pub(crate) struct HoldArgs {
     /// The machine, as JSON.
     pub(crate) spec: String,
+}
+
+/// What may leave a machine.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct PolicyArgs {
+    /// Let the guest reach a host, a network or a set (pypi, npm, crates, debian, github...); implies --net.
+    #[arg(long = "allow", value_name = "[SCHEME://]HOST[:PORT]|SET")]
+    pub(crate) allow: Vec<String>,
+
+    /// Deny a part of what is allowed.
+    #[arg(long = "deny", value_name = "[SCHEME://]HOST[:PORT]|SET")]
+    pub(crate) deny: Vec<String>,
+
+    /// Read a policy, TOML or JSON; --allow and --deny add to it. A running machine follows the file when it
+    /// changes. Implies --net.
+    #[arg(long = "policy", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NetArgs {
+    #[command(subcommand)]
+    pub(crate) verb: NetVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetVerb {
+    /// Show a log that `cabana run --net-log` writes.
+    Log {
+        /// The log.
+        file: PathBuf,
+        /// Go on showing what comes, until interrupted.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only what was denied or failed.
+        #[arg(long)]
+        denied: bool,
+    },
+    /// Explain what a policy would do with a connection, and why.
+    Test(NetTestArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The exit status is 0 if the connection would be allowed, else 1.")]
+pub(crate) struct NetTestArgs {
+    /// A host name or an address, with a port unless it is 443.
+    #[arg(value_name = "HOST[:PORT]")]
+    pub(crate) host: String,
+
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+
+    /// As a session that the policy names.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+
+    /// UDP in place of TCP.
+    #[arg(long)]
+    pub(crate) udp: bool,
 }

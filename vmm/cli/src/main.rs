@@ -6,6 +6,8 @@ mod doctor;
 mod hold;
 mod image;
 mod machines;
+mod net;
+mod policy;
 mod run;
 mod serve;
 mod share;
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
         }
     };
     let ended = match cli.verb {
-        Verb::Run(args) => run::run(args, started),
+        Verb::Run(args) => run::run(*args, started),
         Verb::Boot(args) => boot::boot(args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Image(args) => image::image(args),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         }
         Verb::Hold(args) => hold::hold(&args),
         Verb::Worker => Ok(cabana_worker::run()),
+        Verb::Net(args) => net::net(args),
     };
     match ended {
         Ok(status) => ExitCode::from(status),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use cabana_sandbox::egress::{Secret, Trust};
 use cabana_sandbox::{
     Command, Error, Machine, MachineConfig, NetworkConfig, Process, ProcessEvent, ProcessInput,
     Scratch, Share, Timeline,
@@ -21,7 +22,7 @@ use crate::signals::Forwarder;
 use crate::terminal::{self, RawMode};
 use crate::trace::{self, Start};
 use crate::units::ShareArg;
-use crate::{Failure, TIMED_OUT};
+use crate::{Failure, TIMED_OUT, policy};
 
 const SIGPIPE: i32 = 13;
 const SIGTERM: i32 = 15;
@@ -40,9 +41,15 @@ pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
     let _ = cabana_sandbox::raise_open_files();
     let signals = Forwarder::start()?;
     let expiry = args.timeout.map(Expiry::start).transpose()?;
-    let command = command(&args)?;
+    let mut command = command(&args)?;
+    let secrets = policy::secrets(&args.secrets)?;
+    for secret in &secrets {
+        let placeholder = secret.placeholder().text.into_bytes();
+        command.env.push((secret.name().as_bytes().to_vec(), placeholder));
+    }
+    let (host_trust, followed) = (args.host_trust, args.policy.clone());
     let trace_file = args.trace_boot.clone();
-    let config = config(args, started)?;
+    let config = config(args, secrets, started)?;
     let timeline = Arc::clone(&config.timeline);
     // What outlives the machine has to be flushed; everything else goes with it.
     let orderly = !config.shares.is_empty() || matches!(config.scratch, Scratch::Persistent { .. });
@@ -50,6 +57,15 @@ pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
     let machine = Machine::start(&config)?;
     for warning in machine.warnings() {
         eprintln!("cabana: {warning}");
+    }
+    if let Some(egress) = machine.egress() {
+        followed.follow(egress.clone())?;
+        let mut roots = if host_trust { Trust::of_this_host().pem() } else { String::new() };
+        roots.push_str(egress.authority_pem().unwrap_or_default());
+        if !roots.is_empty() {
+            machine.trust(&roots)?;
+            cabana_sandbox::trusting(&mut command);
+        }
     }
     let mut trace = trace_file.map(|path| trace::Recorder::new(path, &machine, started));
     let mut process = machine.exec(&command)?;
@@ -169,7 +185,7 @@ fn command(args: &RunArgs) -> Result<Command, Failure> {
     Ok(command)
 }
 
-fn config(args: RunArgs, started: Start) -> Result<MachineConfig, Failure> {
+fn config(args: RunArgs, secrets: Vec<Secret>, started: Start) -> Result<MachineConfig, Failure> {
     let store = Store::open()?;
     let image = store.find(Kind::Image, &args.image)?;
     let agent = store.find(Kind::Agent, DEFAULT)?.file("agent.cpio")?;
@@ -182,12 +198,25 @@ fn config(args: RunArgs, started: Start) -> Result<MachineConfig, Failure> {
         Some(path) => Scratch::Persistent { path, template },
         None => Scratch::Temporary { template, folder: std::env::temp_dir() },
     };
-    let network = args.net || !args.publish.is_empty() || args.pcap.is_some();
-    let network = network.then(|| NetworkConfig {
-        publish: args.publish,
-        capture: args.pcap,
-        ..NetworkConfig::default()
-    });
+    let network = args.net
+        || !args.policy.is_empty()
+        || !args.secrets.is_empty()
+        || !args.publish.is_empty()
+        || args.pcap.is_some()
+        || args.net_log.is_some();
+    let network = if network {
+        Some(NetworkConfig {
+            publish: args.publish,
+            capture: args.pcap,
+            egress: args.policy.read()?,
+            secrets,
+            proxies: policy::proxies(&args.proxy)?,
+            log: args.net_log,
+            ..NetworkConfig::default()
+        })
+    } else {
+        None
+    };
     let timeline = Arc::new(Timeline::new());
     started.mark(&timeline);
     timeline.mark("artifacts found");

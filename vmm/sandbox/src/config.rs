@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cabana_egress_host::{EgressPolicy, Proxies, Secret};
 use cabana_machine::Timeline;
 
 /// Bytes of RAM unless asked otherwise: enough for package managers and small builds. The host commits
@@ -105,11 +106,28 @@ pub struct NetworkConfig {
     pub publish: Vec<Publish>,
     /// A file that gets every frame, as Wireshark and tcpdump read it.
     pub capture: Option<PathBuf>,
+    /// What may leave. [`Machine::egress`](crate::Machine::egress) changes it while the machine runs.
+    pub egress: EgressPolicy,
+    /// What the guest has only placeholders of. Each host of them ends its TLS in this process, and the guest has
+    /// to be told whom to trust: [`Machine::trust`](crate::Machine::trust).
+    pub secrets: Vec<Secret>,
+    /// The proxies through which this host reaches the rest.
+    pub proxies: Proxies,
+    /// A file that gets every verdict, as JSON, one a line.
+    pub log: Option<PathBuf>,
 }
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { mtu: cabana_netstack::MAX_MTU, publish: Vec::new(), capture: None }
+        Self {
+            mtu: cabana_netstack::MAX_MTU,
+            publish: Vec::new(),
+            capture: None,
+            egress: EgressPolicy::default(),
+            secrets: Vec::new(),
+            proxies: Proxies::default(),
+            log: None,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cabana_block::OpenError;
 use cabana_boot::BootError;
+use cabana_egress_host::EgressError;
 use cabana_fs::ShareError;
 use cabana_journal::JournalError;
 use cabana_machine::MachineError;
@@ -66,6 +67,9 @@ pub enum Error {
     /// A network that cannot begin: a published port that is taken.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// An egress policy that cannot be used.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
     /// A capture of the network's frames that could not be made.
     #[error("cannot write the capture {}: {source}", path.display())]
     Capture {
@@ -161,7 +165,7 @@ impl Error {
             Self::Image(_) => "image",
             Self::Disk(_) | Self::MakeDisk { .. } => "disk",
             Self::DiskFailed(_) => "disk-failed",
-            Self::Network(_) | Self::Capture { .. } => "network",
+            Self::Network(_) | Self::Egress(_) | Self::Capture { .. } => "network",
             Self::Share(_) => "share",
             Self::Journal(_) => "journal",
             Self::Host { .. } => "host",

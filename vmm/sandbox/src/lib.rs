@@ -34,14 +34,16 @@ mod network;
 mod process;
 mod session;
 mod stream;
+mod trust;
 mod watch;
 
 pub use backend::{hypervisor, probe};
 pub use bare::{BareConfig, BareDisk, BareMachine};
+pub use cabana_egress_host as egress;
 pub use cabana_hv::{Probe, Verdict};
 pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
 pub use cabana_netstack::NetworkCounters;
-pub use cabana_os::process::raise_open_files;
+pub use cabana_os::process::{raise_open_files, random_bytes};
 pub use cabana_platform::SerialInput;
 pub use cabana_protocol::{
     Cause, Entry, Event, Exec as Command, ExitStatus, ProcessInfo, SessionInfo, SessionLimits,
@@ -55,3 +57,4 @@ pub use machine::{Machine, Vmm};
 pub use process::{Process, ProcessEvent, ProcessInput};
 pub use session::{Listener, Pull, Pulled, Push, Tunnel};
 pub use stream::{Duplex, Stream};
+pub use trust::trusting;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use cabana_block::{Block, Disk};
 use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
+use cabana_egress_host::Egress;
 use cabana_fs::{FileServer, FsDevice};
 use cabana_journal::{Home, Limits, Recorder};
 use cabana_machine::{DeviceMemory, GuestClock, Observation, Setup, layout};
@@ -26,7 +27,7 @@ use crate::guest::share_name;
 use crate::watch::Watch;
 use crate::{
     Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, NetworkCounters,
-    Process, Scratch, Share, Stream, backend, network,
+    Process, Scratch, Share, Stream, backend, network, trust,
 };
 
 /// What every machine's kernel is told.
@@ -86,6 +87,18 @@ impl Machine {
         self.vmm.network_counters()
     }
 
+    /// The egress policy while the machine runs: another policy, answers, events; `None` without a network.
+    pub fn egress(&self) -> Option<&Egress> {
+        self.vmm.egress()
+    }
+
+    /// Makes programs in the guest trust these certificates (PEM) too, by adding them to the file in which Debian
+    /// and most programs have them. Commands that are started with [`trusting`](crate::trusting) find it even
+    /// if they bring roots of their own.
+    pub fn trust(&self, pem: &str) -> Result<(), Error> {
+        trust::add(self, pem)
+    }
+
     /// Where the host listens for the guest, in the order of the configuration: what port 0 became.
     pub fn published(&self) -> Vec<SocketAddr> {
         self.vmm.published()
@@ -127,7 +140,7 @@ pub struct Vmm {
     local: Arc<Local>,
     listener: VsockListener,
     shares: Arc<FileServer>,
-    network: Option<Network>,
+    network: Option<(Network, Egress)>,
     monitor: Option<JoinHandle<()>>,
     /// Ends with the machine.
     _watch: Watch,
@@ -170,9 +183,9 @@ impl Vmm {
         let mut network = None;
         if let Some(config) = &config.network {
             let events = spawn("net")?;
-            let (behind, card) = network::make(config, &events.handle())?;
+            let (behind, card, egress) = network::make(config, &events.handle())?;
             devices.push(Box::new(card));
-            network = Some(behind);
+            network = Some((behind, egress));
             loops.push(events);
         }
         let device_memory = vec![DeviceMemory {
@@ -228,12 +241,17 @@ impl Vmm {
 
     /// Figures of the network; `None` without one.
     pub fn network_counters(&self) -> Option<NetworkCounters> {
-        self.network.as_ref().map(Network::counters)
+        self.network.as_ref().map(|(network, _)| network.counters())
     }
 
     /// Where the host listens for the guest, in the order of the configuration: what port 0 became.
     pub fn published(&self) -> Vec<SocketAddr> {
-        self.network.as_ref().map(Network::published).unwrap_or_default()
+        self.network.as_ref().map(|(network, _)| network.published()).unwrap_or_default()
+    }
+
+    /// The egress policy while the machine runs; `None` without a network.
+    pub fn egress(&self) -> Option<&Egress> {
+        self.network.as_ref().map(|(_, egress)| egress)
     }
 
     /// The host's first failure with the machine's disk.

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use cabana_egress_host::{Egress, EgressConfig, Trust, egress};
 use cabana_net::Net;
 use cabana_netstack::{
-    Capture, DenyAll, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, Network,
-    PREFIX_V4, PREFIX_V6,
+    Capture, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, Network, PREFIX_V4,
+    PREFIX_V6,
 };
 use cabana_os::LoopHandle;
 use cabana_protocol::NetworkSetup;
@@ -16,7 +17,19 @@ use crate::{Error, NetworkConfig};
 pub(crate) fn make(
     config: &NetworkConfig,
     events: &LoopHandle,
-) -> Result<(Network, Net<Network>), Error> {
+) -> Result<(Network, Net<Network>, Egress), Error> {
+    // Reading the host's roots takes milliseconds, which only who needs them spends.
+    let needs_trust = !config.secrets.is_empty() || !config.proxies.is_empty();
+    let (egress, gate) = egress(EgressConfig {
+        policy: config.egress.clone(),
+        log: config.log.clone(),
+        proxies: config.proxies.clone(),
+        secrets: config.secrets.clone(),
+        trust: if needs_trust { Trust::of_this_host() } else { Trust::default() },
+        ..EgressConfig::default()
+    })?;
+    egress.assign(MACHINE_V4.into(), None);
+    egress.assign(MACHINE_V6.into(), None);
     let capture = config.capture.as_deref().map(|path| {
         let made = Capture::create(path);
         made.map_err(|source| Error::Capture { path: path.to_owned(), source })
@@ -32,14 +45,14 @@ pub(crate) fn make(
         cabana_netstack::NetworkConfig {
             mtu: config.mtu,
             limits: Limits::default(),
-            gate: Box::new(DenyAll),
+            gate: Box::new(gate),
             publish: publish.collect(),
             capture: capture.transpose()?,
         },
         events.clone(),
     )?;
     let card = Net::new(network.clone(), GUEST_MAC, config.mtu, events.clone());
-    Ok((network, card))
+    Ok((network, card, egress))
 }
 
 /// What the agent is told of the card.
