@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cabana_os::process::realtime;
+use cabana_os::process::realtime_coarse;
 
 use crate::coherence::VALID;
 use crate::handles::Open;
@@ -94,7 +94,7 @@ impl FileServer {
         let mut valid = match node.kind {
             mode::REGULAR => {
                 let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-                cached.resolved(stat, realtime())
+                cached.resolved(stat, realtime_coarse())
             }
             mode::DIRECTORY => VALID,
             // Nothing is opened behind a link, so nothing would notice another one in its place.
@@ -120,7 +120,12 @@ impl FileServer {
     }
 
     pub(super) fn getattr(&self, header: &InHeader, reply: &mut impl Reply) -> Result<()> {
-        put_attr(reply, self.attr_of(header.nodeid)?.0)
+        let attr = if header.nodeid == wire::ROOT_ID {
+            self.shares.attr()
+        } else {
+            self.attr(&self.nodes.get(header.nodeid)?.handle.attributes()?)
+        };
+        put_attr(reply, attr)
     }
 
     pub(super) fn statx(&self, header: &InHeader, reply: &mut impl Reply) -> Result<()> {

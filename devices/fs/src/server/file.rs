@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use cabana_os::process::realtime;
+use cabana_os::process::realtime_coarse;
 
 use crate::coherence::Opening;
 use crate::handles::{Open, OpenFile};
@@ -82,7 +82,7 @@ impl FileServer {
         let (file, stat) = open_node(&node, access)?;
         let opening = {
             let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-            cached.open(&stat, realtime(), self.sent_back.take(header.pid))
+            cached.open(&stat, realtime_coarse(), self.sent_back.take(header.pid))
         };
         if opening == Opening::Stale {
             self.sent_back.note(header.pid);

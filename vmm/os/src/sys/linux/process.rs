@@ -83,6 +83,11 @@ pub fn monotonic() -> Duration {
     duration(ClockId::Monotonic)
 }
 
+/// The wall clock as file systems read it for times of change: a few milliseconds late, and quick.
+pub fn realtime_coarse() -> Duration {
+    duration(ClockId::RealtimeCoarse)
+}
+
 /// Time since 1970 (`CLOCK_REALTIME`).
 pub fn realtime() -> Duration {
     duration(ClockId::Realtime)
