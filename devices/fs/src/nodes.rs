@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cabana_os::tree::Entry;
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
 use crate::coherence::Cached;
 use crate::host::{Handle, Stat};
@@ -70,6 +70,9 @@ impl Node {
         self.key == Key::of(share, stat)
     }
 }
+
+/// What [`NodeTable::seen_in`] finds.
+pub(crate) type Seen = FxHashMap<(u64, u64), Arc<Node>>;
 
 /// A name in few bits, to find nodes by; two names may have the same.
 pub(crate) fn hash_name(name: Name) -> u64 {
@@ -158,16 +161,23 @@ impl NodeTable {
         Ok(node)
     }
 
-    /// The node that the guest was last told by this name. It takes a look at every node, for what
-    /// happens seldom.
-    pub(crate) fn seen_as(&self, directory: u64, name: Name) -> Option<Arc<Node>> {
-        let hash = hash_name(name);
-        let is_it = |node: &&Arc<Node>| {
-            node.seen_name.load(Ordering::Relaxed) == hash
-                && node.seen_in.load(Ordering::Relaxed) == directory
-        };
+    /// The nodes of some directories, by directory and hash of the name that the guest was last told
+    /// them by. It takes a look at every node, for what happens seldom.
+    pub(crate) fn seen_in(&self, directories: &FxHashSet<u64>) -> Seen {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        inner.by_id.values().filter(is_it).max_by_key(|node| node.id).map(Arc::clone)
+        let mut seen = Seen::default();
+        for node in inner.by_id.values() {
+            let directory = node.seen_in.load(Ordering::Relaxed);
+            if directories.contains(&directory) {
+                let name = node.seen_name.load(Ordering::Relaxed);
+                let found = seen.entry((directory, name)).or_insert_with(|| Arc::clone(node));
+                // Of two that had the name, the guest heard of the later one last.
+                if found.id < node.id {
+                    *found = Arc::clone(node);
+                }
+            }
+        }
+        seen
     }
 
     /// A number that is no node's and never will be.

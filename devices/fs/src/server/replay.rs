@@ -5,10 +5,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use cabana_os::{EntryChange, Event, FolderWatch};
+use rustc_hash::FxHashSet;
 
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
-use crate::nodes::{Node, hash_name};
+use crate::nodes::{Node, Seen, hash_name};
 use crate::server::{FileServer, MAX_NAMES, Outcome};
 use crate::watch::{Folders, Replay, Step};
 use crate::wire::{self, InHeader, Result, mode, opcode, open};
@@ -32,53 +33,24 @@ impl FileServer {
     /// What others have done on the host since, as it is to be repeated in the guest, in order.
     pub fn changes(&self) -> io::Result<Vec<Replay>> {
         let Some(folders) = self.folders.get() else { return Ok(Vec::new()) };
-        let mut replays = Vec::new();
-        for (directory, name, change) in folders.take()? {
+        let (mut replays, changes) = (Vec::new(), folders.take()?);
+        let of_names = changes.iter().filter(|(_, _, change)| change.came || change.went);
+        let seen = self.nodes.seen_in(&of_names.map(|(directory, ..)| *directory).collect());
+        let mut settled = FxHashSet::default();
+        for (directory, name, change) in changes {
             if let (Ok(node), Some(name)) = (self.nodes.get(directory), Name::of_entry(&name)) {
-                self.plan(&node, name, change, &mut replays);
+                // What there is now already answers for what follows of the same name.
+                let is_first =
+                    !(change.came || change.went) || settled.insert((directory, hash_name(name)));
+                let change = EntryChange {
+                    came: change.came && is_first,
+                    went: change.went && is_first,
+                    ..change
+                };
+                plan(&node, name, change, &seen, &mut replays);
             }
         }
         Ok(replays)
-    }
-
-    /// Several changes may come as one, and more may have happened by now: what there is counts.
-    fn plan(&self, directory: &Node, name: Name, change: EntryChange, to: &mut Vec<Replay>) {
-        let mut step = |step| {
-            let replay = Replay { directory: directory.id, name: name.as_bytes().to_vec(), step };
-            if to.last() != Some(&replay) {
-                to.push(replay);
-            }
-        };
-        let now = directory.handle.stat_child(name).ok();
-        if change.came || change.went {
-            let before = self.nodes.seen_as(directory.id, name);
-            let same = |node: &Node| now.is_some_and(|now| node.is(&directory.share, &now));
-            match (&before, &now) {
-                (Some(node), Some(_)) if same(node) => {}
-                (Some(node), _) => {
-                    step(Step::Remove { folder: node.kind == mode::DIRECTORY, node: node.id });
-                }
-                (None, None) if change.went => {
-                    step(Step::Remove { folder: change.folder, node: 0 });
-                }
-                (None, _) => {}
-            }
-            if let Some(now) = now.filter(|_| !before.as_deref().is_some_and(same)) {
-                step(Step::Make(now.kind()));
-            }
-        }
-        if now.is_none() {
-            return;
-        }
-        if change.content || change.came {
-            step(Step::Modify);
-        }
-        if change.attributes {
-            step(Step::Touch);
-        }
-        if change.closed {
-            step(Step::Close);
-        }
     }
 
     /// The thread of the guest that repeats changes; zero for none.
@@ -165,6 +137,46 @@ impl FileServer {
             let attr = wire::Attr { mode: kind | 0o600, nlink: 1, ino: u64::MAX, ..<_>::default() };
             wire::EntryOut { nodeid: self.nodes.unused_id(), attr, ..<_>::default() }
         })
+    }
+}
+
+/// Several changes may come as one, and more may have happened by now: what there is counts.
+fn plan(directory: &Node, name: Name, change: EntryChange, seen: &Seen, to: &mut Vec<Replay>) {
+    let mut step = |step| {
+        let replay = Replay { directory: directory.id, name: name.as_bytes().to_vec(), step };
+        if to.last() != Some(&replay) {
+            to.push(replay);
+        }
+    };
+    let now = directory.handle.stat_child(name).ok();
+    if change.came || change.went {
+        let before = seen.get(&(directory.id, hash_name(name)));
+        let same = |node: &Node| now.is_some_and(|now| node.is(&directory.share, &now));
+        match (&before, &now) {
+            (Some(node), Some(_)) if same(node) => {}
+            (Some(node), _) => {
+                step(Step::Remove { folder: node.kind == mode::DIRECTORY, node: node.id });
+            }
+            (None, None) if change.went => {
+                step(Step::Remove { folder: change.folder, node: 0 });
+            }
+            (None, _) => {}
+        }
+        if let Some(now) = now.filter(|_| !before.is_some_and(|node| same(node))) {
+            step(Step::Make(now.kind()));
+        }
+    }
+    if now.is_none() {
+        return;
+    }
+    if change.content || change.came {
+        step(Step::Modify);
+    }
+    if change.attributes {
+        step(Step::Touch);
+    }
+    if change.closed {
+        step(Step::Close);
     }
 }
 

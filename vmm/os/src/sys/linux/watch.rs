@@ -52,6 +52,8 @@ const WATCHED: u64 = CAME
     | libc::FAN_EVENT_ON_CHILD;
 /// `FAN_EVENT_INFO_TYPE_DFID_NAME`.
 const INFO_DFID_NAME: u8 = 2;
+/// Bytes of events to take at once.
+const BATCH: usize = 128 << 10;
 /// Bytes of `struct fanotify_event_metadata`.
 const METADATA: usize = 24;
 /// `name_to_handle_at(2)`: a handle that need not be opened.
@@ -100,24 +102,22 @@ impl FolderWatch {
         }
     }
 
-    /// Takes what has happened since, without waiting: the folder, the entry's name, the change.
+    /// Takes what has happened since, without waiting, though not more than some thousand changes at
+    /// once: the folder, the entry's name, the change.
     pub fn read(&self, mut each: impl FnMut(&[u8], &CStr, EntryChange)) -> io::Result<()> {
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let len = match rustix::io::read(&self.group, &mut buffer) {
-                Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Ok(len) => len,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let mut events = buffer.get(..len).unwrap_or_default();
-            while let Some((event, rest)) = split_event(events) {
-                events = rest;
-                if let Some((mask, folder, name)) = self.parse(event) {
-                    each(folder, name, change(mask));
-                }
+        let mut buffer = vec![0; BATCH];
+        let len = match rustix::io::read(&self.group, &mut buffer) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+            other => other?,
+        };
+        let mut events = buffer.get(..len).unwrap_or_default();
+        while let Some((event, rest)) = split_event(events) {
+            events = rest;
+            if let Some((mask, folder, name)) = self.parse(event) {
+                each(folder, name, change(mask));
             }
         }
+        Ok(())
     }
 
     /// An event of others: its mask, the folder, the name.
