@@ -65,6 +65,11 @@ impl Key {
 }
 
 impl Node {
+    /// Has the guest been told of it more than once?
+    pub(crate) fn is_known(&self) -> bool {
+        self.lookups.load(Ordering::Relaxed) > 1
+    }
+
     /// Is it the inode that the host says that of?
     pub(crate) fn is(&self, share: &Attached, stat: &Stat) -> bool {
         self.key == Key::of(share, stat)

@@ -79,12 +79,10 @@ impl FileServer {
         }
         let handle = directory.handle.child(name)?;
         let stat = handle.stat()?;
-        if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
-            directory.known_below.store(true, Ordering::Relaxed);
-            note_name(&node, directory.id, name);
-            return Ok(self.entry(&node, &stat));
-        }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
+        if node.is_known() {
+            directory.known_below.store(true, Ordering::Relaxed);
+        }
         note_name(&node, directory.id, name);
         Ok(self.entry(&node, &stat))
     }
