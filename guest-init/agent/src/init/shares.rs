@@ -10,7 +10,7 @@ use cabana_protocol::{SetupFailed, ShareMount};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
-use super::failed;
+use super::{failed, watch};
 
 /// Where the device's root is mounted.
 pub(super) const ROOT: &str = "/run/cabana/shares";
@@ -97,6 +97,9 @@ pub(crate) fn unmount_one(guest_path: &str) -> Result<(), SetupFailed> {
 /// Unmounts all shares, so that the host hears of every file's end.
 pub(super) fn unmount_all() {
     let mounted = lock();
+    if mounted.root {
+        watch::stop();
+    }
     let root = mounted.root.then_some(ROOT);
     for path in mounted.paths.iter().rev().map(String::as_str).chain(root) {
         if unmount(path, UnmountFlags::NOFOLLOW).is_err() {

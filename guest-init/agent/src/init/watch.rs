@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cabana_protocol::watch::{Replay, Replayed, Step, Watcher};
 use cabana_protocol::{ProtocolError, WATCH_PORT, WATCH_SOURCE, read_message, write_message};
@@ -28,20 +29,42 @@ struct Handle {
     generation: u32,
 }
 
+/// What is open of the device, which keeps it mounted.
+enum State {
+    Idle,
+    /// Its root.
+    Open(File),
+    Stopped,
+}
+
+static STATE: Mutex<State> = Mutex::new(State::Idle);
+
+/// Ends the repeating for good, so that the device can be unmounted.
+pub(super) fn stop() {
+    *state() = State::Stopped;
+}
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Starts to repeat changes in the device that is mounted at `root`, on a thread of its own. A host
 /// that tells of none is no failure.
-pub(super) fn start(root: &'static str) {
+pub(super) fn start(path: &'static str) {
     let _ = transport::spawn(move || {
-        if let Err(error) = repeat_all(root) {
+        if let Err(error) = repeat_all(path) {
             eprintln!("cabana-agent: watching the shares: {error}");
         }
     });
 }
 
-fn repeat_all(root: &str) -> Result<(), ProtocolError> {
+fn repeat_all(path: &str) -> Result<(), ProtocolError> {
     let Ok(connection) = transport::connect_from(WATCH_SOURCE, WATCH_PORT) else { return Ok(()) };
     let mut stream = File::from(connection);
-    let root = File::open(root)?;
+    match &mut *state() {
+        State::Stopped => return Ok(()),
+        state => *state = State::Open(File::open(path)?),
+    }
     let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
     write_message(&mut stream, &Watcher { thread })?;
     loop {
@@ -50,7 +73,9 @@ fn repeat_all(root: &str) -> Result<(), ProtocolError> {
             other => other?,
         };
         // What fails is unknown to the guest, or has gone on.
-        let _ = repeat(&root, replay);
+        if let State::Open(root) = &*state() {
+            let _ = repeat(root, replay);
+        }
         write_message(&mut stream, &Replayed)?;
     }
 }
