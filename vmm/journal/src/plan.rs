@@ -125,12 +125,11 @@ impl Plan {
             })
             .collect();
         let mut items = Items::new();
-        for (place, mut slot) in slots {
+        for (place, slot) in slots {
             let Place::Share(path) = &place else { continue };
             // What stands there now may go along with a folder above it.
             let goes_along = !slot.leaves && parents(path).any(|above| moving.contains(above));
             let now = if goes_along { None } else { Tree::look(root, &place)? };
-            adopt_what_is_there(&mut slot, &place, now.as_ref(), kept);
             let Some(what) = difference(root, kept, &place, &slot, now.as_ref())? else { continue };
             let since = match &now {
                 None if goes_along => Difference::None,
@@ -160,15 +159,6 @@ impl Plan {
                 refused: item.refused.clone(),
             });
         Ok(Self { changed: changed.collect(), steps })
-    }
-}
-
-/// A process that was killed may have kept something and not removed it.
-fn adopt_what_is_there(slot: &mut Slot, place: &Place, now: Option<&InodeStat>, kept: &Kept) {
-    if let (Some(Place::Kept(number)), Some(now)) = (&slot.source, now)
-        && kept.inode(*number).is_ok_and(|inode| inode == Ident::of(now).inode())
-    {
-        slot.source = Some(place.clone());
     }
 }
 

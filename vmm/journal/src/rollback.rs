@@ -153,8 +153,9 @@ impl<'a> Work<'a> {
             return Ok(());
         };
         let number = self.log.next();
-        let event =
-            Event::Move { from: place, to: Place::Kept(number), inode: *inode, over: false };
+        // As it is now: an earlier step may have changed what was in it.
+        let inode = Ident::of(&stat);
+        let event = Event::Move { from: place, to: Place::Kept(number), inode, over: false };
         self.write(event)?;
         self.at(path, |from| {
             let name = Kept::name(number);
@@ -175,11 +176,8 @@ impl<'a> Work<'a> {
             let is_moved = Ident::of(&stat).inode() == inode.inode() || !self.exists(from)?;
             return if is_moved { Ok(()) } else { Err(io::ErrorKind::AlreadyExists.into()) };
         }
-        if !self.exists(from)? {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let event =
-            Event::Move { from: from.clone(), to: target.clone(), inode: *inode, over: false };
+        let inode = Ident::of(&tree::stat(self.handle(from)?)?);
+        let event = Event::Move { from: from.clone(), to: target.clone(), inode, over: false };
         let of = self.write(event)?;
         self.at(to, |target| match from {
             Place::Share(from) => self.at(from, |from| from.move_to(target)),
@@ -348,11 +346,11 @@ impl Step {
             (
                 Self::Take { path, inode },
                 Event::Move { from, to: Place::Kept(_), inode: other, .. },
-            ) => *from == Place::Share(path.clone()) && inode == other,
+            ) => *from == Place::Share(path.clone()) && inode.inode() == other.inode(),
             (
                 Self::Move { from, to, inode },
                 Event::Move { from: was, to: is, inode: other, .. },
-            ) => from == was && *is == Place::Share(to.clone()) && inode == other,
+            ) => from == was && *is == Place::Share(to.clone()) && inode.inode() == other.inode(),
             _ => false,
         }
     }

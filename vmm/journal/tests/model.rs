@@ -17,6 +17,7 @@ fn fill(share: &Path, random: &mut Random) {
 }
 
 fn play(seed: u64, rounds: usize) {
+    println!("seed {seed}");
     let mut random = Random::new(seed);
     let yard = Yard::new();
     fill(&yard.share(), &mut random);
@@ -73,6 +74,23 @@ fn every_moment_of_long_histories_comes_back_exactly() {
     for seed in 1000..1400 {
         play(seed, 12);
     }
+}
+
+#[test]
+fn names_of_one_inode_are_told_apart() {
+    let yard = Yard::new();
+    let share = yard.share();
+    fs::write(share.join("c"), "same").unwrap();
+    fs::hard_link(share.join("c"), share.join("d")).unwrap();
+    let then = snapshot(&share, true);
+    {
+        let recorder = yard.recorder();
+        let mut guest = Guest::new(&share, Some(&recorder));
+        guest.act(&Op::Unlink("c".into())).unwrap();
+        guest.act(&Op::Rename("d".into(), "c".into())).unwrap();
+    }
+    yard.back_to(0);
+    assert_same("renamed", &snapshot(&share, true), &then);
 }
 
 #[test]

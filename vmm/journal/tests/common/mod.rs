@@ -164,6 +164,27 @@ impl<'a> Guest<'a> {
         }
     }
 
+    /// A write in the parts in which the host's kernel makes it: page by page.
+    pub fn at_pages(&self, op: &Op) -> Vec<Op> {
+        let size = |slot| {
+            let open = self.open.get(slot);
+            open.map_or(0, |(file, _)| file.metadata().expect("its length").len())
+        };
+        let first = |at: u64, len: usize| len.min((4096 - at % 4096) as usize);
+        match *op {
+            Op::Write(slot, at, len, byte) => {
+                let part = first(at, len);
+                let rest = Op::Write(slot, at + part as u64, len - part, byte);
+                vec![Op::Write(slot, at, part, byte), rest]
+            }
+            Op::Append(slot, len, byte) => {
+                let part = first(size(&slot), len);
+                vec![Op::Append(slot, part, byte), Op::Append(slot, len - part, byte)]
+            }
+            _ => vec![op.clone()],
+        }
+    }
+
     /// Does it. That the host refuses is part of the game.
     pub fn act(&mut self, op: &Op) -> io::Result<()> {
         match op {
