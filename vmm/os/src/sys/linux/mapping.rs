@@ -5,7 +5,9 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 
 /// What a mapping of a file may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub enum Access {
 pub struct Mapping {
     addr: *mut u8,
     len: usize,
+    /// All addresses that go with it: itself and what is kept free around it.
+    reserved: Range<usize>,
 }
 
 // SAFETY: the range belongs to the value alone; what is stored in it is accessed by whoever holds
@@ -33,29 +37,24 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// `len` bytes of zeroes, committed as they are touched and not counted against overcommit.
-    /// Aligned to 2 MiB, so that the host can back it with huge pages.
+    /// Aligned to 2 MiB, so that the host can back it with huge pages, and with addresses on both sides
+    /// that nobody may touch: who runs over an end of it meets no other memory.
     pub fn anonymous(len: usize) -> io::Result<Self> {
         const HUGE: usize = 2 << 20;
         let len = page_align(len)?;
-        let reserved = len.checked_add(HUGE).ok_or(io::ErrorKind::InvalidInput)?;
+        let reserved = len.checked_add(2 * HUGE).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let addr = unsafe {
-            mmap_anonymous(ptr::null_mut(), reserved, ProtFlags::READ | ProtFlags::WRITE, flags)?
-        };
-        let start = (addr as usize).next_multiple_of(HUGE);
-        let head = start - addr as usize;
-        let tail = reserved - head - len;
-        // SAFETY: both ranges are parts of the mapping made above that nothing uses yet.
-        unsafe {
-            if head > 0 {
-                munmap(addr, head)?;
-            }
-            if tail > 0 {
-                munmap((start + len) as *mut _, tail)?;
-            }
-        }
-        Ok(Self { addr: start as *mut u8, len })
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), reserved, ProtFlags::empty(), flags)? };
+        let base = base as usize;
+        // Past the first page, so that at least that stays free in front.
+        let addr = (base + 1).next_multiple_of(HUGE) as *mut u8;
+        let mapping = Self { addr, len, reserved: base..base + reserved };
+        let prot = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: a part of the mapping made above that nothing uses yet: it begins at most 2 MiB
+        // behind its start and ends before its end.
+        unsafe { mprotect(addr.cast(), len, prot)? };
+        Ok(mapping)
     }
 
     /// `len` bytes of `file` from `offset` (a multiple of the page size).
@@ -64,7 +63,7 @@ impl Mapping {
         let (prot, flags) = file_flags(access);
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let addr = unsafe { mmap(ptr::null_mut(), len, prot, flags, file, offset)? };
-        Ok(Self { addr: addr.cast(), len })
+        Ok(Self { addr: addr.cast(), len, reserved: addr as usize..addr as usize + len })
     }
 
     /// Replaces `range` of this mapping by the bytes of `file` from `offset`, copy on write.
@@ -114,8 +113,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        let Range { start, end } = self.reserved;
         // SAFETY: the range is owned by this value and nobody can use it any more.
-        let _ = unsafe { munmap(self.addr.cast(), self.len) };
+        let _ = unsafe { munmap(start as *mut _, end - start) };
     }
 }
 
@@ -139,6 +139,7 @@ fn page_align(len: usize) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::{IoPiece, read_pieces_at};
     use std::io::Write;
 
     fn byte(mapping: &Mapping, at: usize) -> *mut u8 {
@@ -153,6 +154,20 @@ mod tests {
         assert_eq!(mapping.as_ptr() as usize % (2 << 20), 0);
         // SAFETY: within the mapping.
         assert_eq!(unsafe { byte(&mapping, 8191).read_volatile() }, 0);
+    }
+
+    #[test]
+    fn what_lies_beside_anonymous_memory_cannot_be_touched() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 2]).unwrap();
+        let mapping = Mapping::anonymous(4096).unwrap();
+        let read = |addr| {
+            // SAFETY: where this is memory, it is the mapping's own; elsewhere the call fails.
+            unsafe { read_pieces_at(&file, &[IoPiece { addr, len: 1 }], 0) }
+        };
+        assert_eq!(read(byte(&mapping, 4095)).unwrap(), 1);
+        assert!(read(mapping.as_ptr().wrapping_add(4096)).is_err());
+        assert!(read(mapping.as_ptr().wrapping_sub(1)).is_err());
     }
 
     #[test]
