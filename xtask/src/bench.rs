@@ -119,7 +119,10 @@ fn boot(runs: usize) -> Result<ExitCode, Failure> {
 /// Runs a command in the lab and returns its standard output.
 fn in_lab(argv: &[OsString], options: &Options) -> Result<Vec<u8>, Failure> {
     let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
-    let lab = Lab::start(&parts, options)?;
+    // The programs to measure lie there, perhaps under `/tmp`, of which the machine has its own.
+    let writable = vec![cargo::target_folder()];
+    let options = Options { writable, ..options.clone() };
+    let lab = Lab::start(&parts, &options)?;
     let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
     let command = cabana_lab::Command::new(argv).cwd("/").stdout(writer).stderr(io::stderr());
     let running = lab.spawn(command)?;
