@@ -19,8 +19,7 @@ use crate::stage;
 
 /// What both VMMs tell the kernel that boots the trivial init: what `cabana run` says, without a
 /// console, since there is none.
-const COMMAND_LINE: &str =
-    "quiet panic=-1 reboot=t tsc=reliable no_timer_check random.trust_cpu=on";
+const COMMAND_LINE: &str = "quiet panic=-1 reboot=t tsc=reliable no_timer_check percpu_alloc=page";
 
 /// RAM of a guest with a trivial init, and of one of `cabana run` (its default).
 const SMALL_MIB: u64 = 128;

@@ -30,7 +30,16 @@ const HUGE_PAGE: u64 = 2 << 20;
 pub struct Elf {
     entry: u64,
     segments: Vec<Segment>,
+    notes: Notes,
+}
+
+/// What the file's notes say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Notes {
+    /// The 32-bit entry point of PVH.
     pvh_entry: Option<u32>,
+    /// It is Linux, which signs its notes (`include/linux/elfnote-lto.h`, from 5.12 on).
+    linux: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +81,8 @@ impl Elf {
         {
             return Err(truncated("its program headers"));
         }
-        let mut elf = Self { entry: u64_at(head, 24), segments: Vec::new(), pvh_entry: None };
+        let mut elf =
+            Self { entry: u64_at(head, 24), segments: Vec::new(), notes: Notes::default() };
         for header in table.chunks_exact(PROGRAM_HEADER_LEN) {
             let segment = Segment {
                 offset: u64_at(header, 8),
@@ -88,10 +98,10 @@ impl Elf {
             let segment = Segment { in_file: segment.in_file.min(segment.in_memory), ..segment };
             match u32_at(header, 0) {
                 PT_LOAD if segment.in_memory > 0 => elf.segments.push(segment),
-                PT_NOTE if elf.pvh_entry.is_none() => {
+                PT_NOTE => {
                     let mut notes = vec![0; segment.in_file.min(NOTES_MAX) as usize];
                     let len = read_up_to(file, &mut notes, segment.offset).map_err(read)?;
-                    elf.pvh_entry = find_pvh_entry(&notes[..len]);
+                    elf.notes.read(&notes[..len]);
                 }
                 _ => {}
             }
@@ -103,9 +113,13 @@ impl Elf {
         Ok(elf)
     }
 
-    /// How it is entered: through PVH where it can be.
+    /// How it is entered: through PVH where it can be, but for Linux, which under PVH looks for Xen in
+    /// 256 places of CPUID, each of them an exit.
     pub fn entry(&self) -> Entry {
-        self.pvh_entry.map_or(Entry::Linux64(self.entry), Entry::Pvh)
+        match self.notes {
+            Notes { pvh_entry: Some(entry), linux: false } => Entry::Pvh(entry),
+            _ => Entry::Linux64(self.entry),
+        }
     }
 
     /// One past the last byte of RAM that it takes.
@@ -138,19 +152,44 @@ impl Elf {
     }
 }
 
-/// Walks the notes: name length, descriptor length, type, then both padded to 4 bytes.
-fn find_pvh_entry(mut notes: &[u8]) -> Option<u32> {
-    while notes.len() >= 12 {
-        let (name_len, desc_len) = (u32_at(notes, 0) as usize, u32_at(notes, 4) as usize);
-        let kind = u32_at(notes, 8);
-        let desc_at = 12usize.checked_add(name_len.checked_next_multiple_of(4)?)?;
-        let desc = notes.get(desc_at..desc_at.checked_add(desc_len)?)?;
-        if kind == XEN_PHYS32_ENTRY && notes.get(12..12 + name_len) == Some(b"Xen\0") {
-            return Some(u32::from_le_bytes(desc.get(..4)?.try_into().ok()?));
+impl Notes {
+    /// Walks a note segment: name length, descriptor length, type, then both padded to 4 bytes. One
+    /// that is broken says no more.
+    fn read(&mut self, mut notes: &[u8]) {
+        while let Some((note, rest)) = split_note(notes) {
+            match (note.name, note.kind) {
+                (b"Xen\0", XEN_PHYS32_ENTRY) => {
+                    let entry = note.descriptor.first_chunk().copied().map(u32::from_le_bytes);
+                    self.pvh_entry = self.pvh_entry.or(entry);
+                }
+                (b"Linux\0", _) => self.linux = true,
+                _ => {}
+            }
+            notes = rest;
         }
-        notes = notes.get(desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?..)?;
     }
-    None
+}
+
+struct Note<'a> {
+    name: &'a [u8],
+    kind: u32,
+    descriptor: &'a [u8],
+}
+
+/// The first note, and what follows it.
+fn split_note(notes: &[u8]) -> Option<(Note<'_>, &[u8])> {
+    const HEADER: usize = 12;
+    let header = notes.get(..HEADER)?;
+    let (name_len, len) = (u32_at(header, 0) as usize, u32_at(header, 4) as usize);
+    let start = HEADER.checked_add(name_len.checked_next_multiple_of(4)?)?;
+    let note = Note {
+        name: notes.get(HEADER..HEADER.checked_add(name_len)?)?,
+        kind: u32_at(header, 8),
+        descriptor: notes.get(start..start.checked_add(len)?)?,
+    };
+    // The last note's padding may be missing.
+    let rest = notes.get(start.checked_add(len.checked_next_multiple_of(4)?)?..);
+    Some((note, rest.unwrap_or_default()))
 }
 
 fn architecture(machine: u16, class: u8) -> String {
@@ -191,12 +230,30 @@ mod tests {
         bytes
     }
 
+    fn read(notes: &[u8]) -> Notes {
+        let mut found = Notes::default();
+        found.read(notes);
+        found
+    }
+
     #[test]
     fn the_pvh_note_is_found_among_others() {
         let mut notes = note(b"GNU\0", 3, &[1, 2, 3, 4, 5]);
-        notes.extend(note(b"Linux\0", 257, &[0]));
         notes.extend(note(b"Xen\0", 18, &0x100_0000_u64.to_le_bytes()));
-        assert_eq!(find_pvh_entry(&notes), Some(0x100_0000));
+        let mut expected = Notes { pvh_entry: Some(0x100_0000), linux: false };
+        assert_eq!(read(&notes), expected);
+        notes.extend(note(b"Linux\0", 257, &[0]));
+        expected.linux = true;
+        assert_eq!(read(&notes), expected);
+    }
+
+    #[test]
+    fn linux_is_entered_in_64_bit_mode_and_others_through_pvh() {
+        let notes = Notes { pvh_entry: Some(0x100_0000), linux: false };
+        let elf = |notes| Elf { entry: 0x100_0123, segments: Vec::new(), notes };
+        assert_eq!(elf(notes).entry(), Entry::Pvh(0x100_0000));
+        assert_eq!(elf(Notes { linux: true, ..notes }).entry(), Entry::Linux64(0x100_0123));
+        assert_eq!(elf(Notes::default()).entry(), Entry::Linux64(0x100_0123));
     }
 
     #[test]
@@ -204,8 +261,8 @@ mod tests {
         let mut notes = note(b"Xen\0", 18, &[0; 4]);
         notes[0] = 0xff;
         notes[3] = 0xff;
-        assert_eq!(find_pvh_entry(&notes), None);
-        assert_eq!(find_pvh_entry(&[0; 11]), None);
-        assert_eq!(find_pvh_entry(&note(b"Xen\0", 18, &[1, 2])), None);
+        assert_eq!(read(&notes), Notes::default());
+        assert_eq!(read(&[0; 11]), Notes::default());
+        assert_eq!(read(&note(b"Xen\0", 18, &[1, 2])), Notes::default());
     }
 }

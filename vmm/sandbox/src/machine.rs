@@ -35,11 +35,12 @@ use crate::{
 /// - `console=hvc0 quiet`: last words go to the virtio console, nothing else does;
 /// - `panic=-1 reboot=t`: a panic ends the machine at once, by a triple fault;
 /// - `tsc=reliable no_timer_check`: nothing is measured that the hypervisor has said;
-/// - `random.trust_cpu=on`: the random number generator is ready from the start;
 /// - `percpu_alloc=page`: as much memory for each processor's variables as they need, in place of
 ///   2 MiB that have to be cleared.
-const COMMAND_LINE: &str = "console=hvc0 quiet panic=-1 reboot=t tsc=reliable no_timer_check \
-                            random.trust_cpu=on percpu_alloc=page";
+///
+/// Each word costs its comparison with every parameter that the kernel knows.
+const COMMAND_LINE: &str =
+    "console=hvc0 quiet panic=-1 reboot=t tsc=reliable no_timer_check percpu_alloc=page";
 
 /// A running machine whose agent is ready. Dropping it stops it at once, without flushing; see
 /// [`Machine::shutdown`].
