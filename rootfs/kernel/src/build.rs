@@ -14,7 +14,7 @@ use crate::compile::run;
 use crate::fragment::{parse_config, unmet};
 use crate::inputs::Inputs;
 use crate::progress::{EXPECTED_STEPS, Estimate, Progress, Stage, stage_start};
-use crate::{Error, Options, elf, source, toolchain};
+use crate::{Error, Options, elf, left_out, source, toolchain};
 
 /// A finished kernel: the files of the output folder.
 #[derive(Clone, Debug)]
@@ -179,12 +179,15 @@ fn install(
     strip.arg("--strip-all").arg("-o").arg(&vmlinux).arg(root.join("vmlinux"));
     let log = options.work.join("strip.log");
     run("stripping the kernel", &mut strip, lock, &log, &mut |_| {})?;
-    let bytes = fs::read(&vmlinux).map_err(Error::io("read", &vmlinux))?;
-    elf::check_mappable(&bytes)
+    let mut bytes = fs::read(&vmlinux).map_err(Error::io("read", &vmlinux))?;
+    let system_map = read(&root.join("System.map"))?;
+    left_out::leave_out(&options.left_out, &mut bytes, &system_map)
+        .and_then(|()| elf::check_mappable(&bytes))
         .map_err(|reason| Error::BadResult { path: vmlinux.clone(), reason })?;
+    fs::write(&vmlinux, &bytes).map_err(Error::io("write", &vmlinux))?;
 
     copy(&root.join(".config"), &folder.join("config"))?;
-    copy(&root.join("System.map"), &folder.join("System.map"))?;
+    write(&folder.join("System.map"), &system_map)?;
     if options.bz_image {
         copy(&root.join("arch/x86/boot/bzImage"), &folder.join("bzImage"))?;
     }

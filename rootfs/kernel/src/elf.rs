@@ -50,6 +50,20 @@ pub(crate) fn check_mappable(file: &[u8]) -> Result<(), String> {
     }
 }
 
+/// Where in the file `len` bytes at a virtual address stand, if a loadable segment has them.
+pub(crate) fn file_offset(file: &[u8], address: u64, len: u64) -> Option<usize> {
+    let table = number::<8>(file, 32)? as usize;
+    let count = number::<2>(file, 56)? as usize;
+    (0..count).find_map(|index| {
+        let start = table.checked_add(index * PROGRAM_HEADER_SIZE)?;
+        let header = file.get(start..start.checked_add(PROGRAM_HEADER_SIZE)?)?;
+        let within = address.checked_sub(number::<8>(header, 16)?)?;
+        let fits = within.checked_add(len)? <= number::<8>(header, 32)?;
+        let loads = number::<4>(header, 0)? as u32 == PT_LOAD;
+        (loads && fits).then(|| number::<8>(header, 8)?.checked_add(within))?.map(|at| at as usize)
+    })
+}
+
 /// A little-endian number of `N` bytes.
 fn number<const N: usize>(bytes: &[u8], offset: usize) -> Option<u64> {
     let field = bytes.get(offset..offset.checked_add(N)?)?;

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use crate::{Error, Fragment, Options, source, toolchain};
 
 /// Changes whenever this crate builds differently from equal inputs.
-const BUILDER: &str = "1";
+const BUILDER: &str = "2";
 
 /// Everything that decides what comes out of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Inputs {
     pub toolchain: String,
     /// The configuration, in order.
     pub fragments: Vec<Fragment>,
+    /// The initialization that is left out.
+    pub left_out: Vec<String>,
     /// Whether a bzImage is made too.
     pub bz_image: bool,
 }
@@ -27,6 +29,7 @@ impl Inputs {
             source: source::identity(&options.source)?,
             toolchain: toolchain::identity(),
             fragments: options.fragments.clone(),
+            left_out: options.left_out.clone(),
             bz_image: options.bz_image,
         })
     }
@@ -45,6 +48,9 @@ impl Inputs {
         for fragment in &self.fragments {
             field(fragment.name());
             field(fragment.text());
+        }
+        for function in &self.left_out {
+            field(function);
         }
         format!("{:x}", hash.finalize())
     }
@@ -69,6 +75,7 @@ mod tests {
                 Fragment::parse("a", "CONFIG_A=y\n").unwrap(),
                 Fragment::parse("b", "CONFIG_B=y\n").unwrap(),
             ],
+            left_out: vec!["some_init".to_owned()],
             bz_image: false,
         }
     }
@@ -81,7 +88,7 @@ mod tests {
 
     #[test]
     fn every_input_changes_the_hash() {
-        let changes: [fn(&mut Inputs); 8] = [
+        let changes: [fn(&mut Inputs); 9] = [
             |inputs| inputs.source.push('x'),
             |inputs| inputs.toolchain.push('x'),
             |inputs| inputs.bz_image = true,
@@ -89,6 +96,7 @@ mod tests {
             |inputs| inputs.fragments[0] = Fragment::parse("z", "CONFIG_A=y\n").unwrap(),
             |inputs| inputs.fragments.swap(0, 1),
             |inputs| drop(inputs.fragments.pop()),
+            |inputs| drop(inputs.left_out.pop()),
             // Text that moves from one field to the next.
             |inputs| {
                 inputs.source.push_str("gcc");

@@ -3,7 +3,8 @@
 //! The configuration is a set of fragments (`config/*.config`), each group of options with its
 //! reason, merged onto `allnoconfig`. The source is Debian's package `linux-source-6.12` in whatever
 //! revision the mirror serves. [`build`] unpacks, configures, verifies that every option that a
-//! fragment asks for holds, compiles, and hands over `vmlinux`; [`inputs_hash`] names the result
+//! fragment asks for holds, compiles, takes out the initialization that no guest needs
+//! (`config/left-out.initcalls`), and hands over `vmlinux`; [`inputs_hash`] names the result
 //! before it is built, so that a cache can be asked first.
 //!
 //! ```no_run
@@ -22,6 +23,7 @@ mod elf;
 mod error;
 mod fragment;
 mod inputs;
+mod left_out;
 mod progress;
 mod source;
 mod toolchain;
@@ -48,6 +50,8 @@ pub struct Options {
     pub source: PathBuf,
     /// The configuration, later fragments over earlier ones.
     pub fragments: Vec<Fragment>,
+    /// Initialization functions that the finished kernel does not call.
+    pub left_out: Vec<String>,
     /// Compilers that run at once.
     pub jobs: usize,
     /// Also build a bzImage, which other VMMs want. It costs a compression more.
@@ -62,6 +66,7 @@ impl Options {
             output: output.into(),
             source: PathBuf::from(DEFAULT_SOURCE),
             fragments: Fragment::x86_64(),
+            left_out: left_out::parse(left_out::GUEST),
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             bz_image: false,
         }
