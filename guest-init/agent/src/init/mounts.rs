@@ -29,7 +29,7 @@ const OVERLAY_OPTIONS: &CStr =
 const SCRATCH_OPTIONS: &CStr = c"discard,noinit_itable,no_prefetch_block_bitmaps";
 
 /// How long a device's node may take to appear once the agent runs.
-const DEVICE_LIMIT: Duration = Duration::from_secs(5);
+const DEVICE_LIMIT: Duration = Duration::from_secs(60);
 
 const NO_PROGRAMS: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
