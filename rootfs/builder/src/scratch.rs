@@ -46,15 +46,16 @@ pub(crate) const OPTIONS: &[&str] = &[
     "128",
     "-J",
     "size=16",
-    // One superblock is enough for a disk that is made anew from its template.
+    // One superblock is enough for a disk that is made anew from its template. Projects are for the quotas
+    // of the agent's sessions.
     "-O",
     "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super2,large_file,\
-     huge_file,metadata_csum,dir_nlink,extra_isize",
+     huge_file,metadata_csum,dir_nlink,extra_isize,quota,project",
     "-U",
     "cabaca6a-0000-8000-8000-000000000001",
     "-E",
     "hash_seed=cabaca6a-0000-8000-8000-000000000002,assume_storage_prezeroed=1,num_backup_sb=0,\
-     root_owner=0:0",
+     root_owner=0:0,quotatype=prjquota",
 ];
 
 /// The time of all that is in it, 2023-06-10, for the tools' clock and for debugfs.
