@@ -4,7 +4,6 @@
 //! The guest's end is as cheap as can be: [`Wire`] knows just enough TCP to fill frames and to acknowledge them, so
 //! that what is measured is the stack.
 
-pub mod beside;
 mod peer;
 mod wire;
 

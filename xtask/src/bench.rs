@@ -33,36 +33,15 @@ pub(crate) fn bench(bench: Bench, runs: usize) -> Result<ExitCode, Failure> {
     }
 }
 
-/// What iperf3 is measured with, beside Cabana's own.
-const PEERS: [&str; 2] = ["/usr/bin/iperf3", "/usr/bin/passt"];
-
-/// The stack alone, on this machine, and iperf3 in guests, in the lab where that is needed.
+/// On this machine alone: the stack needs no guest.
 fn net(runs: usize) -> Result<ExitCode, Failure> {
-    let cabana = setup::cabana()?;
+    setup::tools()?;
     let bench = cargo::build_binary("cabana-benches", "cabana-bench-net", &["--release"])?;
     let folder = cargo::target_folder().join("bench");
     fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
     let mut stack = Command::new(&bench);
     stack.args(["stack", "--runs"]).arg(runs.to_string()).arg("--to").arg(folder.join("net.json"));
-    let mut table = output(&mut stack)?;
-    if PEERS.iter().all(|program| Path::new(program).exists()) {
-        let kernel = Store::open()?.find(Kind::Kernel, "default")?.file("vmlinux")?;
-        let mut beside: Vec<OsString> = vec![bench.clone().into(), "beside".into()];
-        for (option, path) in [("--cabana", &cabana), ("--kernel", &kernel)] {
-            beside.extend([option.into(), path.into()]);
-        }
-        let speeds = match kvm::runs_linux() {
-            Ok(()) => output(Command::new(&beside[0]).args(&beside[1..]))?.into_bytes(),
-            Err(why) => {
-                say(&format!("bench: iperf3 runs in the lab, because {why}"));
-                in_lab(&beside, &Options::default())?
-            }
-        };
-        table += "\n";
-        table += &String::from_utf8_lossy(&speeds);
-    } else {
-        say("bench: iperf3 beside QEMU is left out: install iperf3 and passt for it");
-    }
+    let table = output(&mut stack)?;
     let path =
         keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
     println!("{table}");
@@ -101,7 +80,7 @@ fn boot(runs: usize) -> Result<ExitCode, Failure> {
         Err(why) => {
             say(&format!("bench: measuring in the lab, because {why}"));
             measure.extend(["--stage", "--clock", "instructions"].map(OsString::from));
-            in_lab(&measure, &Options { instruction_clock: true, ..Options::default() })?
+            in_lab(&measure)?
         }
     };
     let in_guest = keep(&folder.join("guests.json"), &figures)?;
@@ -116,12 +95,12 @@ fn boot(runs: usize) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a command in the lab and returns its standard output.
-fn in_lab(argv: &[OsString], options: &Options) -> Result<Vec<u8>, Failure> {
+/// Runs a command on the instruction clock and returns its standard output.
+fn in_lab(argv: &[OsString]) -> Result<Vec<u8>, Failure> {
     let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
     // The programs to measure lie there, perhaps under `/tmp`, of which the machine has its own.
     let writable = vec![cargo::target_folder()];
-    let options = Options { writable, ..options.clone() };
+    let options = Options { instruction_clock: true, writable, ..Options::default() };
     let lab = Lab::start(&parts, &options)?;
     let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
     let command = cabana_lab::Command::new(argv).cwd("/").stdout(writer).stderr(io::stderr());

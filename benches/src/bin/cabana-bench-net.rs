@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use cabana_benches::net::beside::{self, Beside};
 use cabana_benches::{Error, net};
 use clap::{Parser, Subcommand};
 
@@ -27,21 +26,6 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
-    /// iperf3 through Cabana and through QEMU with slirp and with passt, where KVM runs Linux.
-    Beside {
-        /// The `cabana` program.
-        #[arg(long, value_name = "FILE")]
-        cabana: PathBuf,
-        /// QEMU's program.
-        #[arg(long, value_name = "FILE", default_value = "/usr/bin/qemu-system-x86_64")]
-        qemu: PathBuf,
-        /// The kernel that all guests boot.
-        #[arg(long, value_name = "FILE")]
-        kernel: PathBuf,
-        /// How often.
-        #[arg(long, value_name = "N", default_value_t = 3)]
-        runs: usize,
-    },
     /// The host's end, which `stack` starts by itself.
     Peer,
 }
@@ -49,7 +33,6 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Stack { runs, to } => stack(runs, to),
-        Task::Beside { cabana, qemu, kernel, runs } => beside(cabana, qemu, kernel, runs),
         Task::Peer => peer(),
     };
     match result {
@@ -91,15 +74,6 @@ fn stack(runs: usize, to: Option<PathBuf>) -> Result<(), Error> {
             .map_err(|error| Error::Content { path: path.clone(), why: error.to_string() })?;
         std::fs::write(&path, json + "\n").map_err(Error::file(&path))?;
     }
-    Ok(())
-}
-
-fn beside(cabana: PathBuf, qemu: PathBuf, kernel: PathBuf, runs: usize) -> Result<(), Error> {
-    let folder = tempfile::tempdir().map_err(Error::file(std::env::temp_dir()))?;
-    let work = folder.path().to_owned();
-    let speeds =
-        Beside { cabana, qemu, kernel, work, runs }.measure(&|what| eprintln!("bench: {what}"))?;
-    print!("{}", beside::markdown(&speeds));
     Ok(())
 }
 
