@@ -21,8 +21,9 @@
 //!
 //! [`wire::open::KEEP_CACHE`]: crate::wire::open::KEEP_CACHE
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::host::{Stat, Time};
@@ -61,27 +62,55 @@ pub(crate) struct Cached {
     opened: Option<Stamp>,
 }
 
-/// The guest's threads that were told to resolve a path anew, until they open what they found or find
-/// nothing. Linux tries again once: then it opens, whatever the host has done in between, and be it
-/// another file.
+/// The guest's threads that were told to resolve a path anew, and what each has found since. Linux tries
+/// again once: then the file that it finds is opened, whatever the host has done in between, and be it
+/// another file. It may find nothing first and something a moment later, all for one open; but a
+/// file that such a thread opens without having just found it is judged like any other.
 #[derive(Debug, Default)]
-pub(crate) struct SentBack(Mutex<HashSet<u32>>);
+pub(crate) struct SentBack {
+    /// The node that each thread found last; zero for none.
+    found: Mutex<HashMap<u32, u64>>,
+    /// How many there are, so that those who look up names mostly need no lock.
+    count: AtomicUsize,
+}
 
 impl SentBack {
     /// More threads than wait for an answer at once. A guest that invents more gets ESTALE.
     const MAX: usize = 1024;
 
-    pub(crate) fn note(&self, thread: u32) {
-        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if threads.len() >= Self::MAX {
-            threads.clear();
+    /// The thread is sent back from this node. Where no name leads to it (`/proc/self/fd`), that is what
+    /// it comes back to.
+    pub(crate) fn note(&self, thread: u32, node: u64) {
+        let mut found = self.lock();
+        if found.len() >= Self::MAX {
+            found.clear();
         }
-        threads.insert(thread);
+        found.insert(thread, node);
+        self.count.store(found.len(), Ordering::Relaxed);
     }
 
-    /// Was the thread sent back? Only once.
-    pub(crate) fn take(&self, thread: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread)
+    /// The thread has looked up a name and found this node, or nothing (zero).
+    pub(crate) fn found(&self, thread: u32, node: u64) {
+        if self.count.load(Ordering::Relaxed) > 0
+            && let Some(found) = self.lock().get_mut(&thread)
+        {
+            *found = node;
+        }
+    }
+
+    /// Was the thread sent back, and has it found this node? Only once.
+    pub(crate) fn take(&self, thread: u32, node: u64) -> bool {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut found = self.lock();
+        let is_it = found.remove(&thread) == Some(node);
+        self.count.store(found.len(), Ordering::Relaxed);
+        is_it
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, u64>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,15 +181,23 @@ mod tests {
     #[test]
     fn a_thread_is_sent_back_once() {
         let sent_back = SentBack::default();
-        assert!(!sent_back.take(7));
-        sent_back.note(7);
-        assert!(!sent_back.take(8));
-        assert!(sent_back.take(7));
-        assert!(!sent_back.take(7));
+        assert!(!sent_back.take(7, 1));
+        sent_back.note(7, 1);
+        assert!(!sent_back.take(8, 1));
+        assert!(sent_back.take(7, 1));
+        assert!(!sent_back.take(7, 1));
+        // It finds nothing, then something: one open. But it opens what it has not just found.
+        sent_back.note(7, 1);
+        sent_back.found(7, 0);
+        sent_back.found(7, 2);
+        assert!(sent_back.take(7, 2));
+        sent_back.note(7, 1);
+        sent_back.found(7, 0);
+        assert!(!sent_back.take(7, 2));
         for thread in 0..10_000 {
-            sent_back.note(thread);
+            sent_back.note(thread, 1);
         }
-        assert!(sent_back.0.lock().unwrap().len() <= SentBack::MAX);
+        assert!(sent_back.lock().len() <= SentBack::MAX);
     }
 
     #[test]

@@ -41,11 +41,9 @@ impl FileServer {
     ) -> Result<()> {
         let names = message::read_rest(request, MAX_NAMES)?;
         let (name, _) = Name::take(&names)?;
-        let entry = self.look_up(header.nodeid, name).inspect_err(|_| {
-            // Sent back, it finds nothing: that is the end of that open.
-            self.sent_back.take(header.pid);
-        })?;
-        self.put_entry(reply, &entry)
+        let entry = self.look_up(header.nodeid, name);
+        self.sent_back.found(header.pid, entry.map_or(0, |entry| entry.nodeid));
+        self.put_entry(reply, &entry?)
     }
 
     fn look_up(&self, parent: u64, name: Name) -> Result<wire::EntryOut> {
@@ -121,7 +119,8 @@ impl FileServer {
         let attr = if header.nodeid == wire::ROOT_ID {
             self.shares.attr()
         } else {
-            self.attr(&self.nodes.get(header.nodeid)?.handle.attributes()?)
+            let node = self.nodes.get(header.nodeid)?;
+            self.attr(&node.share, &node.handle.attributes()?)
         };
         put_attr(reply, attr)
     }

@@ -82,10 +82,10 @@ impl FileServer {
         let (file, stat) = open_node(&node, access)?;
         let opening = {
             let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-            cached.open(&stat, realtime_coarse(), self.sent_back.take(header.pid))
+            cached.open(&stat, realtime_coarse(), self.sent_back.take(header.pid, node.id))
         };
         if opening == Opening::Stale {
-            self.sent_back.note(header.pid);
+            self.sent_back.note(header.pid, node.id);
             return Err(Errno::ESTALE);
         }
         if truncate {
