@@ -107,6 +107,7 @@ impl Process {
             cabana_sandbox::ProcessEvent::Stdout(bytes) => ProcessEvent::Stdout(bytes),
             cabana_sandbox::ProcessEvent::Stderr(bytes) => ProcessEvent::Stderr(bytes),
             cabana_sandbox::ProcessEvent::Exited(status) => ProcessEvent::Exited(exit(status)),
+            cabana_sandbox::ProcessEvent::Detached => return Ok(None),
         }))
     }
 

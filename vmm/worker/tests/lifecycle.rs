@@ -78,9 +78,8 @@ fn boot(worker: WorkerKind, kernel: &Path) -> Result<Bare, Error> {
 }
 
 fn has_kvm() -> bool {
-    let why = match File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => return true,
-        Err(error) => error,
+    let Err(why) = File::options().read(true).write(true).open("/dev/kvm") else {
+        return true;
     };
     println!("skipped: /dev/kvm: {why}");
     false
