@@ -417,17 +417,17 @@ fn watchers_in_the_guest_hear_of_the_host() {
 #[test]
 fn what_is_mapped_and_cached_follows_the_host() {
     let Some(shared) = shared() else { return };
-    let folder = shared.folder("mapped");
+    let folder = shared.folder("followed");
     fs::write(folder.join("file"), "a".repeat(8192)).unwrap();
     let script = "
 import mmap, os, sys, time
-file = os.open('/w/mapped/file', os.O_RDONLY)
+file = os.open('/w/followed/file', os.O_RDONLY)
 data = mmap.mmap(file, 8192, prot=mmap.PROT_READ)
 assert data[4096:4100] == b'aaaa'
 print('ready', flush=True)
 for turn in range(3000):
     if data[4096:4100] == b'bbbb' and os.pread(file, 4, 0) == b'bbbb' \\
-            and os.stat('/w/mapped/file').st_size == 8192:
+            and os.stat('/w/followed/file').st_size == 8192:
         print('seen', flush=True)
         sys.exit()
     time.sleep(0.01)
