@@ -144,7 +144,7 @@ impl Flavour {
             hasher.update([0]);
         };
         add(&format!("{BUILDER_VERSION} {} {} {:?}", architecture(), self.suite, self.base));
-        for list in [tree::EXCLUDED, erofs::OPTIONS, scratch::OPTIONS] {
+        for list in [tree::EXCLUDED, erofs::OPTIONS, scratch::OPTIONS, scratch::QUOTA] {
             add(&list.join(" "));
         }
         self.packages.iter().for_each(|package| add(package));

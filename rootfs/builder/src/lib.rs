@@ -127,7 +127,7 @@ pub fn missing_tools() -> Vec<BuildError> {
         Tool { name: "setpriv", package: "util-linux" },
         Tool { name: "unshare", package: "util-linux" },
     ];
-    let own = [tree::MMDEBSTRAP, erofs::MKFS, scratch::MKFS, scratch::DEBUGFS];
+    let own = [tree::MMDEBSTRAP, erofs::MKFS, scratch::MKFS, scratch::TUNE2FS, scratch::DEBUGFS];
     let mut missing: Vec<_> =
         own.iter().chain(&OTHERS).filter_map(|tool| tool.check().err()).collect();
     if !Path::new(sources::KEYRING).exists() {

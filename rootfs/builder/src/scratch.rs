@@ -16,6 +16,8 @@ use crate::process::Tool;
 
 /// Writes the file system.
 pub(crate) const MKFS: Tool = Tool { name: "mkfs.ext4", package: "e2fsprogs" };
+/// Adds the quota, which has to count what mkfs put in.
+pub(crate) const TUNE2FS: Tool = Tool { name: "tune2fs", package: "e2fsprogs" };
 /// Sets the times that mkfs takes from the clock.
 pub(crate) const DEBUGFS: Tool = Tool { name: "debugfs", package: "e2fsprogs" };
 
@@ -50,13 +52,16 @@ pub(crate) const OPTIONS: &[&str] = &[
     // of the agent's sessions.
     "-O",
     "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super2,large_file,\
-     huge_file,metadata_csum,dir_nlink,extra_isize,quota,project",
+     huge_file,metadata_csum,dir_nlink,extra_isize,project",
     "-U",
     "cabaca6a-0000-8000-8000-000000000001",
     "-E",
     "hash_seed=cabaca6a-0000-8000-8000-000000000002,assume_storage_prezeroed=1,num_backup_sb=0,\
-     root_owner=0:0,quotatype=prjquota",
+     root_owner=0:0",
 ];
+
+/// Quotas of projects alone.
+pub(crate) const QUOTA: &[&str] = &["-Q", "prjquota"];
 
 /// The time of all that is in it, 2023-06-10, for the tools' clock and for debugfs.
 const TIME: &str = "1686355200";
@@ -79,6 +84,10 @@ pub(crate) fn write(image: &Path, work: &Path, cancel: &AtomicBool) -> Result<()
     command.env("E2FSPROGS_FAKE_TIME", TIME).env("MKE2FS_CONFIG", &config);
     command.args(OPTIONS).arg("-d").arg(&tree).arg(image);
     MKFS.run(command, work, cancel, &mut |_| {})?;
+
+    let mut command = TUNE2FS.command();
+    command.env("E2FSPROGS_FAKE_TIME", TIME).args(QUOTA).arg(image);
+    TUNE2FS.run(command, work, cancel, &mut |_| {})?;
 
     // The copied folders have the times of their originals.
     let script = work.join("debugfs.script");
@@ -105,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_scratch_disk_is_small_sound_and_always_the_same() {
-        if let Err(error) = MKFS.check().and(DEBUGFS.check()) {
+        if let Err(error) = MKFS.check().and(TUNE2FS.check()).and(DEBUGFS.check()) {
             eprintln!("skipped: {error}");
             return;
         }
