@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cabana_protocol::{RootSetup, SetupFailed};
@@ -30,6 +31,9 @@ const SCRATCH_OPTIONS: &CStr = c"discard,noinit_itable,no_prefetch_block_bitmaps
 
 /// How long a device's node may take to appear once the agent runs.
 const DEVICE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long to rest before a device without a disk is tried again.
+const DEVICE_REST: Duration = Duration::from_millis(1);
 
 const NO_PROGRAMS: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -90,10 +94,8 @@ pub(super) fn mount_kernel_file_systems() -> Vec<String> {
 
 /// Puts the root together and makes it the root of this and every later process.
 pub(super) fn mount_root(setup: &RootSetup) -> Result<Root, SetupFailed> {
-    await_device(&setup.image);
     let dax = if setup.dax { Some(c"dax=always") } else { None };
-    mount(setup.image.as_str(), IMAGE, "erofs", MountFlags::RDONLY, dax)
-        .map_err(|errno| device_failure(&setup.image, "erofs", errno))?;
+    mount_device(&setup.image, IMAGE, "erofs", MountFlags::RDONLY, dax)?;
     let scratch = mount_scratch(setup.scratch.as_deref())?;
     mount("overlay", NEW_ROOT, "overlay", MountFlags::NOATIME, OVERLAY_OPTIONS)
         .map_err(|errno| failed("mounting the root (overlay)", io::Error::from(errno)))?;
@@ -106,9 +108,8 @@ pub(super) fn mount_root(setup: &RootSetup) -> Result<Root, SetupFailed> {
 fn mount_scratch(device: Option<&str>) -> Result<Option<OwnedFd>, SetupFailed> {
     match device {
         Some(device) => {
-            await_device(device);
-            mount(device, SCRATCH, "ext4", MountFlags::NOATIME, SCRATCH_OPTIONS)
-                .map_err(|errno| device_failure(device, "ext4", errno))?;
+            let options = Some(SCRATCH_OPTIONS);
+            mount_device(device, SCRATCH, "ext4", MountFlags::NOATIME, options)?;
         }
         None => mount("scratch", SCRATCH, "tmpfs", MountFlags::NOATIME, c"mode=755")
             .map_err(|errno| failed("mounting RAM above the root image", io::Error::from(errno)))?,
@@ -123,6 +124,25 @@ fn mount_scratch(device: Option<&str>) -> Result<Option<OwnedFd>, SetupFailed> {
         failed(format!("preparing {}", device.unwrap_or("RAM above the root image")), error)
     })?;
     Ok(device.map(|_| scratch))
+}
+
+/// Mounts what is on a device, once that is there. For a moment after its node has appeared the kernel
+/// knows no disk behind it yet (`device_add_disk`) and answers ENXIO.
+fn mount_device(
+    device: &str,
+    target: &str,
+    kind: &str,
+    flags: MountFlags,
+    options: Option<&CStr>,
+) -> Result<(), SetupFailed> {
+    let deadline = Instant::now() + DEVICE_LIMIT;
+    await_device(device);
+    loop {
+        match mount(device, target, kind, flags, options) {
+            Err(Errno::NXIO) if Instant::now() < deadline => thread::sleep(DEVICE_REST),
+            result => return result.map_err(|errno| device_failure(device, kind, errno)),
+        }
+    }
 }
 
 /// Waits until a device's node is there, for drivers that probe in the background (pmem's does). The
