@@ -132,14 +132,13 @@ impl Elf {
     }
 
     /// Puts the segments into RAM. What the kernel only reads is mapped from the file and shared with
-    /// the host's page cache, in pieces of 2 MiB; what it writes, and what is left at a segment's
-    /// end, is copied, since a copy into one page of 2 MiB costs less than the faults of its small
-    /// pages.
+    /// the host's page cache; what it writes, and the last part of a page, is copied, since a copy into
+    /// one page of 2 MiB costs less than the faults of its small pages.
     pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
         for segment in &self.segments {
             let aligned = segment.offset % PAGE == 0 && segment.address % HUGE_PAGE == 0;
             let mapped =
-                if aligned && !segment.writable { segment.in_file & !(HUGE_PAGE - 1) } else { 0 };
+                if aligned && !segment.writable { segment.in_file & !(PAGE - 1) } else { 0 };
             if mapped > 0 {
                 let at = GuestAddress(segment.address);
                 ram.map_file(at, mapped as usize, file, segment.offset)?;

@@ -19,6 +19,9 @@ const F_SIZE: u64 = 1;
 /// The queue that takes input to the guest, and the one that brings its output.
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
+/// Linux fills the first with a page for each entry when it starts, and tells of each one.
+const RECEIVE_SIZE: u16 = 4;
+const TRANSMIT_SIZE: u16 = 64;
 /// The most bytes printed out of one buffer; a Linux driver offers a page at most.
 const MAX_OUTPUT: usize = 1 << 20;
 /// Bytes handed to the sink at once.
@@ -70,7 +73,8 @@ impl Console {
 
 impl VirtioDevice for Console {
     fn identity(&self) -> Identity {
-        Identity { device_type: 3, features: F_SIZE, queue_sizes: vec![64, 64], config_len: 12 }
+        let queue_sizes = vec![RECEIVE_SIZE, TRANSMIT_SIZE];
+        Identity { device_type: 3, features: F_SIZE, queue_sizes, config_len: 12 }
     }
 
     /// `struct virtio_console_config`: columns and rows; ports and emergency output are not

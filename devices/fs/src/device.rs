@@ -24,8 +24,10 @@ pub const TAG: &str = "cabana";
 const TAG_LEN: usize = 36;
 /// Bytes of the configuration without the notification queue's, which Linux does not know.
 const CONFIG_LEN: u32 = 40;
-/// Entries of each queue: a request of 1 MiB in pages takes 256 and some.
+/// Entries of a queue of requests: one of 1 MiB in pages takes 256 and some.
 const QUEUE_SIZE: u16 = 1024;
+/// Entries of queue 0: each of its requests is small and has no answer.
+const FORGET_SIZE: u16 = 64;
 
 /// The device. Queue 0 is for FORGET and the like; the others are for requests, each served by a
 /// loop of its own.
@@ -51,10 +53,12 @@ impl FsDevice {
 
 impl VirtioDevice for FsDevice {
     fn identity(&self) -> Identity {
+        let mut queue_sizes = vec![QUEUE_SIZE; self.queues.len()];
+        queue_sizes[0] = FORGET_SIZE;
         Identity {
             device_type: DEVICE_TYPE,
             features: 0,
-            queue_sizes: vec![QUEUE_SIZE; self.queues.len()],
+            queue_sizes,
             config_len: CONFIG_LEN,
         }
     }

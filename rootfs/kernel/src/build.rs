@@ -14,7 +14,7 @@ use crate::compile::run;
 use crate::fragment::{parse_config, unmet};
 use crate::inputs::Inputs;
 use crate::progress::{EXPECTED_STEPS, Estimate, Progress, Stage, stage_start};
-use crate::{Error, Options, elf, left_out, source, toolchain};
+use crate::{Error, Options, edits, elf, left_out, source, toolchain};
 
 /// A finished kernel: the files of the output folder.
 #[derive(Clone, Debug)]
@@ -84,6 +84,7 @@ fn stages(
     let report = |stage| Progress { stage, fraction: stage_start(stage), detail: String::new() };
     progress(report(Stage::Unpack));
     source::unpack(&options.source, root, lock, &options.work.join("unpack.log"))?;
+    edits::apply(root)?;
     progress(report(Stage::Configure));
     configure(root, lock, options)?;
     progress(report(Stage::Compile));

@@ -19,6 +19,7 @@
 
 mod build;
 mod compile;
+mod edits;
 mod elf;
 mod error;
 mod fragment;

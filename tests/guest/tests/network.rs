@@ -86,7 +86,10 @@ while chunk := stream.recv(1 << 20):
     total += len(chunk)
     stream.sendall(chunk)
 stream.sendall(b"%d" % total)
-print(peer[0])
+stream.close()
+print(peer[0], flush=True)
+# Whatever is under way when a machine ends is lost: the client says when it has it all.
+listener.accept()
 "#;
     let folder = tempfile::tempdir().unwrap();
     let capture = folder.path().join("frames.pcap");
@@ -109,11 +112,39 @@ print(peer[0])
     writer.join().unwrap();
     assert!(echoed.len() == bytes.len() + 7, "{}", echoed.len());
     assert!(echoed.starts_with(&bytes) && echoed.ends_with(b"4000000"));
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
     let ended = running.end();
     assert_eq!(ended.succeeded(), "ready\n10.107.0.1\n");
     let captured = fs::read(&capture).unwrap();
     assert!(captured.starts_with(&[0x4d, 0x3c, 0xb2, 0xa1]), "a capture");
     assert!(captured.len() > 8_000_000, "{} bytes of frames", captured.len());
+}
+
+#[test]
+fn a_machine_that_ends_breaks_a_stream_off() {
+    let Some(host) = host() else { return };
+    let port = free_port();
+    // More than every buffer on the way holds.
+    let script = r#"
+import os, socket, threading, time
+listener = socket.create_server(("0.0.0.0", 8000))
+print("ready", flush=True)
+stream, peer = listener.accept()
+threading.Thread(target=lambda: stream.sendall(bytes(64 << 20)), daemon=True).start()
+stream.recv(1)
+os._exit(0)
+"#;
+    let publish = format!("{port}:8000");
+    let mut running = host.cabana(run(&["--publish", &publish], script)).start();
+    running.wait_for("ready");
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.read_exact(&mut [0; 1000]).unwrap();
+    stream.write_all(b"x").unwrap();
+    running.end().succeeded();
+    let mut rest = Vec::new();
+    let error = stream.read_to_end(&mut rest).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[test]

@@ -47,6 +47,7 @@ impl Failure {
 
 fn main() -> ExitCode {
     let started = trace::Start::now();
+    cabana_sandbox::share_heap();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

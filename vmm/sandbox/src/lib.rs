@@ -43,7 +43,7 @@ pub use cabana_egress_host as egress;
 pub use cabana_hv::{Probe, Verdict};
 pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
 pub use cabana_netstack::NetworkCounters;
-pub use cabana_os::process::{raise_open_files, random_bytes};
+pub use cabana_os::process::{raise_open_files, random_bytes, share_heap};
 pub use cabana_platform::SerialInput;
 pub use cabana_protocol::{
     Cause, Entry, Event, Exec as Command, ExitStatus, ProcessInfo, SessionInfo, SessionLimits,
