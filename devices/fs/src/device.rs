@@ -55,12 +55,7 @@ impl VirtioDevice for FsDevice {
     fn identity(&self) -> Identity {
         let mut queue_sizes = vec![QUEUE_SIZE; self.queues.len()];
         queue_sizes[0] = FORGET_SIZE;
-        Identity {
-            device_type: DEVICE_TYPE,
-            features: 0,
-            queue_sizes,
-            config_len: CONFIG_LEN,
-        }
+        Identity { device_type: DEVICE_TYPE, features: 0, queue_sizes, config_len: CONFIG_LEN }
     }
 
     fn read_config(&self, config: &mut [u8]) {

@@ -18,8 +18,8 @@ const F_STREAM: u64 = 1;
 const RX: u16 = 0;
 const TX: u16 = 1;
 const EVENT: u16 = 2;
-/// Linux gives 4 KiB to every rx buffer at its start: a connection's credit altogether.
-const RX_SIZE: u16 = 64;
+/// Linux gives 4 KiB to every rx buffer: more than a connection's credit altogether.
+const RX_SIZE: u16 = 128;
 const TX_SIZE: u16 = 128;
 /// Linux offers eight buffers for events.
 const EVENT_SIZE: u16 = 8;
