@@ -4,6 +4,7 @@
 //! `cargo xtask bench boot` builds and runs it all; the program behind is `cabana-bench`, which
 //! measures where it stands, in the lab or on the machine itself.
 
+pub mod budget;
 pub mod error;
 pub mod fs;
 pub mod guests;

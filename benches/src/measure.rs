@@ -141,6 +141,7 @@ impl Bench<'_> {
         let entered = Summary::of(&entered.collect::<Vec<_>>());
         let mut rows = vec![
             self.row("same kernel, trivial init, no devices: process start to init", "ms")
+                .key("same-kernel-init")
                 .values(init(&cabana), init(&qemu)),
             self.row("– to the process's end", "ms").values(end(&cabana), end(&qemu)),
             self.row("– to the guest's first instruction", "ms").values(entered, None),
@@ -165,17 +166,23 @@ impl Bench<'_> {
         let whole = Summary::of(&whole.iter().map(Ended::ms).collect::<Vec<_>>());
         let rows = vec![
             self.row("cabana run, all devices, a share: process start to ready", "ms")
+                .key("run-ready")
                 .values(of(&|start| Some(start.ready_ms)), None)
                 .target(READY_MS),
             self.row("– to the command's first output", "ms")
+                .key("run-first-output")
                 .values(of(&|start| Some(start.first_output_ms)), None),
             self.row("– exits to user space until ready", "exits")
+                .key("run-user-exits")
                 .values(exits(|exits| Some(exits.to_user_space)), None)
                 .target(READY_USER_EXITS),
             self.row("– all exits until ready", "exits")
+                .key("run-exits")
                 .values(exits(|exits| exits.total), None)
                 .target(READY_EXITS),
-            self.row("cabana run -- true: process start to end", "ms").values(whole, None),
+            self.row("cabana run -- true: process start to end", "ms")
+                .key("run-true")
+                .values(whole, None),
         ];
         Ok(rows)
     }
@@ -193,13 +200,16 @@ impl Bench<'_> {
         let one = |value: f64| Summary::of(&[value]);
         let mut rows = vec![
             self.row("idle cabana run, all devices, beside an empty microvm: VMM's own PSS", "MiB")
+                .key("run-vmm-memory")
                 .values(one(full.vmm), one(qemu.vmm))
                 .target(MEMORY_MIB),
             self.row("– guest RAM touched (of 512 MiB, and of 128 MiB)", "MiB")
+                .key("run-guest-memory")
                 .values(one(full.guest_ram), one(qemu.guest_ram)),
             self.row("– root image mapped from the page cache", "MiB")
                 .values(one(full.image), None),
             self.row("idle, no devices, 128 MiB: VMM's own PSS", "MiB")
+                .key("bare-vmm-memory")
                 .values(one(bare.vmm), one(qemu.vmm)),
             self.row("– guest RAM touched", "MiB").values(one(bare.guest_ram), one(qemu.guest_ram)),
         ];
@@ -348,6 +358,10 @@ impl Row {
         Self { cabana, qemu, ..self }
     }
 
+    fn key(self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self }
+    }
+
     fn target(self, target: f64) -> Self {
         Self { target: Some(target), ..self }
     }
@@ -355,6 +369,7 @@ impl Row {
 
 fn empty_row(figure: &str, unit: &str, clock: &str) -> Row {
     Row {
+        key: None,
         figure: figure.to_owned(),
         unit: unit.to_owned(),
         clock: clock.to_owned(),

@@ -20,6 +20,9 @@ pub struct Summary {
 /// One figure, of Cabana and where it can be of QEMU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
+    /// Its name in the budget, if it has one.
+    #[serde(default)]
+    pub key: Option<String>,
     /// What it is.
     pub figure: String,
     /// `ms`, `exits` or `MiB`.
@@ -185,6 +188,7 @@ mod tests {
 
     fn row(cabana: &[f64], target: f64) -> Row {
         Row {
+            key: None,
             figure: "start".to_owned(),
             unit: "ms".to_owned(),
             clock: "ordinary".to_owned(),

@@ -25,9 +25,14 @@ pub(crate) enum Bench {
 }
 
 /// Sets up, measures, prints the table, and leaves it in `target/bench`.
-pub(crate) fn bench(bench: Bench, runs: usize) -> Result<ExitCode, Failure> {
+/// With `gate` it fails if a figure is more than `benches/budget.toml` allows.
+pub(crate) fn bench(bench: Bench, runs: usize, gate: bool) -> Result<ExitCode, Failure> {
+    if gate && !matches!(bench, Bench::Boot) {
+        let why = "only `bench boot` has a budget; leave --gate out";
+        return Err(Failure::Sentence(why.to_owned()));
+    }
     match bench {
-        Bench::Boot => boot(runs),
+        Bench::Boot => boot(runs, gate),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
     }
@@ -62,7 +67,7 @@ fn fs_device(runs: usize) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn boot(runs: usize) -> Result<ExitCode, Failure> {
+fn boot(runs: usize, gate: bool) -> Result<ExitCode, Failure> {
     let cabana = setup::cabana()?;
     let build = |binary| cargo::build_binary("cabana-benches", binary, &["--release"]);
     let (bench, bare) = (build("cabana-bench")?, build("cabana-bench-bare")?);
@@ -90,7 +95,11 @@ fn boot(runs: usize) -> Result<ExitCode, Failure> {
 
     let mut report = Command::new(&bench);
     report.arg("report").arg("--to").arg(&folder).arg(in_guest).arg(start_up);
-    succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
+    report.args(["--fact", &format!("Cabana={}", commit())]);
+    if gate {
+        report.arg("--budget").arg(cargo::workspace().join("benches/budget.toml"));
+    }
+    succeed(&mut report)?;
     say(&format!("bench: written to {}", folder.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -60,6 +60,9 @@ enum Task {
         /// How often, besides a first, cold run of each kind.
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,
+        /// Fail if a figure is more than `benches/budget.toml` allows (`boot` alone has a budget).
+        #[arg(long)]
+        gate: bool,
     },
     /// Checks what no test can: formatting, lints, layers, `unsafe`, licences.
     Check {
@@ -91,7 +94,7 @@ fn main() -> ExitCode {
         Task::Run { .. } => run::run(std::env::args_os().skip(2).collect()),
         Task::Lab(arguments) => lab(arguments),
         Task::Test { long, suites } => test::test(&suites, long),
-        Task::Bench { bench, runs } => bench::bench(bench, runs),
+        Task::Bench { bench, runs, gate } => bench::bench(bench, runs, gate),
         Task::Check { checks } => check::check(&checks),
     };
     result.unwrap_or_else(|failure| {

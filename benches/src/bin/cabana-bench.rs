@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cabana_benches::Error;
+use cabana_benches::budget::Budget;
 use cabana_benches::fs::{device, journal};
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::report::Report;
 use clap::{Parser, Subcommand};
+
+/// `report`'s status when a figure is more than its budget.
+const OVER_BUDGET: u8 = 3;
 
 /// Measures Cabana, and makes tables of what was measured.
 #[derive(Debug, Parser)]
@@ -79,6 +83,9 @@ enum Task {
         /// What else there is to say of where this was measured.
         #[arg(long, value_name = "NAME=VALUE")]
         fact: Vec<String>,
+        /// A file with what figures may be at most; one that is more, or missing, is a failure.
+        #[arg(long, value_name = "FILE")]
+        budget: Option<PathBuf>,
         /// The reports.
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -97,15 +104,23 @@ fn main() -> ExitCode {
             .and_then(|report| print(&report)),
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Journal { folder, runs } => journal_cost(folder, runs),
-        Task::Report { to, fact, files } => report(&to, &fact, &files),
+        Task::Report { to, fact, budget, files } => {
+            return match report(&to, &fact, &files).and_then(|whole| judge(budget, &whole)) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::from(OVER_BUDGET),
+                Err(error) => failed(&error),
+            };
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &Error) -> ExitCode {
+    eprintln!("bench: {error}");
+    ExitCode::FAILURE
 }
 
 /// Measures with a folder that is gone afterwards.
@@ -140,7 +155,8 @@ fn json(report: &Report, path: &Path) -> Result<String, Error> {
         .map_err(|error| Error::Content { path: path.to_owned(), why: error.to_string() })
 }
 
-fn report(to: &Path, facts: &[String], files: &[PathBuf]) -> Result<(), Error> {
+/// Joins reports, prints the table and writes it.
+fn report(to: &Path, facts: &[String], files: &[PathBuf]) -> Result<Report, Error> {
     let mut whole = Report::default();
     for path in files {
         let text = fs::read_to_string(path).map_err(Error::file(path))?;
@@ -157,5 +173,17 @@ fn report(to: &Path, facts: &[String], files: &[PathBuf]) -> Result<(), Error> {
     fs::write(&markdown, &table).map_err(Error::file(&markdown))?;
     fs::write(&everything, json(&whole, &everything)? + "\n").map_err(Error::file(&everything))?;
     print!("{table}");
-    Ok(())
+    Ok(whole)
+}
+
+/// Prints what came of each line of the budget; false if one does not pass.
+fn judge(budget: Option<PathBuf>, report: &Report) -> Result<bool, Error> {
+    let Some(path) = budget else { return Ok(true) };
+    let mut passes = true;
+    println!("\nBudget:");
+    for (key, most, verdict) in Budget::read(&path)?.judge(report) {
+        passes &= verdict.passes();
+        println!("  {key} at most {most}: {}", verdict.text());
+    }
+    Ok(passes)
 }
