@@ -160,6 +160,27 @@ fn a_guest_that_breaks_off_resets_the_host() {
 }
 
 #[test]
+fn a_network_that_ends_resets_what_the_guest_had_not_finished() {
+    let world = World::new(Open::everything());
+    let mut guest = world.guest();
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    let (to, server) = serve(move |mut stream| {
+        let mut part = [0; 4];
+        stream.read_exact(&mut part).unwrap();
+        assert_eq!(&part, b"part");
+        ended.send(()).unwrap();
+        let error = stream.read(&mut [0; 10]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+    let socket = guest.connect(to);
+    guest.send_all(socket, b"part", false);
+    end.recv().unwrap();
+    drop(guest);
+    drop(world);
+    server.join().unwrap();
+}
+
+#[test]
 fn a_reader_that_stops_stops_the_writer_both_ways() {
     let (sender, may_read) = std::sync::mpsc::channel::<()>();
     let (to, server) = serve(move |mut stream| {

@@ -239,6 +239,11 @@ impl Stream {
         }
     }
 
+    /// Whether the host's side has everything that the guest wanted to send.
+    pub(super) fn finished(&self) -> bool {
+        self.shut
+    }
+
     /// Ends the host's side: the peer sees a reset if the guest broke off, else the end of the stream.
     pub(super) fn close(self, broken: bool) {
         if broken {
