@@ -11,6 +11,7 @@
 //! it. There is no control queue, since there is nothing to control.
 
 mod rx;
+mod service;
 mod tx;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -7,6 +7,7 @@ use cabana_os::Event;
 use cabana_virtio::{Chain, DeviceInterrupt, Queue, QueueContext, QueueError, QueueState};
 
 use crate::HEADER;
+use crate::service::conclude;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1;
@@ -58,14 +59,8 @@ impl<L: FrameLink> Rx<L> {
         if self.broken {
             return;
         }
-        match self.round() {
-            Ok(true) => self.doorbell.signal(),
-            Ok(false) => {}
-            Err(error) => {
-                self.broken = true;
-                self.interrupt.needs_reset(error);
-            }
-        }
+        let round = self.round();
+        self.broken = conclude(round, &self.doorbell, &self.interrupt);
     }
 
     /// One round; true if there is more.

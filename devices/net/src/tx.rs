@@ -6,6 +6,7 @@ use cabana_netstack::FrameLink;
 use cabana_os::Event;
 use cabana_virtio::{Chain, DeviceInterrupt, Queue, QueueContext, QueueError, QueueState};
 
+use crate::service::conclude;
 use crate::{HEADER, MAX_FRAME};
 
 /// The transmit queue.
@@ -33,14 +34,8 @@ impl<L: FrameLink> Tx<L> {
         if self.broken {
             return;
         }
-        match self.round() {
-            Ok(true) => self.doorbell.signal(),
-            Ok(false) => {}
-            Err(error) => {
-                self.broken = true;
-                self.interrupt.needs_reset(error);
-            }
-        }
+        let round = self.round();
+        self.broken = conclude(round, &self.doorbell, &self.interrupt);
         self.link.flush();
     }
 
