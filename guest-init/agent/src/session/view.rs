@@ -195,7 +195,8 @@ fn devices(shared_memory: Option<u64>) -> Result<(), SessionError> {
         fs::create_dir("dev/shm")
     };
     make().map_err(at("/dev"))?;
-    let options = c"mode=620,gid=5,ptmxmode=666";
+    // Of a number that all sessions share.
+    let options = c"mode=620,gid=5,ptmxmode=666,max=256";
     mount("devpts", "dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, options)
         .map_err(SessionError::at("/dev/pts"))?;
     let size = shared_memory.map_or_else(String::new, |size| format!(",size={size}"));

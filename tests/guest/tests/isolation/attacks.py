@@ -195,7 +195,7 @@ def limits_of_the_first_process():
 @attempt
 def raise_its_own_limits():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard + 1, hard + 1))
+    call(302, 0, resource.RLIMIT_NOFILE, struct.pack("QQ", hard + 1, hard + 1), None)  # prlimit64
 
 
 @attempt
@@ -277,18 +277,22 @@ def home_by_going_up():
 
 @attempt
 def home_by_the_root_of_a_process():
+    failed = Held("nobody else")
     for number in others():
-        read(f"/proc/{number}/root{SECRET}")
-        return
-    raise Held("nobody else")
+        try:
+            read(f"/proc/{number}/root{SECRET}")
+            return
+        except OSError as error:
+            failed = error
+    raise failed
 
 
 @attempt
 def file_by_its_handle():
     handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
     mount = ctypes.c_int()
-    call(303, -100, b"/tmp", handle, ctypes.byref(mount), 0)  # name_to_handle_at
-    directory = os.open("/tmp", os.O_RDONLY)
+    call(303, -100, b"/dev", handle, ctypes.byref(mount), 0)  # name_to_handle_at
+    directory = os.open("/dev", os.O_RDONLY)
     os.close(call(304, directory, handle, os.O_RDONLY))  # open_by_handle_at
 
 
@@ -344,6 +348,10 @@ def capabilities():
 
 @attempt
 def ambient_capabilities():
+    header, sets = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    call(125, header, sets)  # capget
+    effective, permitted, _, *rest = struct.unpack("IIIIII", sets.raw)
+    call(126, header, struct.pack("IIIIII", effective, permitted, permitted, *rest))  # capset
     call(157, 47, 2, 1, 0, 0)  # PR_CAP_AMBIENT_RAISE
 
 
@@ -485,7 +493,7 @@ def mount_cgroups_anew():
 @attempt
 def mount_the_machines_disk():
     place = folder()
-    mount(b"/dev/vda", place, b"ext4", 1)  # MS_RDONLY
+    mount(b"/dev/vda", place, b"ext4", 0)
     call(166, place, 0)
 
 
@@ -956,7 +964,7 @@ def use_up_the_terminals():
     opened = []
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    while len(opened) < 600:
+    while len(opened) < 400:
         opened.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
 
 
