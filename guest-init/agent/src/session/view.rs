@@ -28,6 +28,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::disk::{Folder, HOME, TMP, VAR_TMP};
 use super::{SessionError, mounting, share, users};
+use crate::fork;
 use crate::init::settings;
 
 /// Where the root is put together.
@@ -161,7 +162,7 @@ fn tables(name: &str, uid: u32) -> Result<(), SessionError> {
         let at = SessionError::at("its /etc/passwd and /etc/group");
         let place = format!("etc/{file}");
         let put = || -> io::Result<()> {
-            fs::write(file, table)?;
+            fork::without_children(|| fs::write(file, table))?;
             rustix::fs::chmod(file, Mode::from_raw_mode(0o644))?;
             mount_bind(file, place.as_str())?;
             // It stays as long as it is mounted.
