@@ -6,11 +6,22 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{PoisonError, RwLock};
 
 use rustix::process::Pid;
 
 /// Born in the cgroup that `clone_args.cgroup` names (`linux/sched.h`), which `libc` does not have.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Held for reading while a file is open that no child may be born with.
+static NO_CHILDREN: RwLock<()> = RwLock::new(());
+
+/// Does this while no child is born. A child has copies of all descriptors until it closes them or executes
+/// its program, and a copy of one that is open for writing keeps its mount from becoming read-only.
+pub(crate) fn without_children<T>(work: impl FnOnce() -> T) -> T {
+    let _guard = NO_CHILDREN.read().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
 
 /// A child.
 pub(crate) struct Forked {
@@ -55,6 +66,7 @@ pub(crate) unsafe fn fork(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
+    let guard = NO_CHILDREN.write().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the kernel reads arguments of the given size and writes a descriptor where they say. The
     // child shares no memory with us and begins with a copy of this stack.
     let pid =
@@ -63,8 +75,11 @@ pub(crate) unsafe fn fork(
         return Err(io::Error::last_os_error());
     }
     let Some(pid) = Pid::from_raw(pid) else {
+        // The child's copy of the lock is nobody's.
+        std::mem::forget(guard);
         return Ok(None);
     };
+    drop(guard);
     // SAFETY: `clone3` has just made it, for us alone.
     Ok(Some(Forked { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }))
 }

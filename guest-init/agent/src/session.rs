@@ -52,6 +52,10 @@ const LEAST_CPU: u32 = 10;
 const CPU_WEIGHTS: std::ops::RangeInclusive<u16> = 1..=10_000;
 const LEAST_DISK: u64 = 64 << 10;
 
+/// Open files, and terminals, of the whole machine: as many as the kernel can count.
+const MOST_FILES: &str = "9223372036854775807";
+const MOST_TERMINALS: &str = "1048576";
+
 /// The stack of a thread that makes a session or changes one.
 const STACK: usize = 256 * 1024;
 
@@ -287,6 +291,7 @@ impl Sessions {
                 fs::create_dir_all(folder)?;
             }
             cgroup::prepare()?;
+            raise_common_limits()?;
             let disk = Disk::prepare(lock(&self.root).take(), &self.users)?;
             let watch = Watch::start(Arc::clone(&self.events))?;
             Ok(Ground { disk, watch })
@@ -486,6 +491,16 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Raises limits that are numbers for the whole machine, so that no session can use them up for the
+/// others: what they count is charged to the memory of who has it, and a session's terminals have a number
+/// of their own (`Documentation/admin-guide/sysctl/fs.rst`, `kernel.rst`).
+fn raise_common_limits() -> io::Result<()> {
+    for (limit, most) in [("fs/file-max", MOST_FILES), ("kernel/pty/max", MOST_TERMINALS)] {
+        fs::write(format!("/proc/sys/{limit}"), most)?;
+    }
+    Ok(())
 }
 
 /// Runs this on a thread of its own, which may change what a thread has for itself.

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use cabana_test_guest::{Call, Host, host};
+use cabana_api::{self as api, Bytes, Call, Outcome};
+use cabana_serve::{Client, Place};
+use cabana_test_guest::{Host, host};
 use tempfile::TempDir;
 
 /// A user's runtime folder, and calls of `cabana` that use it.
@@ -15,7 +17,7 @@ struct User<'a> {
 }
 
 impl User<'_> {
-    fn cabana(&self, words: &[&str]) -> Call {
+    fn cabana(&self, words: &[&str]) -> cabana_test_guest::Call {
         self.host.cabana(words).env("XDG_RUNTIME_DIR", self.runtime.path())
     }
 
@@ -103,6 +105,119 @@ fn a_machine_stays_up_until_it_is_taken_down() {
 }
 
 #[test]
+fn sessions_files_and_ports_of_a_machine_that_is_up() {
+    let Some(host) = host() else { return };
+    let user = User { host, runtime: tempfile::tempdir().unwrap() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir_all(path("src/sub")).unwrap();
+    fs::write(path("src/sub/file"), "of the host\n").unwrap();
+    user.up(&["m", "--share-root", &path("")]);
+
+    let share = format!("{}:/mnt/data:ro", path("src"));
+    let words = ["session", "add", "m", "chat-1", "--memory", "64M", "--pids", "50"];
+    let added = user
+        .cabana(words.iter().copied().chain(["--share", &share]).collect::<Vec<_>>().as_slice());
+    assert_eq!(added.end().succeeded(), "session chat-1 is in m\n");
+    user.cabana(&["session", "add", "m", "chat-1"]).end().failed_with(125, &["chat-1"]);
+    let add = user.cabana(&["session", "add", "m", "chat-2", "--share", "/usr"]);
+    add.end().failed_with(125, &["/usr", "--share-root"]);
+    let listed = user.cabana(&["session", "ls", "m"]).end().succeeded();
+    assert!(listed.contains("chat-1") && listed.contains("of 64M"), "{listed}");
+    let set = user.cabana(&["session", "set", "m", "chat-1", "--cpus", "0.5", "--json"]);
+    let set = set.end().succeeded();
+    assert!(set.contains("\"cpu_max\": 500") && set.contains("\"pids\": 50"), "{set}");
+
+    let exec = |script: &str| {
+        user.cabana(&["exec", "--session", "chat-1", "m", "--", "sh", "-ec", script]).end()
+    };
+    assert_eq!(exec("id -un; cat /mnt/data/sub/file").succeeded(), "chat-1\nof the host\n");
+    assert_ne!(exec("touch /mnt/data/x").status(), 0);
+    user.cabana(&["exec", "-s", "none", "m", "true"]).end().failed_with(126, &["none"]);
+
+    // Files, by the names that `cp` would give them.
+    user.cabana(&["cp", "-s", "chat-1", &path("src"), "m:project/"]).end().succeeded();
+    assert_eq!(
+        exec("cat project/src/sub/file; stat -c %U project/src").succeeded(),
+        "of the host\nchat-1\n"
+    );
+    exec("echo of the guest >project/src/sub/new; ln -s sub/new project/src/link").succeeded();
+    let out = user
+        .cabana(&["cp", "-s", "chat-1", "m:project/src", &path("back"), "--json"])
+        .end()
+        .succeeded();
+    assert!(out.contains("\"entries\": 5"), "{out}");
+    assert_eq!(fs::read_to_string(path("back/sub/new")).unwrap(), "of the guest\n");
+    assert_eq!(fs::read_link(path("back/link")).unwrap(), Path::new("sub/new"));
+    user.cabana(&["cp", "m:/etc/hostname", &path("")]).end().succeeded();
+    assert!(Path::new(&path("hostname")).exists());
+    user.cabana(&["cp", "-s", "chat-1", "m:/etc/shadow", &path("")])
+        .end()
+        .failed_with(125, &["/etc/shadow"]);
+    user.cabana(&["cp", &path("none"), "m:/x"]).end().failed_with(125, &["none"]);
+    user.cabana(&["cp", "a", "b"]).end().failed_with(125, &["in a machine"]);
+
+    // A port of the session's, for as long as the command lives.
+    let server = "import socket\ns = socket.create_server((\"127.0.0.1\", 3000))\nprint(\"up\", flush=True)\n\
+                  while True:\n  c, _ = s.accept(); c.sendall(b\"from chat-1\"); c.close()";
+    let mut serving =
+        user.cabana(&["exec", "-s", "chat-1", "m", "--", "python3", "-c", server]).start();
+    serving.wait_for("up");
+    let mut forward =
+        user.cabana(&["forward", "m", "--session", "chat-1", "0:3000", "--json"]).start();
+    let told = forward.wait_for("]");
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let address = told[0]["listens"].as_str().unwrap().to_owned();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut std::net::TcpStream::connect(&address).unwrap(), &mut said)
+        .unwrap();
+    assert_eq!(said, "from chat-1");
+    forward.signal(rustix::process::Signal::INT);
+    assert_eq!(forward.end().status(), 1002);
+    let start = std::time::Instant::now();
+    while std::net::TcpStream::connect(&address).is_ok() {
+        assert!(start.elapsed() < cabana_test_guest::LIMIT);
+    }
+    serving.signal(rustix::process::Signal::TERM);
+    serving.end();
+
+    in_lines(&user);
+
+    assert_eq!(
+        user.cabana(&["session", "rm", "m", "chat-1"]).end().succeeded(),
+        "session chat-1 is gone\n"
+    );
+    user.cabana(&["session", "rm", "m", "chat-1"]).end().failed_with(125, &["no session chat-1"]);
+    assert_eq!(user.cabana(&["session", "ls", "m", "--json"]).end().succeeded(), "[]\n");
+    user.cabana(&["down", "m"]).end().succeeded();
+}
+
+/// What programs ask of a machine by lines, and the command line does not.
+fn in_lines(user: &User) {
+    let place = Place::open_at(user.runtime.path().join("cabana")).unwrap();
+    let stream = place.connect("m").unwrap();
+    let mut client = Client::new(stream.try_clone().unwrap(), stream).unwrap();
+    let session = || api::Place { machine: "m".to_owned(), session: Some("chat-1".to_owned()) };
+    let path = || "notes".to_owned();
+    let data = Bytes::from(&b"\xff\x00"[..]);
+    let write = Call::WriteFile { place: session(), path: path(), data: data.clone(), mode: None };
+    assert_eq!(client.call(write, |_| {}).unwrap(), Outcome::Done(true));
+    let read = Call::ReadFile { place: session(), path: path() };
+    assert_eq!(client.call(read, |_| {}).unwrap(), Outcome::Data(data));
+    let address = ([127, 0, 0, 1], 0).into();
+    let forward = Call::Forward { place: session(), host: address, guest: address };
+    let Outcome::Forward(forward) = client.call(forward, |_| {}).unwrap() else { panic!() };
+    std::net::TcpStream::connect(forward.listens).unwrap();
+    let end = || Call::ForwardEnd { forward: forward.forward };
+    assert_eq!(client.call(end(), |_| {}).unwrap(), Outcome::Done(true));
+    assert!(std::net::TcpStream::connect(forward.listens).is_err());
+    assert!(client.call(end(), |_| {}).is_err());
+    let relative = api::CopySpec { host: "notes".into(), guest: path() };
+    let refused = client.call(Call::CopyOut { place: session(), copy: relative }, |_| {});
+    assert!(refused.unwrap_err().to_string().contains("absolute"));
+}
+
+#[test]
 fn a_killed_holder_leaves_nothing_that_is_in_the_way() {
     let Some(host) = host() else { return };
     let user = User { host, runtime: tempfile::tempdir().unwrap() };
@@ -160,5 +275,5 @@ fn in_c(host: &Host, root: &Path) {
         .output()
         .unwrap();
     assert!(ran.status.success(), "{ran:?}");
-    assert_eq!(String::from_utf8_lossy(&ran.stdout), "Linux\nfrom C\nstatus 3\n");
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "Linux\nfrom C\nstatus 3\nchat-1\n");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 
@@ -461,6 +462,89 @@ fn at_once(world: &World, count: usize, total: usize) {
             });
         }
     });
+}
+
+#[test]
+fn sessions_that_were_removed_leave_nothing() {
+    let Some(world) = world() else { return };
+    cycles(world, 30);
+}
+
+#[test]
+#[ignore = "1,000 sessions take minutes in the lab"]
+fn a_thousand_sessions_that_were_removed_leave_nothing() {
+    let Some(world) = world() else { return };
+    cycles(world, 1000);
+}
+
+/// What sessions could leave in the machine: mounts, cgroups, processes, descriptors and threads of the agent,
+/// folders on the disk, users.
+fn left(world: &World) -> String {
+    let script = "wc -l < /proc/mounts; ls /sys/fs/cgroup/sessions | grep -c '^[0-9]' || true
+        ls -l /proc/[0-9]*/exe 2>/dev/null | grep -c ' -> '; ls /proc/1/fd | wc -l; ls /proc/1/task | wc -l
+        mkdir -p /mnt/disk; mount /dev/vda /mnt/disk; ls -A /mnt/disk/sessions /mnt/disk/trash; umount /mnt/disk
+        find /run/cabana; cksum < /etc/passwd; ls -A /sessions 2>/dev/null || true";
+    cabana_test_guest::sh(&world.machine, script).succeeded()
+}
+
+/// Sessions that are being made or removed at a time.
+const AT_ONCE: usize = 8;
+
+/// Makes and removes sessions that make a mess, and looks for what they leave.
+fn cycles(world: &World, count: usize) {
+    let guest = world.machine.guest();
+    let mess = "for f in ~ /tmp /var/tmp /dev/shm; do mkdir -p $f/a/b; echo x > $f/a/b/file; done
+        setsid sleep 1000 >/dev/null 2>&1 &";
+    let cycle = |worker: usize, number: usize| {
+        let limits = SessionLimits {
+            memory: Some(32 << 20),
+            pids: Some(20),
+            disk: Some(4 << 20),
+            ..no_limits()
+        };
+        let name = format!("cycle-{worker}");
+        let spec = SessionSpec { name: name.clone(), limits, ..SessionSpec::default() };
+        let uid = guest.create_session(&spec).unwrap().uid;
+        if number.is_multiple_of(10) {
+            let command =
+                Command { session: Some(name.clone()), ..Command::new(["sh", "-c", mess]) };
+            exec(&world.machine, &command).unwrap().succeeded();
+        }
+        guest.remove_session(&name).unwrap();
+        uid
+    };
+    // The first makes what all of them need.
+    cycle(0, 0);
+    let settled = |wanted: Option<&str>| {
+        // Files are deleted, and the kernel lets go of namespaces, behind the answer.
+        let begun = std::time::Instant::now();
+        loop {
+            let now = left(world);
+            let quiet = wanted.map_or_else(|| left(world) == now, |wanted| wanted == now);
+            if quiet || begun.elapsed() > LIMIT / 4 {
+                return now;
+            }
+        }
+    };
+    let before = settled(None);
+    let begun = std::time::Instant::now();
+    // Several at a time: most of it is waiting for the guest's kernel.
+    let next = AtomicUsize::new(0);
+    let work = &|worker| {
+        let numbers = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+        let mine = numbers.take_while(|number| *number < count);
+        mine.map(|number| cycle(worker, number)).collect::<BTreeSet<u32>>()
+    };
+    let users: BTreeSet<u32> = thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..AT_ONCE).map(|worker| scope.spawn(move || work(worker))).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    let each = begun.elapsed() / count as u32;
+    println!("{count} sessions, {each:?} each, {} users", users.len());
+    assert_eq!(settled(Some(&before)), before);
+    assert!(users.len() <= count.min(50), "users are not taken again: {users:?}");
+    assert_eq!(guest.sessions().unwrap().iter().filter(|s| s.name.starts_with("cycle")).count(), 0);
 }
 
 #[test]

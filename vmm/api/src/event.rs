@@ -33,6 +33,33 @@ pub enum MachineEvent {
         /// Why.
         message: String,
     },
+    /// The guest's kernel killed a process because memory was used up: its session's, or the machine's.
+    OutOfMemory {
+        /// The session it was in; absent for a process of the machine itself.
+        session: Option<String>,
+        /// The process, as the machine numbers it.
+        pid: u32,
+        /// Its name, at most 15 characters.
+        command: String,
+        /// The bytes of memory that it had.
+        memory: u64,
+    },
+    /// A session has reached its limit of processes: it can start no more.
+    ProcessLimit {
+        /// The session.
+        session: String,
+    },
+    /// A session's first process died and all others with it. It takes no commands until it is removed and
+    /// made again; what it has on the disk is there until then.
+    SessionDied {
+        /// The session.
+        session: String,
+    },
+    /// The guest had more to tell than was listened to.
+    Lost {
+        /// So many events.
+        events: u32,
+    },
     /// The machine, or its worker, has died. The next command starts a fresh one with the same shares
     /// and the same persistent disk.
     Died {

@@ -7,9 +7,13 @@
 mod bytes;
 mod event;
 mod message;
+mod session;
 mod spec;
 
 pub use bytes::Bytes;
 pub use event::{Exit, MachineEvent, MachineState, MachineStatus, ProcessEvent};
 pub use message::{Call, Fault, Greeting, Named, Outcome, Reply, Request, VERSION, schema};
+pub use session::{
+    Copied, CopySpec, ForwardStatus, Place, SessionLimits, SessionSpec, SessionStatus,
+};
 pub use spec::{CommandSpec, EngineSpec, MachineSpec, ShareSpec, TtySize};

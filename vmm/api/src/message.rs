@@ -1,9 +1,14 @@
 //! Requests and replies of `cabana serve`: one JSON object a line in each direction.
 
+use std::net::SocketAddr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, CommandSpec, MachineEvent, MachineSpec, MachineStatus, ProcessEvent, TtySize};
+use crate::{
+    Bytes, CommandSpec, Copied, CopySpec, ForwardStatus, MachineEvent, MachineSpec, MachineStatus,
+    Place, ProcessEvent, SessionLimits, SessionSpec, SessionStatus, TtySize,
+};
 
 /// The generation of this schema.
 pub const VERSION: u32 = 1;
@@ -50,6 +55,94 @@ pub enum Call {
     MachineRemove(Named),
     /// What its console said last. Answer: `console`.
     MachineConsole(Named),
+    /// Make a session, and start its machine before if need be. Answer: `session`.
+    SessionCreate {
+        /// The machine.
+        machine: String,
+        /// The session.
+        spec: SessionSpec,
+    },
+    /// Give a session other limits. Answer: `session`.
+    SessionLimit {
+        /// The machine.
+        machine: String,
+        /// The session.
+        session: String,
+        /// All of its limits from now on.
+        limits: SessionLimits,
+    },
+    /// All sessions of a machine. Answer: `sessions`.
+    SessionList(Named),
+    /// End a session's processes and delete what it has. Answer: `done`.
+    SessionRemove {
+        /// The machine.
+        machine: String,
+        /// The session.
+        session: String,
+    },
+    /// Copy a file or a folder of the host's into the guest. Answer: `copied`.
+    CopyIn {
+        /// Where to.
+        #[serde(flatten)]
+        place: Place,
+        /// What.
+        copy: CopySpec,
+    },
+    /// Copy a file or a folder of the guest's to the host. Answer: `copied`.
+    CopyOut {
+        /// Where from.
+        #[serde(flatten)]
+        place: Place,
+        /// What.
+        copy: CopySpec,
+    },
+    /// Write a file in the guest. Answer: `done`.
+    WriteFile {
+        /// Where.
+        #[serde(flatten)]
+        place: Place,
+        /// An absolute path or, in a session, one from its home.
+        path: String,
+        /// All of its bytes.
+        data: Bytes,
+        /// Its permissions; absent: 420, which is 644 in octal.
+        #[serde(default)]
+        mode: Option<u32>,
+    },
+    /// Read a file in the guest, of 8 MiB at most. Answer: `data`.
+    ReadFile {
+        /// Where.
+        #[serde(flatten)]
+        place: Place,
+        /// An absolute path or, in a session, one from its home.
+        path: String,
+    },
+    /// Lead a TCP port of the host's to one of the guest's, until `forward-end` or the connection's end.
+    /// Answer: `forward`.
+    Forward {
+        /// Where to.
+        #[serde(flatten)]
+        place: Place,
+        /// Where to listen on the host; port 0 is any free one.
+        host: SocketAddr,
+        /// Where to connect in the guest.
+        guest: SocketAddr,
+    },
+    /// Lead a TCP port of the guest's to one that the host reaches. Answer: `forward`.
+    ForwardBack {
+        /// Where from.
+        #[serde(flatten)]
+        place: Place,
+        /// Where to listen in the guest; port 0 is any free one.
+        guest: SocketAddr,
+        /// Where to connect from the host.
+        host: SocketAddr,
+    },
+    /// End a port that leads elsewhere, with its connections. Answer: `done`.
+    ForwardEnd {
+        /// Its number.
+        forward: u64,
+    },
     /// Start a command. Answer: `process`; its events follow, to the last.
     Exec {
         /// The machine.
@@ -139,6 +232,16 @@ pub enum Outcome {
     Process(u64),
     /// A console's last words.
     Console(String),
+    /// A session.
+    Session(SessionStatus),
+    /// Sessions.
+    Sessions(Vec<SessionStatus>),
+    /// What was copied.
+    Copied(Copied),
+    /// The bytes of a file.
+    Data(Bytes),
+    /// A port that leads elsewhere.
+    Forward(ForwardStatus),
     /// It could not be done.
     Error(Fault),
 }

@@ -95,6 +95,8 @@ pub struct CommandSpec {
     pub stdin: bool,
     /// Milliseconds after which the command is ended.
     pub timeout_ms: Option<u64>,
+    /// The session that it runs in; absent: the machine itself, as its root.
+    pub session: Option<String>,
 }
 
 impl CommandSpec {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use cabana_api::{
-    Bytes, Call, CommandSpec, Exit, Fault, Greeting, MachineEvent, MachineSpec, MachineState,
-    MachineStatus, Named, Outcome, ProcessEvent, Reply, Request, ShareSpec, TtySize, VERSION,
-    schema,
+    Bytes, Call, CommandSpec, Copied, CopySpec, Exit, Fault, ForwardStatus, Greeting, MachineEvent,
+    MachineSpec, MachineState, MachineStatus, Named, Outcome, Place, ProcessEvent, Reply, Request,
+    SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize, VERSION, schema,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,6 +59,7 @@ fn requests() {
         tty: Some(TtySize { rows: 24, cols: 80 }),
         stdin: true,
         timeout_ms: Some(5000),
+        session: Some("s".to_owned()),
         ..CommandSpec::new(["sh", "-c", "true"])
     };
     let calls = [
@@ -77,8 +78,47 @@ fn requests() {
         Call::Signal { process: 1, signal: 15 },
         Call::Resize { process: 1, size: TtySize { rows: 25, cols: 132 } },
     ];
+    let calls = calls.into_iter().chain(of_sessions());
     let requests: Vec<_> = (1..).zip(calls).map(|(id, call)| Request { id, call }).collect();
     golden("requests.jsonl", &requests);
+}
+
+fn limits() -> SessionLimits {
+    SessionLimits {
+        memory: Some(64 << 20),
+        pids: Some(100),
+        cpu_weight: Some(50),
+        cpu_max: Some(1500),
+        io_read: Some(1 << 20),
+        io_write: Some(2 << 20),
+        disk: Some(1 << 30),
+    }
+}
+
+fn of_sessions() -> [Call; 11] {
+    let (machine, session) = (|| "m".to_owned(), || "s".to_owned());
+    let spec = SessionSpec { name: session(), limits: limits(), shares: shares(), network: true };
+    let place = || Place { machine: machine(), session: Some(session()) };
+    let copy = || CopySpec { host: "/h".into(), guest: "g".to_owned() };
+    let local = |port| ([127, 0, 0, 1], port).into();
+    [
+        Call::SessionCreate { machine: machine(), spec },
+        Call::SessionLimit { machine: machine(), session: session(), limits: limits() },
+        Call::SessionList(named()),
+        Call::SessionRemove { machine: machine(), session: session() },
+        Call::CopyIn { place: place(), copy: copy() },
+        Call::CopyOut { place: Place { session: None, ..place() }, copy: copy() },
+        Call::WriteFile {
+            place: place(),
+            path: "f".to_owned(),
+            data: Bytes::from(&b"text"[..]),
+            mode: Some(0o600),
+        },
+        Call::ReadFile { place: place(), path: "f".to_owned() },
+        Call::Forward { place: place(), host: local(8080), guest: local(80) },
+        Call::ForwardBack { place: place(), guest: local(0), host: local(5432) },
+        Call::ForwardEnd { forward: 1 },
+    ]
 }
 
 #[test]
@@ -95,12 +135,27 @@ fn replies() {
         worker: Some(42),
         processes: 2,
     };
+    let session = SessionStatus {
+        name: "s".to_owned(),
+        uid: Some(10_000),
+        limits: limits(),
+        shares: shares(),
+        network: false,
+        pids: 3,
+        memory: 1 << 20,
+        disk: 4096,
+    };
     let outcomes = [
         Outcome::Done(true),
         Outcome::Machine(status.clone()),
         Outcome::Machines(vec![status]),
         Outcome::Process(1),
         Outcome::Console("last words\n".to_owned()),
+        Outcome::Session(session.clone()),
+        Outcome::Sessions(vec![session]),
+        Outcome::Copied(Copied { entries: 2, bytes: 3000 }),
+        Outcome::Data(Bytes::from(&b"text"[..])),
+        Outcome::Forward(ForwardStatus { forward: 1, listens: ([127, 0, 0, 1], 8080).into() }),
         Outcome::Error(Fault { code: "not-found".to_owned(), message: "there is no m".to_owned() }),
     ];
     let answers = (1..).zip(outcomes).map(|(id, outcome)| Reply::Answer { id, outcome });
@@ -126,6 +181,15 @@ fn replies() {
         MachineEvent::Suspended,
         MachineEvent::Resumed,
         MachineEvent::DiskFailed { message: "the host's disk is full".to_owned() },
+        MachineEvent::OutOfMemory {
+            session: Some("s".to_owned()),
+            pid: 7,
+            command: "cc1plus".to_owned(),
+            memory: 64 << 20,
+        },
+        MachineEvent::ProcessLimit { session: "s".to_owned() },
+        MachineEvent::SessionDied { session: "s".to_owned() },
+        MachineEvent::Lost { events: 5 },
         MachineEvent::Died { code: "worker-died".to_owned(), message: "signal 9".to_owned() },
         MachineEvent::Stopped,
     ];

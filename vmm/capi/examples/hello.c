@@ -1,4 +1,4 @@
-/* Two commands in a machine: one's output as it comes, and one that is given input.
+/* Commands in a machine: one's output as it comes, one that is given input, and one in a session.
  *
  *     cc hello.c $(pkg-config --cflags --libs cabana) -o hello && ./hello
  */
@@ -55,6 +55,18 @@ int main(void) {
     cabana_process_close_stdin(process);
     printf("status %d\n", follow(process));
     cabana_process_free(process);
+
+    /* A session is a user of the machine, with limits of its own. */
+    char *session = cabana_session_create(machine, "{\"name\":\"chat-1\",\"limits\":{\"pids\":50}}");
+    if (!session)
+        return failed();
+    cabana_string_free(session);
+    process = cabana_machine_exec(machine, "{\"argv\":[\"id\",\"-un\"],\"session\":\"chat-1\"}");
+    if (!process || follow(process) != 0)
+        return failed();
+    cabana_process_free(process);
+    if (cabana_session_remove(machine, "chat-1"))
+        return failed();
 
     if (cabana_machine_shutdown(machine))
         return failed();

@@ -28,6 +28,9 @@ typedef enum {
 // Makes machines.
 typedef struct cabana_engine cabana_engine;
 
+// A TCP port that leads elsewhere.
+typedef struct cabana_forward cabana_forward;
+
 // A machine. It starts with its first command; with its last handle and process it stops.
 typedef struct cabana_machine cabana_machine;
 
@@ -145,6 +148,96 @@ void cabana_machine_free(cabana_machine *machine);
 //
 // `machine` is a machine, `command` a string.
 cabana_process *cabana_machine_exec(const cabana_machine *machine, const char *command);
+
+// Makes a session, by a JSON object (`SessionSpec`), and starts the machine before if need be: JSON
+// (`SessionStatus`), to be freed. A command runs in it whose `session` names it.
+//
+// # Safety
+//
+// `machine` is a machine, `spec` a string.
+char *cabana_session_create(const cabana_machine *machine, const char *spec);
+
+// Gives a session other limits, all of them, by a JSON object (`SessionLimits`): JSON (`SessionStatus`), to
+// be freed.
+//
+// # Safety
+//
+// `machine` is a machine, `session` and `limits` are strings.
+char *cabana_session_limit(const cabana_machine *machine,
+                           const char *session,
+                           const char *limits);
+
+// All sessions of a machine: a JSON array (`SessionStatus`), to be freed.
+//
+// # Safety
+//
+// `machine` is a machine.
+char *cabana_session_list(const cabana_machine *machine);
+
+// Ends a session's processes and deletes what it has. 0, or -1.
+//
+// # Safety
+//
+// `machine` is a machine, `session` a string.
+int cabana_session_remove(const cabana_machine *machine, const char *session);
+
+// Copies a file or a folder of the host's into a session, or into the machine itself if `session` is NULL: JSON
+// (`Copied`), to be freed. A `guest` that ends with a slash is a folder to put it in.
+//
+// # Safety
+//
+// `machine` is a machine, `session` NULL or a string, `host` and `guest` are strings.
+char *cabana_copy_in(const cabana_machine *machine,
+                     const char *session,
+                     const char *host,
+                     const char *guest);
+
+// Copies a file or a folder of a session's, or of the machine's own if `session` is NULL, to the host: JSON
+// (`Copied`), to be freed. A `host` that is a folder, or ends with a slash, gets it under its own name.
+//
+// # Safety
+//
+// `machine` is a machine, `session` NULL or a string, `guest` and `host` are strings.
+char *cabana_copy_out(const cabana_machine *machine,
+                      const char *session,
+                      const char *guest,
+                      const char *host);
+
+// Leads a loopback TCP port of the host's to one of a session's, or of the machine's own if `session` is NULL,
+// until it is freed. `port` 0 is any free one, see [`cabana_forward_port`].
+//
+// # Safety
+//
+// `machine` is a machine, `session` NULL or a string.
+cabana_forward *cabana_forward_new(const cabana_machine *machine,
+                                   const char *session,
+                                   uint16_t port,
+                                   uint16_t guest_port);
+
+// Leads a loopback TCP port of a session's, or of the machine's own if `session` is NULL, to one of the host's,
+// until it is freed or the machine ends. `guest_port` 0 is any free one, see [`cabana_forward_port`].
+//
+// # Safety
+//
+// `machine` is a machine, `session` NULL or a string.
+cabana_forward *cabana_forward_back(const cabana_machine *machine,
+                                    const char *session,
+                                    uint16_t guest_port,
+                                    uint16_t port);
+
+// The port that is listened on. 0 for NULL.
+//
+// # Safety
+//
+// `forward` is NULL or a port that leads elsewhere.
+uint16_t cabana_forward_port(const cabana_forward *forward);
+
+// Ends a port that leads elsewhere, with its connections.
+//
+// # Safety
+//
+// `forward` is NULL or one that nobody uses any more.
+void cabana_forward_free(cabana_forward *forward);
 
 // Waits for what happens to a process. 1 and an event; 0 after its end; -1 if it could not be started or
 // its machine died.

@@ -13,12 +13,16 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cabana_api::{CommandSpec, EngineSpec, MachineSpec, TtySize};
-use cabana_engine::{Engine, Error, Events, Exit, Machine, Process, ProcessEvent, ProcessInput};
+use cabana_api::{CommandSpec, EngineSpec, MachineSpec, SessionLimits, SessionSpec, TtySize};
+use cabana_engine::{
+    Engine, Error, Events, Exit, Forward, Machine, Place, Process, ProcessEvent, ProcessInput,
+};
 
 /// Makes machines.
 pub struct CabanaEngine(Engine);
@@ -34,6 +38,9 @@ pub struct CabanaProcess {
     process: Mutex<Process>,
     input: ProcessInput,
 }
+
+/// A TCP port that leads elsewhere.
+pub struct CabanaForward(Forward);
 
 /// What happened to a process.
 #[repr(C)]
@@ -109,6 +116,37 @@ unsafe fn known<'a, T>(what: &str, object: *const T) -> Option<&'a T> {
         fail("invalid", &format!("the {what} is NULL"));
     }
     object
+}
+
+/// A string of C's.
+///
+/// # Safety
+///
+/// `text` is NULL or a string that ends with a zero byte and stays during the call.
+unsafe fn text<'a>(what: &str, text: *const c_char) -> Option<&'a str> {
+    if text.is_null() {
+        fail("invalid", &format!("the {what} is NULL"));
+        return None;
+    }
+    // SAFETY: as this function asks.
+    let text = unsafe { CStr::from_ptr(text) }.to_str();
+    text.map_err(|_| fail("invalid", &format!("the {what} is not UTF-8"))).ok()
+}
+
+/// The inside of a machine, or of its session if that is not NULL.
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` NULL or a string; both stay during the call.
+unsafe fn place(machine: *const CabanaMachine, session: *const c_char) -> Option<Place> {
+    // SAFETY: as this function asks.
+    let machine = unsafe { known("machine", machine) }?;
+    if session.is_null() {
+        return Some(machine.machine.place());
+    }
+    // SAFETY: as this function asks.
+    let session = unsafe { text("session", session) }?;
+    note(machine.machine.session(session)).map(|session| session.place().clone())
 }
 
 /// Frees an object of C's.
@@ -316,6 +354,184 @@ pub unsafe extern "C" fn cabana_machine_exec(
     )
 }
 
+/// Makes a session, by a JSON object (`SessionSpec`), and starts the machine before if need be: JSON
+/// (`SessionStatus`), to be freed. A command runs in it whose `session` names it.
+///
+/// # Safety
+///
+/// `machine` is a machine, `spec` a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_session_create(
+    machine: *const CabanaMachine,
+    spec: *const c_char,
+) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let (machine, spec) =
+        unsafe { (known("machine", machine), parse::<SessionSpec>("session", spec)) };
+    let made = machine.zip(spec).and_then(|(machine, spec)| {
+        note(machine.machine.create_session(spec).and_then(|session| session.status()))
+    });
+    string(made.and_then(|status| json(&status)))
+}
+
+/// Gives a session other limits, all of them, by a JSON object (`SessionLimits`): JSON (`SessionStatus`), to
+/// be freed.
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` and `limits` are strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_session_limit(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+    limits: *const c_char,
+) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let (machine, session, limits) = unsafe {
+        let limits = parse::<SessionLimits>("limits", limits);
+        (known("machine", machine), text("session", session), limits)
+    };
+    let limited = machine.zip(session).zip(limits).and_then(|((machine, session), limits)| {
+        note(machine.machine.session(session).and_then(|session| session.limit(limits)))
+    });
+    string(limited.and_then(|status| json(&status)))
+}
+
+/// All sessions of a machine: a JSON array (`SessionStatus`), to be freed.
+///
+/// # Safety
+///
+/// `machine` is a machine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_session_list(machine: *const CabanaMachine) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let machine = unsafe { known("machine", machine) };
+    string(machine.and_then(|machine| note(machine.machine.sessions())).and_then(|all| json(&all)))
+}
+
+/// Ends a session's processes and deletes what it has. 0, or -1.
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_session_remove(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+) -> c_int {
+    // SAFETY: as this function asks.
+    let (machine, session) = unsafe { (known("machine", machine), text("session", session)) };
+    status(machine.zip(session).and_then(|(machine, session)| {
+        note(machine.machine.session(session).and_then(|session| session.remove()))
+    }))
+}
+
+/// Copies a file or a folder of the host's into a session, or into the machine itself if `session` is NULL: JSON
+/// (`Copied`), to be freed. A `guest` that ends with a slash is a folder to put it in.
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` NULL or a string, `host` and `guest` are strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_copy_in(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+    host: *const c_char,
+    guest: *const c_char,
+) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let (place, host, guest) =
+        unsafe { (place(machine, session), text("host", host), text("guest", guest)) };
+    let copied = place
+        .zip(host)
+        .zip(guest)
+        .and_then(|((place, host), guest)| note(place.copy_in(Path::new(host), guest)));
+    string(copied.and_then(|copied| json(&copied)))
+}
+
+/// Copies a file or a folder of a session's, or of the machine's own if `session` is NULL, to the host: JSON
+/// (`Copied`), to be freed. A `host` that is a folder, or ends with a slash, gets it under its own name.
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` NULL or a string, `guest` and `host` are strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_copy_out(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+    guest: *const c_char,
+    host: *const c_char,
+) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let (place, host, guest) =
+        unsafe { (place(machine, session), text("host", host), text("guest", guest)) };
+    let copied = place
+        .zip(host)
+        .zip(guest)
+        .and_then(|((place, host), guest)| note(place.copy_out(guest, Path::new(host))));
+    string(copied.and_then(|copied| json(&copied)))
+}
+
+/// Leads a loopback TCP port of the host's to one of a session's, or of the machine's own if `session` is NULL,
+/// until it is freed. `port` 0 is any free one, see [`cabana_forward_port`].
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` NULL or a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_forward_new(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+    port: u16,
+    guest_port: u16,
+) -> *mut CabanaForward {
+    // SAFETY: as this function asks.
+    let place = unsafe { place(machine, session) };
+    let forward = place.and_then(|place| note(place.forward(local(port), local(guest_port))));
+    hand_out(forward.map(CabanaForward))
+}
+
+/// Leads a loopback TCP port of a session's, or of the machine's own if `session` is NULL, to one of the host's,
+/// until it is freed or the machine ends. `guest_port` 0 is any free one, see [`cabana_forward_port`].
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` NULL or a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_forward_back(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+    guest_port: u16,
+    port: u16,
+) -> *mut CabanaForward {
+    // SAFETY: as this function asks.
+    let place = unsafe { place(machine, session) };
+    let forward = place.and_then(|place| note(place.forward_back(local(guest_port), local(port))));
+    hand_out(forward.map(CabanaForward))
+}
+
+/// The port that is listened on. 0 for NULL.
+///
+/// # Safety
+///
+/// `forward` is NULL or a port that leads elsewhere.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_forward_port(forward: *const CabanaForward) -> u16 {
+    // SAFETY: as this function asks.
+    unsafe { known("forward", forward) }.map_or(0, |forward| forward.0.listens().port())
+}
+
+/// Ends a port that leads elsewhere, with its connections.
+///
+/// # Safety
+///
+/// `forward` is NULL or one that nobody uses any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_forward_free(forward: *mut CabanaForward) {
+    // SAFETY: as this function asks.
+    unsafe { free(forward) };
+}
+
 /// Waits for what happens to a process. 1 and an event; 0 after its end; -1 if it could not be started or
 /// its machine died.
 ///
@@ -437,6 +653,10 @@ pub unsafe extern "C" fn cabana_process_hang_up(process: *const CabanaProcess) {
 pub unsafe extern "C" fn cabana_process_free(process: *mut CabanaProcess) {
     // SAFETY: as this function asks.
     unsafe { free(process) };
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
 }
 
 fn status(done: Option<()>) -> c_int {

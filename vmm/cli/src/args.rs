@@ -30,6 +30,12 @@ pub(crate) enum Verb {
     Exec(ExecArgs),
     /// Open a shell in a machine that is up.
     Shell(ShellArgs),
+    /// Make, list, limit and remove sessions of a machine that is up.
+    Session(SessionArgs),
+    /// Copy files and folders between this host and a machine that is up.
+    Cp(CopyArgs),
+    /// Lead TCP ports of this host into a machine that is up, or its ports here.
+    Forward(ForwardArgs),
     /// Show what a machine's console said last.
     Logs(NamedArgs),
     /// End a machine that is up.
@@ -368,6 +374,10 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
     pub(crate) memory: u64,
 
+    /// Let sessions share folders below this one while the machine runs; its worker can reach them.
+    #[arg(long = "share-root", value_name = "DIR")]
+    pub(crate) share_roots: Vec<PathBuf>,
+
     /// The root image; see `cabana image list`.
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) image: String,
@@ -407,10 +417,15 @@ pub(crate) struct PsArgs {
 Examples:
   cabana exec default -- uname -a
   cabana exec -it work -w /src -- bash
+  cabana exec --session chat-1 work -- id
   tar c . | cabana exec work -- tar x -C /tmp")]
 pub(crate) struct ExecArgs {
     /// The machine.
     pub(crate) name: String,
+
+    /// Run it in this session of the machine's, in place of as the machine's root.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
 
     /// Set a variable in the command's environment; without a value, pass this one's on.
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
@@ -435,12 +450,16 @@ pub(crate) struct ExecArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  cabana shell\n  cabana shell work -w /src\n  echo uptime | cabana shell"
+    after_help = "Examples:\n  cabana shell\n  cabana shell work -w /src\n  cabana shell work --session chat-1\n  echo uptime | cabana shell"
 )]
 pub(crate) struct ShellArgs {
     /// The machine.
     #[arg(default_value = "default")]
     pub(crate) name: String,
+
+    /// Open it in this session of the machine's, in place of as the machine's root.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
 
     /// Set a variable in the shell's environment; without a value, pass this one's on.
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
@@ -457,6 +476,179 @@ pub(crate) struct NamedArgs {
     /// The machine.
     #[arg(default_value = "default")]
     pub(crate) name: String,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A session is a user of the machine with a home, /tmp, processes and limits of its own. It sees
+nothing of others, and goes with `session rm` or the machine.
+
+Examples:
+  cabana session add work chat-1 --memory 256M --pids 200 --disk 2G
+  cabana exec --session chat-1 work -- id
+  cabana session ls work
+  cabana session set work chat-1 --cpus 0.5
+  cabana session rm work chat-1"
+)]
+pub(crate) struct SessionArgs {
+    #[command(subcommand)]
+    pub(crate) verb: SessionVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionVerb {
+    /// Make a session.
+    #[command(after_help = "Examples:
+  cabana session add work chat-1
+  cabana session add work chat-2 --cpus 1.5 --memory 512M --share ./data:/data:ro --json")]
+    Add(SessionMakeArgs),
+    /// List a machine's sessions and what they use.
+    #[command(after_help = "Examples:
+  cabana session ls work
+  cabana session ls work --json | jq -r '.[].name'")]
+    Ls {
+        /// The machine.
+        #[arg(default_value = "default")]
+        machine: String,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a session other limits; those that are not named stay.
+    #[command(after_help = "Examples:
+  cabana session set work chat-1 --memory 1G --pids 500")]
+    Set {
+        #[command(flatten)]
+        which: SessionNamedArgs,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// End a session's processes and delete what it has.
+    #[command(after_help = "Examples:
+  cabana session rm work chat-1")]
+    Rm(SessionNamedArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionNamedArgs {
+    /// The machine.
+    pub(crate) machine: String,
+    /// The session.
+    pub(crate) session: String,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionMakeArgs {
+    #[command(flatten)]
+    pub(crate) which: SessionNamedArgs,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    /// Show a folder of the host to the session, by default under the same path. It lies below a folder that
+    /// the machine shares, or a --share-root of `cabana up`.
+    #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    pub(crate) shares: Vec<ShareArg>,
+
+    /// Let it reach the machine's network, in place of a loopback interface of its own.
+    #[arg(long)]
+    pub(crate) network: bool,
+}
+
+/// What a session may use.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// Memory, with files in /dev/shm and cached files of its disk.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) memory: Option<u64>,
+
+    /// Processes and threads at a time.
+    #[arg(long, value_name = "N")]
+    pub(crate) pids: Option<u32>,
+
+    /// Processors, also a part of one.
+    #[arg(long, value_name = "N", value_parser = units::processors)]
+    pub(crate) cpus: Option<f64>,
+
+    /// Its part of busy processors in relation to other sessions, 1 to 10000; each has 100.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_weight: Option<u16>,
+
+    /// Bytes on the machine's disk: home, /tmp and /var/tmp together.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) disk: Option<u64>,
+
+    /// Bytes a second read from the machine's disk.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) io_read: Option<u64>,
+
+    /// Bytes a second written to it.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) io_write: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "MACHINE:PATH is in the machine; a path of this host's that has a colon begins with ./ or /. A
+destination that ends with a slash is a folder to copy into, otherwise the copy's name; so is a folder
+of this host's that is there. Missing folders of the machine's are made.
+
+Examples:
+  cabana cp data.csv work:/root/
+  cabana cp work:/root/result .
+  cabana cp --session chat-1 src/ work:project
+  cabana cp --session chat-1 work:project/report.pdf ~/Documents/"
+)]
+pub(crate) struct CopyArgs {
+    /// A file or a folder, with all that is in it.
+    #[arg(value_name = "PATH|MACHINE:PATH")]
+    pub(crate) from: String,
+
+    /// Where to.
+    #[arg(value_name = "PATH|MACHINE:PATH")]
+    pub(crate) to: String,
+
+    /// With the view and the rights of this session; paths that do not begin with a slash begin at its home.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ports lead to loopback addresses unless another is given. They lead until this command ends.
+Port 0 is any free one; what it became is printed.
+
+Examples:
+  cabana forward work 8080:80
+  cabana forward work --session chat-1 0:3000 --json
+  cabana forward work --back 5432:5432"
+)]
+pub(crate) struct ForwardArgs {
+    /// The machine.
+    pub(crate) machine: String,
+
+    /// A port of this host's, and the port of the machine's that it leads to.
+    #[arg(value_name = "[ADDRESS:]PORT:GUEST", value_parser = units::publish, required_unless_present = "back")]
+    pub(crate) forwards: Vec<Publish>,
+
+    /// A port of the machine's, and the port that this host reaches it leads to.
+    #[arg(long, value_name = "GUEST:[ADDRESS:]PORT", value_parser = units::back)]
+    pub(crate) back: Vec<Publish>,
+
+    /// The ports of this session, in place of the machine's.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
 
     /// For programs.
     #[arg(long)]

@@ -31,7 +31,7 @@ const PIECE: usize = 64 << 10;
 
 const SIGPIPE: i32 = 13;
 
-type Conversation = Client<UnixStream, UnixStream>;
+pub(crate) type Conversation = Client<UnixStream, UnixStream>;
 
 pub(crate) fn up(args: &UpArgs) -> Result<u8, Failure> {
     let place = Place::open()?;
@@ -144,6 +144,7 @@ pub(crate) fn exec(args: ExecArgs) -> Result<u8, Failure> {
         cwd: args.workdir,
         tty: args.tty.then_some(TtySize { rows: size.rows, cols: size.cols }),
         stdin: args.tty || args.interactive || !terminal::is_terminal(io::stdin()),
+        session: args.session,
         ..CommandSpec::default()
     };
     run_in(&args.name, command)
@@ -153,6 +154,7 @@ pub(crate) fn shell(args: ShellArgs) -> Result<u8, Failure> {
     let tty = terminal::is_terminal(io::stdin());
     exec(ExecArgs {
         name: args.name,
+        session: args.session,
         env: args.env,
         workdir: args.workdir,
         interactive: true,
@@ -201,6 +203,7 @@ fn spec(args: &UpArgs) -> Result<MachineSpec, Failure> {
         disk: args.disk.as_ref().map(absolute).transpose()?,
         kernel: args.kernel.as_ref().map(absolute).transpose()?,
         command_line: args.cmdline.clone(),
+        share_roots: args.share_roots.iter().map(absolute).collect::<Result<_, _>>()?,
         suspend_after_ms: args.suspend_after.map(|idle| idle.as_millis() as u64),
         ..MachineSpec::default()
     };
@@ -314,12 +317,12 @@ fn pump(
     }
 }
 
-fn connect(place: &Place, name: &str) -> Result<Conversation, Failure> {
+pub(crate) fn connect(place: &Place, name: &str) -> Result<Conversation, Failure> {
     let stream = place.connect(name)?;
     Ok(Client::new(stream.try_clone()?, stream)?)
 }
 
-fn named(machine: &str) -> Named {
+pub(crate) fn named(machine: &str) -> Named {
     Named { machine: machine.to_owned() }
 }
 
@@ -332,13 +335,13 @@ fn state_name(state: MachineState) -> &'static str {
     }
 }
 
-fn print(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(crate) fn print(value: &impl serde::Serialize) -> Result<(), Failure> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
 /// Columns as wide as their widest cell.
-fn table<const N: usize>(rows: &[[String; N]]) {
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) {
     let widths: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
     for row in rows {

@@ -10,6 +10,7 @@ mod net;
 mod policy;
 mod run;
 mod serve;
+mod sessions;
 mod share;
 mod signals;
 mod terminal;
@@ -65,6 +66,9 @@ fn main() -> ExitCode {
         Verb::Ps(args) => machines::ps(&args),
         Verb::Exec(args) => machines::exec(args),
         Verb::Shell(args) => machines::shell(args),
+        Verb::Session(args) => sessions::session(args),
+        Verb::Cp(args) => sessions::copy(args),
+        Verb::Forward(args) => sessions::forward(args),
         Verb::Logs(args) => machines::logs(&args),
         Verb::Down(args) => machines::down(&args),
         Verb::Serve(args) => serve::serve(args),

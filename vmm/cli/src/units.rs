@@ -126,6 +126,27 @@ pub(crate) fn publish(text: &str) -> Result<Publish, String> {
     Ok(Publish { host, guest: guest.get() })
 }
 
+/// `GUEST:[ADDRESS:]PORT`, of the loopback address unless another is given. Port 0 of the guest is any free one.
+pub(crate) fn back(text: &str) -> Result<Publish, String> {
+    let wanted =
+        || format!("{text} is not GUEST:[ADDRESS:]PORT, as in 5432:5432 or 80:10.0.0.7:8080");
+    let (guest, host) = text.split_once(':').ok_or_else(wanted)?;
+    let guest = guest.parse().map_err(|_| wanted())?;
+    let host = match host.parse::<NonZeroU16>() {
+        Ok(port) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.get()),
+        Err(_) => host.parse().map_err(|_| wanted())?,
+    };
+    Ok(Publish { host, guest })
+}
+
+/// Processors: a number like 1.5, a hundredth at least.
+pub(crate) fn processors(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (0.01..=1000.0).contains(&number) => Ok(number),
+        _ => Err("write a number of processors from 0.01 on, as in 1.5".to_owned()),
+    }
+}
+
 /// `FILE[:ro]`.
 #[allow(clippy::unnecessary_wraps, reason = "the shape of a parser")]
 pub(crate) fn disk(text: &str) -> Result<DiskArg, String> {
@@ -172,6 +193,25 @@ mod tests {
         assert_eq!(parsed("[::1]:1:2"), Ok(("[::1]:1".into(), 2)));
         for bad in ["", "80", "80:", ":80", "80:0", "a:80:80", "::1:80:80", "70000:80"] {
             assert!(publish(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_that_lead_back() {
+        let parsed = |text| back(text).map(|back| (back.guest, back.host.to_string()));
+        assert_eq!(parsed("5432:5433"), Ok((5432, "127.0.0.1:5433".into())));
+        assert_eq!(parsed("0:10.0.0.7:80"), Ok((0, "10.0.0.7:80".into())));
+        assert_eq!(parsed("1:[::1]:2"), Ok((1, "[::1]:2".into())));
+        for bad in ["", "80", ":80", "80:", "80:0", "80:a:80"] {
+            assert!(back(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_processors() {
+        assert_eq!(processors("1.5"), Ok(1.5));
+        for bad in ["", "0", "-1", "x", "inf", "nan"] {
+            assert!(processors(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What can go wrong, each with a code that stays and a sentence for people.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use cabana_store::StoreError;
@@ -24,6 +25,22 @@ pub enum Error {
         what: &'static str,
         /// Where.
         path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A file or folder on the host that a copy is to write.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A port of the host's that is taken, or an address that is none of its own.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
         /// What the host said.
         source: io::Error,
     },
@@ -74,6 +91,8 @@ impl Error {
             Self::Store(_) => "store",
             Self::NoWorker(_) => "no-worker",
             Self::Open { .. } => "open",
+            Self::Write { .. } => "write",
+            Self::Listen { .. } => "listen",
             Self::Host { .. } => "host",
             Self::Invalid(_) => "invalid",
             Self::NotFound { .. } => "not-found",

@@ -41,6 +41,26 @@
 //! # }
 //! ```
 //!
+//! Many parties in one machine, each with a user, a home and limits of its own:
+//!
+//! ```no_run
+//! use cabana_engine::{CommandSpec, Engine, EngineConfig, MachineSpec, SessionLimits, SessionSpec};
+//!
+//! # fn main() -> Result<(), cabana_engine::Error> {
+//! let machine = Engine::new(EngineConfig::default())?.machine(MachineSpec::default())?;
+//! let session = machine.create_session(SessionSpec {
+//!     name: "chat-1".to_owned(),
+//!     limits: SessionLimits { memory: Some(256 << 20), ..SessionLimits::default() },
+//!     ..SessionSpec::default()
+//! })?;
+//! session.place().copy_in("/home/me/data.csv".as_ref(), "data.csv")?;
+//! let output = session.exec(&CommandSpec::new(["wc", "-l", "data.csv"]))?.output()?;
+//! let forward = session.place().forward(([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 80).into())?;
+//! println!("{} is the session's port 80", forward.listens());
+//! session.remove()
+//! # }
+//! ```
+//!
 //! # Lives and deaths
 //!
 //! - Each machine has a worker process, which owns its memory and its vCPUs and is handed open handles
@@ -55,22 +75,30 @@
 
 mod bare;
 mod config;
+mod copy;
 mod disk;
 mod engine;
 mod error;
 mod events;
+mod forward;
 mod machine;
+mod place;
 mod process;
 mod running;
+mod session;
 mod worker;
 
 pub use bare::{Bare, BareSpec};
 pub use cabana_api::{
-    CommandSpec, Exit, MachineEvent, MachineSpec, MachineState, MachineStatus, ShareSpec, TtySize,
+    CommandSpec, Copied, Exit, MachineEvent, MachineSpec, MachineState, MachineStatus,
+    SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
 };
 pub use config::{EngineConfig, WorkerKind};
 pub use engine::Engine;
 pub use error::Error;
 pub use events::Events;
+pub use forward::Forward;
 pub use machine::Machine;
+pub use place::{Listener, Place, Tunnel};
 pub use process::{Output, Process, ProcessEvent, ProcessInput};
+pub use session::Session;

@@ -1,15 +1,18 @@
 //! A machine over all of its lives.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use cabana_api::{CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus};
+use cabana_protocol::Event;
 use cabana_worker::link::{Fault, Progress, Request};
 
 use crate::engine::House;
 use crate::events::Listeners;
-use crate::running::{Running, Starting};
+use crate::running::{Running, Starting, Use};
+use crate::session::{self, Known};
 use crate::worker::{Told, Worker};
 use crate::{Error, Events, Process};
 
@@ -27,6 +30,8 @@ pub(crate) struct Inner {
     life: Mutex<Life>,
     changed: Condvar,
     listeners: Listeners,
+    /// Sessions that a fresh machine gets again, by name.
+    sessions: Mutex<BTreeMap<String, Known>>,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +55,7 @@ enum Stage {
 impl Inner {
     pub(crate) fn new(house: Arc<House>, spec: MachineSpec) -> Self {
         let (life, changed, listeners) = (Mutex::default(), Condvar::new(), Listeners::default());
-        Self { house, spec, life, changed, listeners }
+        Self { house, spec, life, changed, listeners, sessions: Mutex::default() }
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
@@ -217,6 +222,28 @@ impl Machine {
         }
     }
 
+    /// The machine, started and awake, for as long as this is kept.
+    pub(crate) fn in_use(&self) -> Result<Use, Error> {
+        let running = self.running()?;
+        self.wake(&running)?;
+        running.keep()
+    }
+
+    /// As [`in_use`](Self::in_use), if it runs already.
+    pub(crate) fn if_running(&self) -> Result<Option<Use>, Error> {
+        let running = match &self.inner.life().stage {
+            Stage::Running(running) if !running.worker().has_ended() => Arc::clone(running),
+            _ => return Ok(None),
+        };
+        self.wake(&running)?;
+        running.keep().map(Some)
+    }
+
+    /// The sessions that are known.
+    pub(crate) fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wake(&self, running: &Running) -> Result<(), Error> {
         if running.resume()? {
             self.inner.listeners.tell(&MachineEvent::Resumed);
@@ -245,7 +272,8 @@ impl Machine {
         life.asked = false;
         drop(life);
         self.inner.listeners.tell(&MachineEvent::Starting { generation });
-        let started = self.start_now(generation);
+        let mut lost = Vec::new();
+        let started = self.start_now(generation, &mut lost);
         let mut life = self.inner.life();
         life.stage = match &started {
             Ok(running) => Stage::Running(Arc::clone(running)),
@@ -256,7 +284,8 @@ impl Machine {
         self.inner.changed.notify_all();
         match &started {
             Ok(running) => {
-                let warnings = running.guest().warnings().to_vec();
+                let mut warnings = running.guest().warnings().to_vec();
+                warnings.extend(lost);
                 self.inner.listeners.tell(&MachineEvent::Ready { warnings });
             }
             Err(_) if asked => self.inner.listeners.tell(&MachineEvent::Stopped),
@@ -278,7 +307,8 @@ impl Machine {
         started
     }
 
-    fn start_now(&self, generation: u64) -> Result<Arc<Running>, Error> {
+    /// Starts it, with its sessions; says which of them it could not make again.
+    fn start_now(&self, generation: u64, lost: &mut Vec<String>) -> Result<Arc<Running>, Error> {
         let inner = Arc::downgrade(&self.inner);
         let tell = move |told| {
             if let Some(inner) = Weak::upgrade(&inner) {
@@ -294,6 +324,17 @@ impl Machine {
             }
         }
         let running = Arc::new(starting.finish()?);
+        let inner = Arc::downgrade(&self.inner);
+        running.guest().on_event(move |event| {
+            if let (Some(inner), Some(event)) = (Weak::upgrade(&inner), told(event)) {
+                inner.listeners.tell(&event);
+            }
+        })?;
+        self.known().retain(|name, known| {
+            let made = session::make(&running, &self.inner.spec, &known.spec);
+            let failed = |error| lost.push(format!("session {name} is not there again: {error}"));
+            made.map(|shares| known.shares = shares).map_err(failed).is_ok()
+        });
         if let Some(idle) = self.inner.spec.suspend_after_ms {
             watch_idle(&self.inner, &running, Duration::from_millis(idle))?;
         }
@@ -316,6 +357,20 @@ fn hear(inner: &Inner, generation: u64, told: Told) {
         Told::Ended(ended) => return inner.ended(generation, &ended),
     };
     inner.listeners.tell(&event);
+}
+
+/// What the guest tells, for applications.
+fn told(event: Event) -> Option<MachineEvent> {
+    Some(match event {
+        Event::OutOfMemory { session, pid, command, memory } => {
+            MachineEvent::OutOfMemory { session, pid, command, memory }
+        }
+        Event::ProcessLimit { session } => MachineEvent::ProcessLimit { session },
+        Event::SessionDied { session } => MachineEvent::SessionDied { session },
+        Event::Lost(events) => MachineEvent::Lost { events },
+        // Whoever started it hears of it.
+        Event::ProcessEnded { .. } => return None,
+    })
 }
 
 /// Suspends the machine whenever it has been idle for so long.

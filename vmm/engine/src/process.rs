@@ -153,6 +153,7 @@ fn exec(command: &CommandSpec) -> Exec {
         term: None,
         stdin: command.stdin,
         timeout_ms: command.timeout_ms,
+        session: command.session.clone(),
         ..Exec::default()
     }
 }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,16 +29,25 @@ pub(crate) struct Running {
     guest: Guest,
     activity: Mutex<Activity>,
     changed: Condvar,
+    /// Counts shares that came while it ran.
+    shares: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Activity {
+    /// Commands.
     processes: u64,
+    /// Requests and tunnels.
+    uses: u64,
     suspended: bool,
     over: bool,
     /// Counts what happened, so that a wait for idleness notices a short process.
     events: u64,
 }
+
+/// A request or a tunnel that keeps a machine from being suspended, and from going with its last handle.
+#[derive(Debug)]
+pub(crate) struct Use(Arc<Running>);
 
 /// A worker whose guest is not ready yet.
 pub(crate) struct Starting {
@@ -108,7 +118,7 @@ impl Starting {
         let control = Stream::from(control);
         let guest = Guest::greet(worker.link(), control, introduction, &Timeline::new())?;
         let (activity, changed) = (Mutex::default(), Condvar::new());
-        Ok(Running { worker, guest, activity, changed })
+        Ok(Running { worker, guest, activity, changed, shares: AtomicU64::new(0) })
     }
 }
 
@@ -147,10 +157,43 @@ impl Running {
         self.changed.notify_all();
     }
 
+    /// Keeps the machine awake, after having resumed it if need be.
+    pub(crate) fn keep(self: Arc<Self>) -> Result<Use, Error> {
+        {
+            let mut activity = self.activity();
+            self.wake(&mut activity)?;
+            activity.uses += 1;
+            activity.events += 1;
+        }
+        self.changed.notify_all();
+        Ok(Use(self))
+    }
+
+    /// Gives the guest's file server one more folder of the host's; the guest does not show it yet.
+    pub(crate) fn attach(
+        &self,
+        spec: &MachineSpec,
+        share: &ShareSpec,
+    ) -> Result<ShareMount, Error> {
+        check_reach(spec, share)?;
+        let folder = open_folder(&share.host)?;
+        let name = format!("live{}", self.shares.fetch_add(1, Ordering::Relaxed));
+        let read_only = share.read_only;
+        self.worker
+            .call(|call| Request::Attach { call, name: name.clone(), read_only }, Some(&folder))?;
+        Ok(ShareMount { name, guest_path: share.guest.clone(), read_only })
+    }
+
+    /// Takes such a folder away again.
+    pub(crate) fn detach(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.worker.call(|call| Request::Detach { call, name }, None).map(drop)
+    }
+
     /// Lets the vCPUs stand still. True if they ran before; false if they stood still or a process runs.
     pub(crate) fn suspend(&self) -> Result<bool, Error> {
         let mut activity = self.activity();
-        if activity.suspended || activity.processes > 0 {
+        if activity.suspended || activity.is_busy() {
             return Ok(false);
         }
         self.worker.call(|call| Request::Pause { call }, None)?;
@@ -181,7 +224,7 @@ impl Running {
             if activity.over {
                 return false;
             }
-            let quiet = if activity.processes > 0 || activity.suspended {
+            let quiet = if activity.is_busy() || activity.suspended {
                 activity =
                     self.changed.wait_while(activity, busy).unwrap_or_else(PoisonError::into_inner);
                 false
@@ -206,6 +249,48 @@ impl Running {
     fn activity(&self) -> MutexGuard<'_, Activity> {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Activity {
+    fn is_busy(&self) -> bool {
+        self.processes > 0 || self.uses > 0
+    }
+}
+
+impl Use {
+    pub(crate) fn guest(&self) -> &Guest {
+        &self.0.guest
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.0
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut activity = self.0.activity();
+        activity.uses -= 1;
+        activity.events += 1;
+        drop(activity);
+        self.0.changed.notify_all();
+    }
+}
+
+/// Whether the worker, which is confined, reaches a folder: below a share of its machine, read-only if that
+/// is, or below a folder of `share_roots`.
+fn check_reach(spec: &MachineSpec, share: &ShareSpec) -> Result<(), Error> {
+    let real = |path: &Path| {
+        let what = "the shared folder";
+        path.canonicalize().map_err(|source| Error::Open { what, path: path.to_owned(), source })
+    };
+    let wanted = real(&share.host)?;
+    let shares = spec.shares.iter().filter(|other| share.read_only || !other.read_only);
+    let mut reached = shares.map(|other| &other.host).chain(&spec.share_roots);
+    if reached.any(|root| root.canonicalize().is_ok_and(|root| wanted.starts_with(root))) {
+        return Ok(());
+    }
+    Err(Error::OutsideShareRoots { path: share.host.clone() })
 }
 
 pub(crate) fn open_folder(path: &Path) -> Result<OwnedFd, Error> {

@@ -296,6 +296,12 @@ impl Listener {
         self.port
     }
 
+    /// Ends it from any thread: who waits for a connection hears an error.
+    pub fn closer(&self) -> impl Fn() + Send + Sync + use<> {
+        let stream = self.stream.clone();
+        move || stream.shutdown(Shutdown::Both)
+    }
+
     /// Waits for a connection; its number is for [`Guest::accept`].
     pub fn next_connection(&mut self) -> Result<u64, Error> {
         match frame::read_message(&mut self.stream).map_err(self.explain.error())? {

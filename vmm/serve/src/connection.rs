@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, Read, Write};
+use std::path::Path;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use cabana_api::{
-    Bytes, Call, Fault, Greeting, MachineStatus, Outcome, ProcessEvent, Reply, Request, VERSION,
+    Bytes, Call, Fault, ForwardStatus, Greeting, MachineStatus, Outcome, Place, ProcessEvent,
+    Reply, Request, VERSION,
 };
-use cabana_engine::{Error, Machine, Process, ProcessInput};
+use cabana_engine::{Error, Forward, Machine, Process, ProcessInput};
 use serde_json::to_vec;
 
 use crate::Server;
@@ -22,6 +24,10 @@ const WAITING: usize = 64;
 const MAX_CALLS: usize = 1024;
 /// Inputs that wait for a process which takes none.
 const MAX_INPUTS: usize = 64;
+/// The longest file that is read in one answer.
+const MAX_FILE: usize = 8 << 20;
+/// The permissions of a file for which none are given.
+const FILE_MODE: u32 = 0o644;
 
 /// The server's lines to one client, written by a thread of their own.
 #[derive(Debug)]
@@ -71,6 +77,8 @@ struct Connection {
 struct Table {
     processes: HashMap<u64, Inputs>,
     last_process: u64,
+    forwards: HashMap<u64, Forward>,
+    last_forward: u64,
     calls: usize,
 }
 
@@ -126,6 +134,8 @@ pub(crate) fn serve(
     for inputs in connection.lock().processes.values() {
         inputs.direct.hang_up();
     }
+    let forwards = std::mem::take(&mut connection.lock().forwards);
+    drop(forwards);
     Ok(())
 }
 
@@ -210,6 +220,54 @@ impl Connection {
                 .find(&named.machine)
                 .and_then(|machine| machine.console())
                 .map(Outcome::Console),
+            Call::SessionCreate { machine, spec } => server
+                .find(&machine)
+                .and_then(|machine| machine.create_session(spec)?.status())
+                .map(Outcome::Session),
+            Call::SessionLimit { machine, session, limits } => server
+                .find(&machine)
+                .and_then(|machine| machine.session(&session)?.limit(limits))
+                .map(Outcome::Session),
+            Call::SessionList(named) => server
+                .find(&named.machine)
+                .and_then(|machine| machine.sessions())
+                .map(Outcome::Sessions),
+            Call::SessionRemove { machine, session } => server
+                .find(&machine)
+                .and_then(|machine| machine.session(&session)?.remove())
+                .map(done),
+            Call::CopyIn { place, copy } => self
+                .place(&place)
+                .and_then(|place| place.copy_in(absolute(&copy.host)?, &copy.guest))
+                .map(Outcome::Copied),
+            Call::CopyOut { place, copy } => self
+                .place(&place)
+                .and_then(|place| place.copy_out(&copy.guest, absolute(&copy.host)?))
+                .map(Outcome::Copied),
+            Call::WriteFile { place, path, data, mode } => match data.decode() {
+                Some(bytes) => self
+                    .place(&place)
+                    .and_then(|place| place.write_file(&path, &bytes, mode.unwrap_or(FILE_MODE)))
+                    .map(done),
+                None => Err(Error::Invalid("the data is no base64".to_owned())),
+            },
+            Call::ReadFile { place, path } => self
+                .place(&place)
+                .and_then(|place| place.read_file(&path, MAX_FILE))
+                .map(|bytes| Outcome::Data(Bytes::from(&bytes[..]))),
+            Call::Forward { place, host, guest } => {
+                let forward = self.place(&place).and_then(|place| place.forward(host, guest));
+                forward.map(|forward| self.keep(forward))
+            }
+            Call::ForwardBack { place, guest, host } => self
+                .place(&place)
+                .and_then(|place| place.forward_back(guest, host))
+                .map(|forward| self.keep(forward)),
+            Call::ForwardEnd { forward } => {
+                let ended = self.lock().forwards.remove(&forward);
+                let name = forward.to_string();
+                ended.map(|_| Outcome::Done(true)).ok_or(Error::NotFound { what: "forward", name })
+            }
             Call::Exec { machine, command } => {
                 let started = server.find(&machine).and_then(|machine| machine.exec(&command));
                 match started.and_then(|process| self.register(process)) {
@@ -228,6 +286,25 @@ impl Connection {
             }
         };
         self.answer(id, outcome);
+    }
+
+    /// The place that a request names.
+    fn place(&self, place: &Place) -> Result<cabana_engine::Place, Error> {
+        let machine = self.server.find(&place.machine)?;
+        match &place.session {
+            Some(session) => Ok(machine.session(session)?.place().clone()),
+            None => Ok(machine.place()),
+        }
+    }
+
+    /// Gives a forward its number.
+    fn keep(&self, forward: Forward) -> Outcome {
+        let listens = forward.listens();
+        let mut table = self.lock();
+        table.last_forward += 1;
+        let number = table.last_forward;
+        table.forwards.insert(number, forward);
+        Outcome::Forward(ForwardStatus { forward: number, listens })
     }
 
     fn process(&self, number: u64) -> Result<Inputs, Error> {
@@ -310,6 +387,14 @@ fn told(event: &cabana_engine::ProcessEvent<'_>) -> ProcessEvent {
         Heard::Stderr(bytes) => ProcessEvent::Stderr { data: Bytes::from(*bytes) },
         Heard::Exited(exit) => ProcessEvent::Exited { exit: *exit },
     }
+}
+
+/// The server's own folder is nobody's business.
+fn absolute(path: &Path) -> Result<&Path, Error> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Error::Invalid(format!("{} is not an absolute path of the host", path.display())))
 }
 
 fn fault(error: &Error) -> Fault {

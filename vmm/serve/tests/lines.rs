@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
-use cabana_api::{Call, CommandSpec, MachineSpec, MachineState, Named, Outcome};
+use cabana_api::{
+    Call, CommandSpec, CopySpec, MachineSpec, MachineState, Named, Outcome, Place, SessionSpec,
+};
 use cabana_engine::{Engine, EngineConfig};
 use cabana_serve::{Client, ClientError, Server};
 
@@ -46,6 +48,29 @@ fn every_request_has_an_answer() {
     assert_eq!(refused(ask(Call::StdinClose { process: 7 })), "not-found");
     assert_eq!(refused(ask(Call::Signal { process: 7, signal: 9 })), "not-found");
     assert!(matches!(ask(Call::MachineList), Ok(Outcome::Machines(all)) if all.len() == 1));
+    // Sessions of a machine that cannot start.
+    let machine = || "m".to_owned();
+    let session = || "s".to_owned();
+    let made = SessionSpec { name: session(), ..SessionSpec::default() };
+    assert_eq!(refused(ask(Call::SessionCreate { machine: machine(), spec: made })), "store");
+    assert!(
+        matches!(ask(Call::SessionList(named("m"))), Ok(Outcome::Sessions(all)) if all.is_empty())
+    );
+    let removed = ask(Call::SessionRemove { machine: machine(), session: session() });
+    assert_eq!(refused(removed), "not-found");
+    let place = || Place { machine: machine(), session: None };
+    let copy = CopySpec { host: "relative".into(), guest: "/x".to_owned() };
+    assert_eq!(refused(ask(Call::CopyIn { place: place(), copy: copy.clone() })), "invalid");
+    let elsewhere = Place { session: Some(session()), ..place() };
+    assert_eq!(refused(ask(Call::CopyOut { place: elsewhere, copy })), "not-found");
+    assert_eq!(refused(ask(Call::ForwardEnd { forward: 1 })), "not-found");
+    let local = ([127, 0, 0, 1], 0).into();
+    let forward = Call::Forward { place: place(), host: local, guest: local };
+    let Ok(Outcome::Forward(forward)) = ask(forward) else { panic!("no forward") };
+    let back = Call::Forward { place: place(), host: forward.listens, guest: local };
+    assert_eq!(refused(ask(back)), "listen");
+    let end = Call::ForwardEnd { forward: forward.forward };
+    assert!(matches!(ask(end), Ok(Outcome::Done(true))));
     assert!(matches!(ask(Call::MachineRemove(named("m"))), Ok(Outcome::Done(true))));
     assert!(matches!(ask(Call::MachineList), Ok(Outcome::Machines(all)) if all.is_empty()));
 }

@@ -52,7 +52,13 @@ const Q_QUOTAON: libc::c_int = 0x80_0002;
 const Q_GETQUOTA: libc::c_int = 0x80_0007;
 const Q_SETQUOTA: libc::c_int = 0x80_0008;
 const QIF_BLIMITS: u32 = 1;
+const QIF_ILIMITS: u32 = 4;
 const QUOTA_BLOCK: u64 = 1024;
+
+/// A session with a quota has an inode for so many of its bytes, and at least so many: the disk's inodes
+/// are as finite as its blocks, of which it has 16 KiB for each.
+const INODE_BYTES: u64 = 8 << 10;
+const LEAST_INODES: u64 = 4096;
 
 #[repr(C)]
 #[derive(Default)]
@@ -234,7 +240,9 @@ impl Ext4 {
             (Some(_), Some(_)) => return Err(io::ErrorKind::Unsupported.into()),
         }
         let hard_blocks = quota.map_or(0, |bytes| bytes.div_ceil(QUOTA_BLOCK));
-        let mut block = QuotaBlock { hard_blocks, valid: QIF_BLIMITS, ..QuotaBlock::default() };
+        let hard_inodes = quota.map_or(0, |bytes| (bytes / INODE_BYTES).max(LEAST_INODES));
+        let valid = QIF_BLIMITS | QIF_ILIMITS;
+        let mut block = QuotaBlock { hard_blocks, hard_inodes, valid, ..QuotaBlock::default() };
         Ok(quotactl(&self.sessions, Q_SETQUOTA, uid, &mut block)?)
     }
 }

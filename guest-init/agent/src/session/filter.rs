@@ -116,6 +116,8 @@ const MISSING: &[c_long] = &[
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_userfaultfd,
+    // Its contexts come out of one number for the whole machine.
+    libc::SYS_io_setup,
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,

@@ -28,6 +28,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::disk::{Folder, HOME, TMP, VAR_TMP};
 use super::{SessionError, mounting, share, users};
+use crate::fork;
 use crate::init::settings;
 
 /// Where the root is put together.
@@ -161,7 +162,7 @@ fn tables(name: &str, uid: u32) -> Result<(), SessionError> {
         let at = SessionError::at("its /etc/passwd and /etc/group");
         let place = format!("etc/{file}");
         let put = || -> io::Result<()> {
-            fs::write(file, table)?;
+            fork::without_children(|| fs::write(file, table))?;
             rustix::fs::chmod(file, Mode::from_raw_mode(0o644))?;
             mount_bind(file, place.as_str())?;
             // It stays as long as it is mounted.
@@ -195,7 +196,8 @@ fn devices(shared_memory: Option<u64>) -> Result<(), SessionError> {
         fs::create_dir("dev/shm")
     };
     make().map_err(at("/dev"))?;
-    let options = c"mode=620,gid=5,ptmxmode=666";
+    // Of a number that all sessions share.
+    let options = c"mode=620,gid=5,ptmxmode=666,max=256";
     mount("devpts", "dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, options)
         .map_err(SessionError::at("/dev/pts"))?;
     let size = shared_memory.map_or_else(String::new, |size| format!(",size={size}"));

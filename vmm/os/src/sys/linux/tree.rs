@@ -138,6 +138,36 @@ impl Entry<'_> {
         Ok(fd.into())
     }
 
+    /// Makes an empty folder; the name must be free.
+    pub fn make_folder(&self, mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(self.directory, self.name, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Makes a symbolic link that says this; the name must be free.
+    pub fn make_link(&self, target: &Path) -> io::Result<()> {
+        Ok(rustix::fs::symlinkat(target, self.directory, self.name)?)
+    }
+
+    /// Opens a regular file for reading; a link is not followed, and nothing is waited for.
+    pub fn open(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = flags | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(self.directory, self.name, flags, Mode::empty())?);
+        if stat(&file)?.kind == InodeKind::Regular {
+            return Ok(file);
+        }
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Sets the permissions of what is there, which is no link.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let handle = self.handle()?;
+        if stat(&handle)?.kind == InodeKind::Symlink {
+            return Err(Errno::LOOP.into());
+        }
+        Ok(rustix::fs::chmod(magic_link(handle.as_fd()), Mode::from_raw_mode(mode))?)
+    }
+
     /// Gives the inode of `handle` this name too.
     pub fn link(&self, handle: impl AsFd) -> io::Result<()> {
         let from = magic_link(handle.as_fd());
