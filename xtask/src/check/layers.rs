@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-store", &[]),
     ("cabana-egress", &[]),
     ("cabana-journal", &["os"]),
+    ("cabana-snapshot", &["os"]),
     ("cabana-egress-host", &["egress", "netstack"]),
     // The middle: cli → sandbox → machine → {boot, devices, hv} → {bus, memory} → os.
     ("cabana-memory", &["os"]),
@@ -48,6 +49,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "netstack",
             "egress-host",
             "journal",
+            "snapshot",
             "pmem",
             "rng",
             "vsock",
