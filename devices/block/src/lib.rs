@@ -145,7 +145,7 @@ impl Persist for Block {
     }
 
     fn restore(&self, state: BlockState) -> Result<(), StateError> {
-        StateError::unless_same("the disk's length", state, Persist::save(self))
+        StateError::unless_same("the disk's length", &state, &Persist::save(self))
     }
 }
 

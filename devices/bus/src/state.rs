@@ -79,8 +79,8 @@ impl StateError {
     /// Fails where what a state says of the part differs from what it is.
     pub fn unless_same<T: PartialEq + std::fmt::Debug>(
         what: &str,
-        was: T,
-        here: T,
+        was: &T,
+        here: &T,
     ) -> Result<(), Self> {
         if was == here {
             return Ok(());

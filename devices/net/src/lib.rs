@@ -171,7 +171,7 @@ impl<L> Persist for Net<L> {
     }
 
     fn restore(&self, state: NetState) -> Result<(), StateError> {
-        StateError::unless_same("the network card", state, Persist::save(self))
+        StateError::unless_same("the network card", &state, &Persist::save(self))
     }
 }
 

@@ -96,7 +96,7 @@ impl Persist for IoApic {
 
     fn restore(&self, state: IoApicState) -> Result<(), StateError> {
         let pins = usize::from(self.pins);
-        StateError::unless_same("the number of interrupt pins", state.pins.len(), pins)?;
+        StateError::unless_same("the number of interrupt pins", &state.pins.len(), &pins)?;
         let mut registers = self.registers();
         registers.select = state.select;
         registers.id = state.id & 0xf;

@@ -149,7 +149,7 @@ impl Persist for Pmem {
     }
 
     fn restore(&self, state: PmemState) -> Result<(), StateError> {
-        StateError::unless_same("the root image's place and length", state, Persist::save(self))
+        StateError::unless_same("the root image's place and length", &state, &Persist::save(self))
     }
 }
 

@@ -205,13 +205,12 @@ impl MmioTransport {
         let mut state = self.lock();
         let register = |at: u64| saved.registers.get(at as usize / 4).copied().unwrap_or(0);
         let same = StateError::unless_same::<u64>;
-        same("the device's type", register(registers::DEVICE_ID).into(), {
-            self.identity.device_type.into()
-        })?;
-        same("the number of queues", saved.queues.len() as u64, state.queues.len() as u64)?;
-        same("the number of registers", saved.registers.len() as u64, registers::CONFIG / 4)?;
+        let (was, here) = (register(registers::DEVICE_ID), self.identity.device_type);
+        same("the device's type", &was.into(), &here.into())?;
+        same("the number of queues", &(saved.queues.len() as u64), &(state.queues.len() as u64))?;
+        same("the number of registers", &(saved.registers.len() as u64), &(registers::CONFIG / 4))?;
         let unknown = saved.driver_features & !self.offered();
-        same("what the driver uses and the device lacks", unknown, 0)?;
+        same("what the driver uses and the device lacks", &unknown, &0)?;
         state.device.restore(&saved.device)?;
         if register(registers::STATUS) & FEATURES_OK != 0 {
             state.device.set_features(saved.driver_features);

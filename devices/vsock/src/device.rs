@@ -180,7 +180,7 @@ impl Persist for VsockDevice {
 
     fn restore(&self, state: VsockState) -> Result<(), StateError> {
         let here = self.hub.config.guest_cid;
-        StateError::unless_same("the guest's context id", state.guest_cid, here)?;
+        StateError::unless_same("the guest's context id", &state.guest_cid, &here)?;
         self.hub.connect_from(state.next_port);
         self.restored.store(true, Ordering::Relaxed);
         Ok(())

@@ -12,6 +12,7 @@ mod run;
 mod serve;
 mod share;
 mod signals;
+mod snapshot;
 mod terminal;
 mod trace;
 mod units;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Image(args) => image::image(args),
         Verb::Share(args) => share::share(args),
+        Verb::Snapshot(args) => snapshot::snapshot(args, started),
         Verb::Up(args) => machines::up(&args),
         Verb::Ps(args) => machines::ps(&args),
         Verb::Exec(args) => machines::exec(args),

@@ -39,7 +39,10 @@ pub fn write_nonzero(
 }
 
 /// Where a content has data, and its hash.
-pub(crate) fn survey(file: &File, start: u64, len: u64) -> io::Result<(Vec<(u64, u64)>, [u8; 32])> {
+pub(crate) type Survey = (Vec<(u64, u64)>, [u8; 32]);
+
+/// Reads a content.
+pub(crate) fn survey(file: &File, start: u64, len: u64) -> io::Result<Survey> {
     let mut extents: Vec<(u64, u64)> = Vec::new();
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK];

@@ -65,7 +65,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-engine", &["api", "worker", "sandbox", "protocol", "store", "os"]),
     ("cabana-serve", &["api", "engine"]),
     ("cabana-capi", &["api", "engine"]),
-    ("cabana-cli", &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "store"]),
+    (
+        "cabana-cli",
+        &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "snapshot", "store"],
+    ),
     // The guest's side and the artifacts.
     ("cabana-agent", &["protocol"]),
     ("cabana-kernel", &["store"]),

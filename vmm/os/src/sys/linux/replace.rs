@@ -44,17 +44,13 @@ impl Replacement {
     /// Makes the file last and puts it at its path.
     pub fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;
-        let temporary = match self.temporary.take() {
-            Some(temporary) => temporary,
-            None => {
-                let temporary = beside(&self.path)?;
-                let _ = std::fs::remove_file(&temporary);
-                let handle = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                rustix::fs::linkat(CWD, handle, CWD, &temporary, AtFlags::SYMLINK_FOLLOW)?;
-                temporary
-            }
-        };
-        self.temporary = Some(temporary.clone());
+        let temporary = beside(&self.path)?;
+        if self.temporary.is_none() {
+            let _ = std::fs::remove_file(&temporary);
+            let handle = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            rustix::fs::linkat(CWD, handle, CWD, &temporary, AtFlags::SYMLINK_FOLLOW)?;
+            self.temporary = Some(temporary.clone());
+        }
         std::fs::rename(&temporary, &self.path)?;
         self.temporary = None;
         File::open(folder(&self.path))?.sync_all()
