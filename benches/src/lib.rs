@@ -14,6 +14,7 @@ pub mod net;
 pub mod peer;
 pub mod process;
 pub mod report;
+pub mod restore;
 pub mod stage;
 
 pub use error::Error;

@@ -18,6 +18,8 @@ use crate::{cargo, kvm, setup};
 pub(crate) enum Bench {
     /// Start-up, exits and memory.
     Boot,
+    /// Starts from a snapshot, forks and their memory.
+    Restore,
     /// The network stack alone, beside plain loopback TCP.
     Net,
     /// The file server's device, beside bare system calls.
@@ -28,6 +30,7 @@ pub(crate) enum Bench {
 pub(crate) fn bench(bench: Bench, runs: usize) -> Result<ExitCode, Failure> {
     match bench {
         Bench::Boot => boot(runs),
+        Bench::Restore => restore(runs),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
     }
@@ -90,6 +93,29 @@ fn boot(runs: usize) -> Result<ExitCode, Failure> {
 
     let mut report = Command::new(&bench);
     report.arg("report").arg("--to").arg(&folder).arg(in_guest).arg(start_up);
+    succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
+    say(&format!("bench: written to {}", folder.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn restore(runs: usize) -> Result<ExitCode, Failure> {
+    let cabana = setup::cabana()?;
+    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let mut measure: Vec<OsString> = vec![bench.clone().into(), "restore".into()];
+    measure.extend(["--cabana".into(), cabana.into(), "--runs".into(), runs.to_string().into()]);
+    let figures = match kvm::runs_linux() {
+        Ok(()) => output(Command::new(&measure[0]).args(&measure[1..]))?.into_bytes(),
+        Err(why) => {
+            say(&format!("bench: measuring in the lab, because {why}"));
+            measure.extend(["--stage", "--clock", "instructions"].map(OsString::from));
+            in_lab(&measure)?
+        }
+    };
+    let figures = keep(&folder.join("restore-guests.json"), &figures)?;
+    let mut report = Command::new(&bench);
+    report.args(["report", "--of", "restore", "--to"]).arg(&folder).arg(figures);
     succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
     say(&format!("bench: written to {}", folder.display()));
     Ok(ExitCode::SUCCESS)

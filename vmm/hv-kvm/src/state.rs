@@ -7,9 +7,9 @@ use cabana_hv::x86::VcpuState;
 use kvm_bindings::{Msrs, kvm_debugregs, kvm_lapic_state, kvm_msr_entry, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{Cap, VcpuFd};
 
-use crate::convert;
 use crate::ioctl::{GET_XSAVE, GET_XSAVE2, SET_XSAVE, XSAVE_LEN, failed, ioctl};
 use crate::vm::VmShared;
+use crate::{convert, quirks};
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub(crate) const TSC: u32 = 0x10;
@@ -200,7 +200,9 @@ pub(crate) fn set(vm: &VmShared, vcpu: &VcpuFd, state: &VcpuState) -> Result<(),
     vcpu.set_mp_state(convert::activity_to_kvm(state.activity))
         .map_err(failed("KVM_SET_MP_STATE"))?;
     vcpu.set_regs(&convert::regs_to_kvm(&state.regs)).map_err(failed("KVM_SET_REGS"))?;
-    vcpu.set_sregs(&convert::system_to_kvm(&state.system)).map_err(failed("KVM_SET_SREGS"))?;
+    let mut sregs = convert::system_to_kvm(&state.system);
+    quirks::fix_task_register(&mut sregs.tr);
+    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
     if count > 0 {
         vcpu.set_xcrs(&xcrs).map_err(failed("KVM_SET_XCRS"))?;
     }

@@ -116,9 +116,8 @@ fn repeat_all() -> Result<Ended, ProtocolError> {
     loop {
         let replay: Replay = match read_message(&mut stream) {
             Err(ProtocolError::Closed) => return Ok(Ended::Cut),
-            Err(ProtocolError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return Ok(Ended::Cut);
-            }
+            // As a snapshot does.
+            Err(ProtocolError::Io(_)) => return Ok(Ended::Cut),
             other => other?,
         };
         // What fails is unknown to the guest, or has gone on.
