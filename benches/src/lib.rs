@@ -15,6 +15,7 @@ pub mod net;
 pub mod peer;
 pub mod process;
 pub mod report;
+pub mod restore;
 pub mod stage;
 
 pub use error::Error;

@@ -18,6 +18,8 @@ use crate::{cargo, kvm, setup};
 pub(crate) enum Bench {
     /// Start-up, exits and memory.
     Boot,
+    /// Starts from a snapshot, forks and their memory.
+    Restore,
     /// The network stack alone, beside plain loopback TCP.
     Net,
     /// The file server's device, beside bare system calls.
@@ -33,6 +35,7 @@ pub(crate) fn bench(bench: Bench, runs: usize, gate: bool) -> Result<ExitCode, F
     }
     match bench {
         Bench::Boot => boot(runs, gate),
+        Bench::Restore => restore(runs),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
     }
@@ -100,6 +103,29 @@ fn boot(runs: usize, gate: bool) -> Result<ExitCode, Failure> {
         report.arg("--budget").arg(cargo::workspace().join("benches/budget.toml"));
     }
     succeed(&mut report)?;
+    say(&format!("bench: written to {}", folder.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn restore(runs: usize) -> Result<ExitCode, Failure> {
+    let cabana = setup::cabana()?;
+    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let mut measure: Vec<OsString> = vec![bench.clone().into(), "restore".into()];
+    measure.extend(["--cabana".into(), cabana.into(), "--runs".into(), runs.to_string().into()]);
+    let figures = match kvm::runs_linux() {
+        Ok(()) => output(Command::new(&measure[0]).args(&measure[1..]))?.into_bytes(),
+        Err(why) => {
+            say(&format!("bench: measuring in the lab, because {why}"));
+            measure.extend(["--stage", "--clock", "instructions"].map(OsString::from));
+            in_lab(&measure)?
+        }
+    };
+    let figures = keep(&folder.join("restore-guests.json"), &figures)?;
+    let mut report = Command::new(&bench);
+    report.args(["report", "--of", "restore", "--to"]).arg(&folder).arg(figures);
+    succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
     say(&format!("bench: written to {}", folder.display()));
     Ok(ExitCode::SUCCESS)
 }

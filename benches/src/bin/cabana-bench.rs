@@ -10,6 +10,7 @@ use cabana_benches::budget::Budget;
 use cabana_benches::fs::{device, journal};
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::report::Report;
+use cabana_benches::restore::Restore;
 use clap::{Parser, Subcommand};
 
 /// `report`'s status when a figure is more than its budget.
@@ -38,6 +39,21 @@ enum Task {
         /// The guest kernel that both boot.
         #[arg(long, value_name = "FILE")]
         kernel: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        runs: usize,
+        /// Move into a root in memory first: for the lab, where every file is a wait for the host.
+        #[arg(long)]
+        stage: bool,
+        /// What the clock is called in the report.
+        #[arg(long, value_name = "NAME", default_value = "ordinary")]
+        clock: String,
+    },
+    /// Starts from a snapshot, forks and their memory, where KVM runs Linux.
+    Restore {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,
@@ -77,7 +93,10 @@ enum Task {
     },
     /// Joins JSON reports; prints the table, and writes it and the whole as JSON.
     Report {
-        /// Where to write `boot.md` and `boot.json`.
+        /// What they are of: the files' name.
+        #[arg(long, value_name = "NAME", default_value = "boot")]
+        of: String,
+        /// Where to write `NAME.md` and `NAME.json`.
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
         /// What else there is to say of where this was measured.
@@ -100,12 +119,17 @@ fn main() -> ExitCode {
             boot.measure(&|what| eprintln!("bench: {what}"))
         })
         .and_then(|report| print(&report)),
+        Task::Restore { cabana, runs, stage, clock } => in_folder(|work| {
+            let restore = Restore { cabana, work: work.to_owned(), stage, runs, clock };
+            restore.measure(&|what| eprintln!("bench: {what}"))
+        })
+        .and_then(|report| print(&report)),
         Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
             .and_then(|report| print(&report)),
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Journal { folder, runs } => journal_cost(folder, runs),
-        Task::Report { to, fact, budget, files } => {
-            return match report(&to, &fact, &files).and_then(|whole| judge(budget, &whole)) {
+        Task::Report { of, to, fact, budget, files } => {
+            return match report(&of, &to, &fact, &files).and_then(|whole| judge(budget, &whole)) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::from(OVER_BUDGET),
                 Err(error) => failed(&error),
@@ -156,7 +180,7 @@ fn json(report: &Report, path: &Path) -> Result<String, Error> {
 }
 
 /// Joins reports, prints the table and writes it.
-fn report(to: &Path, facts: &[String], files: &[PathBuf]) -> Result<Report, Error> {
+fn report(of: &str, to: &Path, facts: &[String], files: &[PathBuf]) -> Result<Report, Error> {
     let mut whole = Report::default();
     for path in files {
         let text = fs::read_to_string(path).map_err(Error::file(path))?;
@@ -169,7 +193,7 @@ fn report(to: &Path, facts: &[String], files: &[PathBuf]) -> Result<Report, Erro
         whole.environment.push((name.to_owned(), value.to_owned()));
     }
     let table = whole.markdown();
-    let (markdown, everything) = (to.join("boot.md"), to.join("boot.json"));
+    let (markdown, everything) = (to.join(format!("{of}.md")), to.join(format!("{of}.json")));
     fs::write(&markdown, &table).map_err(Error::file(&markdown))?;
     fs::write(&everything, json(&whole, &everything)? + "\n").map_err(Error::file(&everything))?;
     print!("{table}");

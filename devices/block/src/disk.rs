@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use cabana_os::file::{self, IoPiece};
 
+use crate::overlay::{BLOCK, Base};
+
 /// Bytes of a sector, the unit of every address (virtio 1.3 §5.2.4).
 pub(crate) const SECTOR: u64 = 512;
 /// Bytes of the longest identification string (virtio 1.3 §5.2.6.1).
@@ -112,6 +114,10 @@ pub struct Disk {
     pub(crate) read_only: bool,
     /// The image outlives the machine, so flushes matter.
     pub(crate) durable: bool,
+    /// The guest may ask for flushes.
+    pub(crate) offers_flush: bool,
+    /// What the disk began as, where its file has only what has changed since.
+    pub(crate) base: Option<Base>,
     pub(crate) id: [u8; ID_BYTES],
 }
 
@@ -144,10 +150,43 @@ impl Disk {
         Ok(Self::new(file, template, false)?.vanishing())
     }
 
+    /// A disk of `len` bytes that begins as the bytes of `base` from `start` on, which stay as they are;
+    /// what changes goes into a file without a name in `dir`. It vanishes with the machine.
+    pub fn overlay(base: File, start: u64, len: u64, dir: &Path) -> Result<Self, OpenError> {
+        let own = file::unnamed(dir).and_then(|own| {
+            own.set_len(len)?;
+            Ok(own)
+        });
+        let path = dir.join("(disk of a snapshot)");
+        let own = own.map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let disk = Self::new(own, &path, false)?;
+        Ok(Self { base: Some(Base::new(base, start, len)), ..disk.vanishing() })
+    }
+
     /// A disk that nobody keeps: what is flushed to it is lost with the machine, so it is not flushed.
     #[must_use]
     pub fn vanishing(self) -> Self {
-        Self { durable: false, ..self }
+        Self { durable: false, offers_flush: false, ..self }
+    }
+
+    /// Lets the guest ask for flushes, as it knows the disk; of one that nobody keeps they do nothing.
+    #[must_use]
+    pub fn offering_flush(self, offers_flush: bool) -> Self {
+        Self { offers_flush, ..self }
+    }
+
+    /// May the guest ask for flushes?
+    pub fn offers_flush(&self) -> bool {
+        self.offers_flush
+    }
+
+    /// Writes all of the disk to `to` from `at` on, where there are only holes yet; its holes stay
+    /// holes. Of a disk that no machine changes meanwhile.
+    pub fn copy_to(&self, to: &File, at: u64) -> io::Result<()> {
+        match &self.base {
+            Some(base) => base.copy_to(&self.file, to, at),
+            None => file::copy_sparse_range(&self.file, 0..self.len(), to, at),
+        }
     }
 
     /// Sets the name by which the guest finds the disk (`/dev/disk/by-id`), cut to 20 bytes; at
@@ -188,7 +227,16 @@ impl Disk {
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let sectors = len / SECTOR;
-        let disk = Self { file, path, sectors, read_only, durable: true, id: [0; ID_BYTES] };
+        let disk = Self {
+            file,
+            path,
+            sectors,
+            read_only,
+            durable: true,
+            offers_flush: !read_only,
+            base: None,
+            id: [0; ID_BYTES],
+        };
         Ok(disk.with_id(&name))
     }
 
@@ -201,12 +249,39 @@ impl Disk {
 
     /// Reads into guest memory.
     pub(crate) fn read(&self, pieces: &mut [IoPiece], offset: u64) -> Result<(), DiskError> {
-        self.transfer(Operation::Read, pieces, offset)
+        let Some(base) = &self.base else {
+            return self.transfer(Operation::Read, pieces, offset);
+        };
+        let mut left = pieces;
+        let len: u64 = left.iter().map(|piece| piece.len as u64).sum();
+        for (run, own) in base.runs(offset..offset + len) {
+            let count = (run.end - run.start) as usize;
+            let mut now = first(left, count);
+            if own {
+                self.transfer(Operation::Read, &mut now, run.start)?;
+            } else {
+                self.transfer_from(Some(base), Operation::Read, &mut now, run.start)?;
+            }
+            left = skip(left, count);
+        }
+        Ok(())
     }
 
     /// Writes from guest memory.
     pub(crate) fn write(&self, pieces: &mut [IoPiece], offset: u64) -> Result<(), DiskError> {
+        let len = pieces.iter().map(|piece| piece.len as u64).sum();
+        self.own(Operation::Write, offset, len)?;
         self.transfer(Operation::Write, pieces, offset)
+    }
+
+    /// Makes a range this disk's own that is about to be written.
+    fn own(&self, operation: Operation, offset: u64, len: u64) -> Result<(), DiskError> {
+        let Some(base) = &self.base else { return Ok(()) };
+        let range = offset..offset + len;
+        base.bring_ends(&self.file, &range)
+            .map_err(|error| self.fail(operation, offset, len, error))?;
+        base.mark(range);
+        Ok(())
     }
 
     /// Waits until what was written is on the host's disk.
@@ -219,7 +294,14 @@ impl Disk {
 
     /// Gives space back to the host where it can take it.
     pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        if len > 0 {
+        let mut range = offset..offset + len;
+        if self.base.is_some() {
+            // A part of a block says nothing of the rest of it.
+            range = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
+        }
+        if !range.is_empty() {
+            let (offset, len) = (range.start, range.end - range.start);
+            self.own(Operation::Discard, offset, len)?;
             file::punch_hole(&self.file, offset, len)
                 .map_err(|error| self.fail(Operation::Discard, offset, len, error))?;
         }
@@ -231,6 +313,7 @@ impl Disk {
         if len == 0 {
             return Ok(());
         }
+        self.own(Operation::Zero, offset, len)?;
         let fail = |error| self.fail(Operation::Zero, offset, len, error);
         let done = unmap && file::punch_hole(&self.file, offset, len).map_err(fail)?;
         if done || file::zero_range(&self.file, offset, len).map_err(fail)? {
@@ -254,6 +337,17 @@ impl Disk {
         pieces: &mut [IoPiece],
         offset: u64,
     ) -> Result<(), DiskError> {
+        self.transfer_from(None, operation, pieces, offset)
+    }
+
+    /// As [`Disk::transfer`], of the disk's own file or of what it began as.
+    fn transfer_from(
+        &self,
+        base: Option<&Base>,
+        operation: Operation,
+        pieces: &mut [IoPiece],
+        offset: u64,
+    ) -> Result<(), DiskError> {
         let len = pieces.iter().map(|piece| piece.len as u64).sum();
         let mut left = pieces;
         let mut at = offset;
@@ -261,8 +355,9 @@ impl Disk {
             // SAFETY: the pieces are guest memory, which lives as long as the chain that they come
             // from, and to which Rust has no references; or zeroes, which are only read.
             let result = unsafe {
-                match operation {
-                    Operation::Read => file::read_pieces_at(&self.file, left, at),
+                match (operation, base) {
+                    (Operation::Read, Some(base)) => base.read(left, at),
+                    (Operation::Read, None) => file::read_pieces_at(&self.file, left, at),
                     _ => file::write_pieces_at(&self.file, left, at),
                 }
             };
@@ -285,6 +380,20 @@ impl Disk {
     fn fail(&self, operation: Operation, offset: u64, len: u64, source: io::Error) -> DiskError {
         DiskError { disk: self.path.clone(), operation, offset, len, source }
     }
+}
+
+/// The first `count` bytes of `pieces`.
+fn first(pieces: &[IoPiece], mut count: usize) -> Vec<IoPiece> {
+    let mut taken = Vec::new();
+    for piece in pieces {
+        if count == 0 {
+            break;
+        }
+        let len = piece.len.min(count);
+        taken.push(IoPiece { addr: piece.addr, len });
+        count -= len;
+    }
+    taken
 }
 
 /// What is left of `pieces` behind the first `count` bytes.

@@ -6,14 +6,18 @@
 #![allow(unsafe_code)]
 
 mod disk;
+mod overlay;
 mod request;
+mod state;
 
 use std::sync::Arc;
 
+use cabana_bus::{Persist, SavedState, StateError};
 use cabana_os::LoopHandle;
 use cabana_virtio::{Identity, QueueContext, QueueState, ServedQueue, StartError, VirtioDevice};
 
 pub use disk::{Disk, DiskError, OpenError, Operation};
+pub use state::BlockState;
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
@@ -56,6 +60,11 @@ impl Block {
         Self { disk: Arc::new(disk), on_error: Arc::new(|_| {}), events, queue: None }
     }
 
+    /// The disk, to be copied while the device is paused.
+    pub fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.disk)
+    }
+
     /// Calls `hook`, on the loop's thread, for each request that the host could not do: the guest
     /// learns only of an I/O error, but who started it can be told that the host's disk is full
     /// ([`DiskError::host_is_full`]).
@@ -68,7 +77,7 @@ impl Block {
 
 impl VirtioDevice for Block {
     fn identity(&self) -> Identity {
-        let access = match (self.disk.read_only, self.disk.durable) {
+        let access = match (self.disk.read_only, self.disk.offers_flush) {
             (true, _) => F_RO,
             (false, true) => F_DISCARD | F_WRITE_ZEROES | F_FLUSH,
             // Nothing of it lasts, so there is nothing to flush.
@@ -116,6 +125,27 @@ impl VirtioDevice for Block {
 
     fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
         self.queue.take().map(ServedQueue::stop)
+    }
+
+    fn save(&self) -> SavedState {
+        SavedState::of(self)
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        state.into_part(self)
+    }
+}
+
+impl Persist for Block {
+    const VERSION: u16 = 1;
+    type State = BlockState;
+
+    fn save(&self) -> BlockState {
+        BlockState { sectors: self.disk.sectors }
+    }
+
+    fn restore(&self, state: BlockState) -> Result<(), StateError> {
+        StateError::unless_same("the disk's length", &state, &Persist::save(self))
     }
 }
 

@@ -340,3 +340,77 @@ fn the_disk_is_free_when_the_device_is_gone() {
     drop(driver);
     assert!(open(image.path()));
 }
+
+/// Every operation on a disk over a base has the effect that it has on a plain copy of that base.
+#[test]
+fn a_disk_over_a_base_is_one_with_a_copy_of_it() {
+    const START: u64 = 12_288;
+    let mut noise = Noise::new(7);
+    let content: Vec<u8> = (0..DISK_BYTES / 8).flat_map(|_| noise.next().to_le_bytes()).collect();
+    let base = tempfile::NamedTempFile::new().unwrap();
+    base.as_file().set_len(START + DISK_BYTES + 4096).unwrap();
+    base.as_file().write_all_at(&content, START).unwrap();
+    let before = std::fs::read(base.path()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let disk =
+        Disk::overlay(File::open(base.path()).unwrap(), START, DISK_BYTES, folder.path()).unwrap();
+    let mut over = guest_of(disk.offering_flush(true), Setup::default());
+    let plain = image();
+    plain.as_file().write_all_at(&content, 0).unwrap();
+    let mut plain = guest_of(Disk::open(plain.path()).unwrap(), Setup::default());
+    for round in 0..600 {
+        let sector = noise.below(DISK_BYTES / 512 - 40);
+        let sectors = 1 + noise.below(40);
+        let bytes = vec![round as u8; (sectors * 512) as usize];
+        let (kind, payload, room) = match noise.below(8) {
+            0..3 => (1, bytes, 0),
+            3 => (13, range(sector, sectors as u32, noise.below(2) as u32), 0),
+            4 => (4, Vec::new(), 0),
+            _ => (0, Vec::new(), bytes.len()),
+        };
+        let rooms = if room > 0 { vec![room / 2, room / 2] } else { Vec::new() };
+        let ask = |guest: &mut Guest| guest.request(&[&header(kind, sector), &payload], &rooms);
+        assert_eq!(
+            ask(&mut over),
+            ask(&mut plain),
+            "round {round}: {kind} at {sector} of {sectors}"
+        );
+    }
+    // What is discarded reads as anything, of whole blocks as zeroes.
+    assert_eq!(over.request(&[&header(11, 0), &range(1, 20, 0)], &[]).0, OK);
+    let (_, read) = over.request(&[&header(0, 0)], &[24 * 512]);
+    let (_, kept) = plain.request(&[&header(0, 0)], &[24 * 512]);
+    assert!(read[..4096] == kept[..4096] && read[20 * 512..] == kept[20 * 512..]);
+    assert!(read[4096..16 * 512].iter().all(|byte| *byte == 0));
+    assert_eq!(std::fs::read(base.path()).unwrap(), before, "the base has changed");
+}
+
+#[test]
+fn a_copy_of_a_disk_over_a_base_has_all_of_both() {
+    let base = image();
+    base.as_file().write_all_at(&[1; 8192], 4096).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = File::open(base.path()).unwrap();
+    let disk = Disk::overlay(file, 0, DISK_BYTES, folder.path()).unwrap();
+    let mut guest = guest_of(disk, Setup::default());
+    assert_eq!(guest.request(&[&header(1, 16), &[2; 512]], &[]).0, OK);
+    let file = File::open(base.path()).unwrap();
+    let disk = Disk::overlay(file, 0, DISK_BYTES, folder.path()).unwrap();
+    let block = Block::new(disk, guest._events.handle());
+    let disk = block.disk();
+    guest.driver.move_to(block).unwrap();
+    assert_eq!(guest.request(&[&header(1, 16), &[3; 512]], &[]).0, OK);
+    guest.driver.pause_and_resume();
+    let copy = tempfile::tempfile().unwrap();
+    copy.set_len(4096 + DISK_BYTES).unwrap();
+    disk.copy_to(&copy, 4096).unwrap();
+    let mut bytes = vec![0; DISK_BYTES as usize];
+    copy.read_exact_at(&mut bytes, 4096).unwrap();
+    let expected = [[0u8; 4096].as_slice(), &[1; 4096], &[3; 512], &[1; 3584]].concat();
+    assert!(bytes[..expected.len()] == expected);
+    assert!(copy.metadata().unwrap().blocks() <= 8 * 4, "holes were filled");
+    let short = image();
+    short.as_file().set_len(DISK_BYTES / 2).unwrap();
+    let short = Block::new(Disk::open(short.path()).unwrap().vanishing(), guest._events.handle());
+    assert!(guest.driver.move_to(short).unwrap_err().to_string().contains("length"));
+}

@@ -2,8 +2,12 @@
 //!
 //! Devices are called from any vCPU's thread, several at once, and lock for themselves.
 
+mod state;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use state::{Persist, SavedState, StateError};
 
 /// A device's registers, in guest-physical memory or in port space.
 pub trait BusDevice: Send + Sync {

@@ -6,6 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use cabana_os::Event;
 use cabana_virtio::{Chain, DeviceInterrupt};
 
+use crate::ConsoleState;
+
 /// Bytes that wait for the guest at most.
 pub(crate) const CAPACITY: usize = 64 << 10;
 
@@ -82,6 +84,21 @@ impl Shared {
     pub(crate) fn size(&self) -> (u16, u16) {
         let state = self.lock();
         (state.columns, state.rows)
+    }
+
+    pub(crate) fn save(&self) -> ConsoleState {
+        let state = self.lock();
+        ConsoleState {
+            typed: state.bytes.iter().copied().collect(),
+            columns: state.columns,
+            rows: state.rows,
+        }
+    }
+
+    pub(crate) fn restore(&self, saved: ConsoleState) {
+        let mut state = self.lock();
+        state.push(&saved.typed);
+        (state.columns, state.rows) = (saved.columns, saved.rows);
     }
 
     pub(crate) fn connect(&self, doorbell: Event) {

@@ -2,10 +2,12 @@
 //! embedder's, what the embedder types waits in a bounded queue until the guest reads it.
 
 mod input;
+mod state;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cabana_bus::{Persist, SavedState, StateError};
 use cabana_os::LoopHandle;
 use cabana_virtio::{
     Chain, Identity, QueueContext, QueueState, ServedQueue, StartError, VirtioDevice,
@@ -13,6 +15,7 @@ use cabana_virtio::{
 
 pub use input::ConsoleInput;
 use input::Shared;
+pub use state::ConsoleState;
 
 /// `VIRTIO_CONSOLE_F_SIZE`: the configuration holds columns and rows.
 const F_SIZE: u64 = 1;
@@ -107,6 +110,28 @@ impl VirtioDevice for Console {
             _ => None,
         };
         queue.map(ServedQueue::stop)
+    }
+
+    fn save(&self) -> SavedState {
+        SavedState::of(self)
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        state.into_part(self)
+    }
+}
+
+impl Persist for Console {
+    const VERSION: u16 = 1;
+    type State = ConsoleState;
+
+    fn save(&self) -> ConsoleState {
+        self.shared.save()
+    }
+
+    fn restore(&self, state: ConsoleState) -> Result<(), StateError> {
+        self.shared.restore(state);
+        Ok(())
     }
 }
 
@@ -223,6 +248,22 @@ mod tests {
         assert_eq!(input.push(b"kept"), 4);
         driver.start();
         assert_eq!(driver.send(RECEIVE, &[], &[64]), b"kept");
+    }
+
+    #[test]
+    fn what_was_typed_is_read_in_another_machine() {
+        let Setup { mut driver, input, _events, .. } = setup();
+        input.resize(80, 25);
+        assert_eq!(input.push(b"typed"), 5);
+        let (sender, output) = mpsc::channel();
+        let (other, input) =
+            Console::new(_events.handle(), move |bytes| sender.send(bytes.to_vec()).unwrap());
+        driver.move_to(other).unwrap();
+        assert_eq!(input.push(b" more"), 5);
+        assert_eq!(driver.send(RECEIVE, &[], &[64]), b"typed more");
+        assert_eq!(driver.config(0, 4), [80, 0, 25, 0]);
+        driver.send(TRANSMIT, &[b"said"], &[]);
+        assert_eq!(output.recv().unwrap(), b"said");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use cabana_bus::{Persist, SavedState, StateError};
 use cabana_memory::MemoryError;
 use cabana_os::LoopHandle;
 use cabana_os::file::{read_pieces_at, write_pieces_at};
@@ -12,9 +13,9 @@ use cabana_virtio::{
 };
 use zerocopy::IntoBytes;
 
-use crate::FileServer;
 use crate::message::{self, Reply, Request};
 use crate::wire::{Errno, OutHeader, Result};
+use crate::{FileServer, FsState};
 
 /// The device type.
 const DEVICE_TYPE: u32 = 26;
@@ -88,6 +89,31 @@ impl VirtioDevice for FsDevice {
 
     fn reset(&mut self) {
         self.server.reset();
+    }
+
+    fn save(&self) -> SavedState {
+        SavedState::of(self)
+    }
+
+    fn restore(&mut self, state: &SavedState) -> std::result::Result<(), StateError> {
+        state.into_part(self)
+    }
+}
+
+impl Persist for FsDevice {
+    const VERSION: u16 = 1;
+    type State = FsState;
+
+    fn save(&self) -> FsState {
+        FsState { mounted: self.server.is_mounted() }
+    }
+
+    fn restore(&self, state: FsState) -> std::result::Result<(), StateError> {
+        if state.mounted {
+            let why = "the guest had shared folders mounted, which it has to let go of before";
+            return Err(StateError::Differs(why.to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -263,6 +289,21 @@ mod tests {
         setup.driver.start();
         setup.mount();
         setup.lookup(1, "s");
+    }
+
+    #[test]
+    fn another_server_serves_a_guest_that_has_nothing_mounted() {
+        let mut setup = setup();
+        let other = Arc::new(FileServer::new());
+        let share = Share { name: "t".into(), path: setup.dir.path().into(), read_only: false };
+        other.attach(&share).unwrap();
+        let handles: Vec<_> = setup._loops.iter().map(EventLoop::handle).collect();
+        setup.driver.move_to(FsDevice::new(Arc::clone(&other), handles.clone())).unwrap();
+        setup.mount();
+        setup.lookup(1, "t");
+        assert_eq!((setup.server.usage().nodes, other.usage().nodes), (0, 1));
+        let refused = setup.driver.move_to(FsDevice::new(other, handles)).unwrap_err();
+        assert!(refused.to_string().contains("shared folders mounted"), "{refused}");
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod nodes;
 mod observer;
 mod server;
 mod share;
+mod state;
 mod watch;
 pub mod wire;
 
@@ -45,4 +46,5 @@ pub use device::{FsDevice, TAG};
 pub use message::{Reply, ReplyBuffer, Request};
 pub use server::{FileServer, Limits};
 pub use share::{Share, ShareError};
+pub use state::FsState;
 pub use watch::{Replay, Step};

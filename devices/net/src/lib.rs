@@ -12,13 +12,17 @@
 
 mod rx;
 mod service;
+mod state;
 mod tx;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cabana_bus::{Persist, SavedState, StateError};
 use cabana_netstack::{EthernetAddress, FrameLink};
 use cabana_os::{LoopHandle, Token};
 use cabana_virtio::{Identity, QueueContext, QueueState, StartError, VirtioDevice};
+
+pub use state::NetState;
 
 use crate::rx::Rx;
 use crate::tx::Tx;
@@ -148,6 +152,27 @@ impl<L: FrameLink + Sync + 'static> VirtioDevice for Net<L> {
 
     fn reset(&mut self) {
         self.features = 0;
+    }
+
+    fn save(&self) -> SavedState {
+        SavedState::of(self)
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        state.into_part(self)
+    }
+}
+
+impl<L> Persist for Net<L> {
+    const VERSION: u16 = 1;
+    type State = NetState;
+
+    fn save(&self) -> NetState {
+        NetState { mac: self.mac.0, mtu: self.mtu }
+    }
+
+    fn restore(&self, state: NetState) -> Result<(), StateError> {
+        StateError::unless_same("the network card", &state, &Persist::save(self))
     }
 }
 

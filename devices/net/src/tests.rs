@@ -249,3 +249,24 @@ fn garbage_in_the_transmit_queue_breaks_nothing() {
     }
     assert!(world.sent.try_recv().is_err());
 }
+
+#[test]
+fn a_card_in_another_machine_has_the_drivers_features_and_a_cable_of_its_own() {
+    let mut world = World::new(Setup::default());
+    let other = World::new(Setup { idle: true, ..Setup::default() });
+    let (sender, sent) = channel();
+    let inbound = Arc::clone(&other.inbound);
+    let cable = Cable { sent: Mutex::new(sender), inbound: Arc::clone(&inbound) };
+    let card = Net::new(cable, GUEST_MAC, 65_520, other._events.handle());
+    let head = world.driver.submit(RX, &[], &[4096]);
+    world.driver.move_to(card).unwrap();
+    assert_eq!(inbound.lock().unwrap().trusting, Some(true), "the features are the driver's");
+    world.driver.send(TX, &[&[0; HEADER], b"a frame of the guest"], &[]);
+    assert_eq!(sent.recv_timeout(SOON).unwrap(), b"a frame of the guest");
+    other.deliver(b"a frame for the guest");
+    let got = world.driver.wait_for(RX, head).written;
+    assert_eq!(&got[HEADER..], b"a frame for the guest");
+    let cable = Cable { sent: Mutex::new(channel().0), inbound };
+    let smaller = Net::new(cable, GUEST_MAC, 1500, other._events.handle());
+    assert!(world.driver.move_to(smaller).is_err());
+}

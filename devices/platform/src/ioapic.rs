@@ -6,7 +6,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cabana_bus::{BusDevice, Interrupt};
+use cabana_bus::{BusDevice, Interrupt, Persist, StateError};
+
+use crate::IoApicState;
 
 const PINS: usize = 24;
 const IOREGSEL: u64 = 0x00;
@@ -75,6 +77,34 @@ impl IoApic {
         let logical = u64::from(entry & ENTRY_LOGICAL != 0);
         let address = MESSAGE_BASE | destination << 12 | logical << 2;
         self.sink.send(address, (entry & ENTRY_VECTOR_AND_MODE) as u32);
+    }
+}
+
+impl Persist for IoApic {
+    const VERSION: u16 = 1;
+    type State = IoApicState;
+
+    fn save(&self) -> IoApicState {
+        let registers = self.registers();
+        let pins = registers.entries.into_iter().zip(registers.pending);
+        IoApicState {
+            select: registers.select,
+            id: registers.id,
+            pins: pins.take(self.pins.into()).collect(),
+        }
+    }
+
+    fn restore(&self, state: IoApicState) -> Result<(), StateError> {
+        let pins = usize::from(self.pins);
+        StateError::unless_same("the number of interrupt pins", &state.pins.len(), &pins)?;
+        let mut registers = self.registers();
+        registers.select = state.select;
+        registers.id = state.id & 0xf;
+        for (pin, (entry, pending)) in state.pins.into_iter().enumerate() {
+            registers.entries[pin] = entry & !ENTRY_READ_ONLY;
+            registers.pending[pin] = pending;
+        }
+        Ok(())
     }
 }
 
@@ -168,6 +198,7 @@ impl std::fmt::Debug for IoApic {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cabana_bus::SavedState;
 
     #[derive(Clone, Default)]
     struct Sent(Arc<Mutex<Vec<(u64, u32)>>>);
@@ -219,6 +250,24 @@ mod tests {
         assert_eq!(sent.take(), [(0xfee0_0000, 0x30)]);
         set(&ioapic, 0x10 + 2 * 7, 0x31);
         assert_eq!(sent.take(), []);
+    }
+
+    #[test]
+    fn another_takes_over_registers_and_what_waits() {
+        let sent = Sent::default();
+        let ioapic = IoApic::new(8, Box::new(sent.clone()));
+        set(&ioapic, 0x10 + 2 * 5 + 1, 3 << 24);
+        set(&ioapic, 0x10 + 2 * 5, 0x0821);
+        ioapic.pin(7).unwrap().pulse();
+        let saved = SavedState::of(&*ioapic);
+        let other = IoApic::new(8, Box::new(sent.clone()));
+        saved.into_part(&*other).unwrap();
+        assert_eq!(other.save(), ioapic.save());
+        other.pin(5).unwrap().pulse();
+        set(&other, 0x10 + 2 * 7, 0x30);
+        assert_eq!(sent.take(), [(0xfee0_3004, 0x21), (0xfee0_0000, 0x30)]);
+        let small = IoApic::new(7, Box::new(sent));
+        assert!(saved.into_part(&*small).unwrap_err().to_string().contains("was 8 and is 7"));
     }
 
     #[test]

@@ -5,12 +5,14 @@ mod ioapic;
 mod reset;
 mod serial;
 mod sleep;
+mod state;
 
 pub use exit::ExitPort;
 pub use ioapic::{IoApic, MessageSink};
 pub use reset::{PULSE_RESET, ResetPort};
 pub use serial::{Serial, SerialInput};
 pub use sleep::{POWER_OFF, SleepPorts};
+pub use state::IoApicState;
 
 /// The I/O APIC's register block, in bytes.
 pub const IO_APIC_SIZE: u64 = 0x1000;

@@ -4,15 +4,20 @@
 //! The image is read-only. The machine maps [`Image::host`] as a read-only slot; and should a
 //! hypervisor let the guest write all the same, what it writes is private to this machine.
 
+mod state;
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cabana_bus::{Persist, SavedState, StateError};
 use cabana_os::{LoopHandle, Mapping};
 use cabana_virtio::{
     Chain, Identity, QueueContext, QueueState, ServedQueue, StartError, VirtioDevice,
 };
+
+pub use state::PmemState;
 
 /// The guest range is a multiple of this: what Linux can give page structures to, and huge pages.
 pub const ALIGNMENT: u64 = 2 << 20;
@@ -125,6 +130,27 @@ impl VirtioDevice for Pmem {
     fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
         self.queue.take().map(ServedQueue::stop)
     }
+
+    fn save(&self) -> SavedState {
+        SavedState::of(self)
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        state.into_part(self)
+    }
+}
+
+impl Persist for Pmem {
+    const VERSION: u16 = 1;
+    type State = PmemState;
+
+    fn save(&self) -> PmemState {
+        PmemState { guest: self.guest, len: self.image.len() as u64 }
+    }
+
+    fn restore(&self, state: PmemState) -> Result<(), StateError> {
+        StateError::unless_same("the root image's place and length", &state, &Persist::save(self))
+    }
 }
 
 /// Answers a flush: nothing was written, so nothing is left to flush.
@@ -205,6 +231,18 @@ mod tests {
         assert_eq!(driver.config(8, 8), ALIGNMENT.to_le_bytes());
         assert_eq!(driver.send(0, &[&[0; 4]], &[4]), [0; 4]);
         assert_eq!(driver.send(0, &[&[0, 0], &[0, 0]], &[1, 3]), [0; 4]);
+    }
+
+    #[test]
+    fn a_snapshot_wants_its_image_in_its_place() {
+        let (_file, image) = image(b"x");
+        let events = EventLoop::spawn("test").unwrap();
+        let pmem = |guest| Pmem::new(Arc::clone(&image), guest, events.handle());
+        let mut driver = TestDriver::new(pmem(0x1_4000_0000));
+        assert_eq!(driver.send(0, &[&[0; 4]], &[4]), [0; 4]);
+        driver.move_to(pmem(0x1_4000_0000)).unwrap();
+        assert_eq!(driver.send(0, &[&[0; 4]], &[4]), [0; 4]);
+        assert!(driver.move_to(pmem(0x1_8000_0000)).unwrap_err().to_string().contains("image"));
     }
 
     #[test]

@@ -87,6 +87,14 @@ mod tests {
     }
 
     #[test]
+    fn another_goes_on_with_other_bytes() {
+        let (events, mut driver) = driver();
+        let one = driver.send(0, &[], &[64]);
+        driver.move_to(Rng::new(events.handle())).unwrap();
+        assert_ne!(driver.send(0, &[], &[64]), one);
+    }
+
+    #[test]
     fn one_buffer_gets_no_more_than_the_limit() {
         let (_events, mut driver) = driver();
         assert_eq!(driver.send(0, &[], &[MAX_BYTES / 2, 1 << 20]).len(), MAX_BYTES);

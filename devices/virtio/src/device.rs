@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cabana_bus::Interrupt;
+use cabana_bus::{Interrupt, SavedState, StateError};
 use cabana_os::Event;
 
 use crate::page::RegisterPage;
@@ -47,6 +47,17 @@ pub trait VirtioDevice: Send {
 
     /// Back to the state before the driver came. All queues have been stopped.
     fn reset(&mut self) {}
+
+    /// What the device has to remember beside its queues and features, while none of its queues runs:
+    /// that of its [`cabana_bus::Persist`]. Most have nothing.
+    fn save(&self) -> SavedState {
+        SavedState::default()
+    }
+
+    /// Takes over what its like in another machine had to remember, before anything else is called.
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        if *state == SavedState::default() { Ok(()) } else { Err(StateError::Malformed) }
+    }
 
     /// Guest-physical start and length of the device's shared memory region `id`, if it has one
     /// (virtio 1.3 §2.10).

@@ -13,6 +13,7 @@ mod page;
 mod queue;
 mod registers;
 mod served;
+mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod transport;
@@ -22,6 +23,7 @@ pub use device::{DeviceInterrupt, Identity, QueueContext, StartError, VirtioDevi
 pub use page::RegisterPage;
 pub use queue::{Queue, QueueError, QueueLayout, QueueState};
 pub use served::ServedQueue;
+pub use state::{QueueRegisters, TransportState};
 pub use transport::{Doorbell, MmioTransport};
 
 /// The device and the driver follow virtio 1.x (virtio 1.3 §6).

@@ -226,6 +226,26 @@ mod tests {
     }
 
     #[test]
+    fn a_device_goes_on_where_another_was_paused() {
+        for setup in [Setup::default(), Setup::plain()] {
+            let events = EventLoop::spawn("test").unwrap();
+            let mut driver = echo(&events, setup);
+            for round in 0..300u16 {
+                let bytes = round.to_le_bytes();
+                assert_eq!(driver.send(0, &[&bytes], &[2]), bytes);
+                let early = driver.submit(0, &[&bytes], &[2]);
+                match round % 3 {
+                    0 => driver.pause_and_resume(),
+                    1 => driver.move_to(Echo { events: events.handle(), queue: None }).unwrap(),
+                    _ => {}
+                }
+                assert_eq!(driver.wait_for(0, early).written, bytes, "round {round}");
+            }
+            assert!(!driver.needs_reset());
+        }
+    }
+
+    #[test]
     fn stopping_waits_for_one_buffer_and_leaves_the_others() {
         let events = EventLoop::spawn("test").unwrap();
         let (mut driver, context) = bare_queue(8, Setup::default());

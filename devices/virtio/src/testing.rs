@@ -15,7 +15,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use cabana_bus::{BusDevice, Interrupt};
+use cabana_bus::{BusDevice, Interrupt, StateError};
 use cabana_memory::{GuestAddress, GuestRam};
 
 use crate::registers as reg;
@@ -187,6 +187,28 @@ impl TestDriver {
         assert_eq!(self.status(), 0);
         self.queues.clear();
         self.allocated.clear();
+    }
+
+    /// Pauses the device and lets it go on.
+    pub fn pause_and_resume(&self) {
+        self.transport.pause();
+        self.transport.resume();
+    }
+
+    /// Takes the driver to another device of the kind, in the state of this one, as a snapshot does;
+    /// buffers on their way stay so.
+    pub fn move_to(&mut self, device: impl VirtioDevice + 'static) -> Result<(), StateError> {
+        self.transport.pause();
+        // Through bytes, as it lies in a file.
+        let bytes = postcard::to_allocvec(&self.transport.save()).unwrap();
+        let state = postcard::from_bytes(&bytes).unwrap();
+        let page = RegisterPage::contiguous(1).unwrap().remove(0);
+        let line = Arc::clone(&self.line) as Arc<dyn Interrupt>;
+        let transport = MmioTransport::new(Box::new(device), page, self.ram.clone(), line).unwrap();
+        transport.restore(&state)?;
+        transport.resume();
+        self.transport = transport;
+        Ok(())
     }
 
     /// The features that the device offers.

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use cabana_bus::{BusDevice, Interrupt};
+use cabana_bus::{BusDevice, Interrupt, StateError};
 use cabana_memory::GuestRam;
 use cabana_os::Event;
 
@@ -16,7 +16,7 @@ use crate::page::RegisterPage;
 use crate::registers::{self, ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
 use crate::{
     DeviceInterrupt, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Identity, Queue, QueueContext,
-    QueueLayout, VirtioDevice,
+    QueueRegisters, TransportState, VirtioDevice,
 };
 
 /// "virt", little-endian.
@@ -57,13 +57,6 @@ struct State {
     driver_features_sel: u32,
     queue_sel: u32,
     queues: Vec<QueueRegisters>,
-}
-
-#[derive(Clone, Default)]
-struct QueueRegisters {
-    layout: QueueLayout,
-    ready: bool,
-    running: bool,
 }
 
 /// What a driver must not do; it is then asked for a reset.
@@ -169,6 +162,71 @@ impl MmioTransport {
     /// what it had begun. For a machine whose vCPUs have stopped.
     pub fn stop(&self) {
         self.lock().stop_queues();
+    }
+
+    /// Stops every queue where it stands, for [`MmioTransport::save`]. For a machine whose vCPUs have
+    /// stopped; [`MmioTransport::resume`] undoes it.
+    pub fn pause(&self) {
+        let mut state = self.lock();
+        let State { device, queues, .. } = &mut *state;
+        for (index, queue) in (0..).zip(queues.iter_mut()) {
+            if std::mem::take(&mut queue.running) {
+                queue.stopped = device.stop_queue(index);
+            }
+        }
+    }
+
+    /// Serves the queues again that were paused.
+    pub fn resume(&self) {
+        let mut state = self.lock();
+        for index in 0..self.doorbells.len() as u16 {
+            if let Err(violation) = self.start_queue(&mut state, index) {
+                self.interrupt.needs_reset(violation);
+            }
+        }
+    }
+
+    /// All that goes on in another machine, of a transport that is paused.
+    pub fn save(&self) -> TransportState {
+        let state = self.lock();
+        TransportState {
+            registers: (0..registers::CONFIG).step_by(4).map(|at| self.page.load(at)).collect(),
+            driver_features: state.driver_features,
+            driver_features_sel: state.driver_features_sel,
+            queue_sel: state.queue_sel,
+            queues: state.queues.clone(),
+            device: state.device.save(),
+        }
+    }
+
+    /// Takes over what the transport of such a device had in another machine, whose RAM this one has.
+    /// It is paused then.
+    pub fn restore(&self, saved: &TransportState) -> Result<(), StateError> {
+        let mut state = self.lock();
+        let register = |at: u64| saved.registers.get(at as usize / 4).copied().unwrap_or(0);
+        let same = StateError::unless_same::<u64>;
+        let (was, here) = (register(registers::DEVICE_ID), self.identity.device_type);
+        same("the device's type", &was.into(), &here.into())?;
+        same("the number of queues", &(saved.queues.len() as u64), &(state.queues.len() as u64))?;
+        same("the number of registers", &(saved.registers.len() as u64), &(registers::CONFIG / 4))?;
+        let unknown = saved.driver_features & !self.offered();
+        same("what the driver uses and the device lacks", &unknown, &0)?;
+        state.device.restore(&saved.device)?;
+        if register(registers::STATUS) & FEATURES_OK != 0 {
+            state.device.set_features(saved.driver_features);
+        }
+        state.driver_features = saved.driver_features;
+        state.driver_features_sel = saved.driver_features_sel;
+        state.queue_sel = saved.queue_sel;
+        state.queues.clone_from(&saved.queues);
+        for (at, word) in (0..).step_by(4).zip(&saved.registers) {
+            self.page.store(at, *word);
+        }
+        // What differs has its own generation, and the driver hears of it.
+        if self.publish_config(&state) {
+            self.interrupt.announce_config();
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -338,8 +396,12 @@ impl MmioTransport {
         if !queue.ready || queue.running || status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
             return Ok(());
         }
-        let rings = Queue::new(self.ram.clone(), queue.layout, max_size, state.driver_features)
-            .map_err(|error| Violation::Queue(index, error))?;
+        let (ram, features) = (self.ram.clone(), state.driver_features);
+        let rings = match queue.stopped.take() {
+            Some(stopped) => Queue::resume(ram, stopped, max_size, features),
+            None => Queue::new(ram, queue.layout, max_size, features),
+        };
+        let rings = rings.map_err(|error| Violation::Queue(index, error))?;
         let context = QueueContext {
             queue: rings,
             doorbell: doorbell
@@ -443,6 +505,7 @@ impl State {
     fn stop_queue(&mut self, index: u16) {
         let Some(queue) = self.queues.get_mut(usize::from(index)) else { return };
         queue.ready = false;
+        queue.stopped = None;
         if std::mem::take(&mut queue.running) {
             self.device.stop_queue(index);
         }

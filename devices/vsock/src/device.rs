@@ -1,20 +1,26 @@
 //! The device (virtio 1.3 §5.10): type 19, the queues rx, tx and event.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cabana_bus::{Persist, SavedState, StateError};
 use cabana_os::{LoopHandle, Token};
-use cabana_virtio::{Identity, Queue, QueueContext, QueueState, StartError, VirtioDevice};
+use cabana_virtio::{
+    Identity, Queue, QueueContext, QueueError, QueueState, StartError, VirtioDevice,
+};
 
-use crate::VsockHost;
 use crate::host::Hub;
 use crate::inbox::lock;
 use crate::rx::Rx;
 use crate::tx::Tx;
+use crate::{VsockHost, VsockState};
 
 const DEVICE_TYPE: u32 = 19;
 /// `VIRTIO_VSOCK_F_STREAM`.
 const F_STREAM: u64 = 1;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`.
+const TRANSPORT_RESET: u32 = 0;
 const RX: u16 = 0;
 const TX: u16 = 1;
 const EVENT: u16 = 2;
@@ -50,8 +56,9 @@ pub struct VsockDevice {
     events: LoopHandle,
     rx: Option<Token>,
     tx: Option<(Token, Arc<Mutex<Tx>>)>,
-    /// Nothing is ever sent here yet.
     event: Option<Queue>,
+    /// The guest comes out of a snapshot and believes in connections that are gone.
+    restored: AtomicBool,
 }
 
 impl VsockDevice {
@@ -59,7 +66,8 @@ impl VsockDevice {
     pub fn new(config: VsockConfig, events: LoopHandle) -> (Self, VsockHost) {
         let hub = Hub::new(config);
         let host = VsockHost::new(Arc::clone(&hub));
-        (Self { hub, events, rx: None, tx: None, event: None }, host)
+        let restored = AtomicBool::new(false);
+        (Self { hub, events, rx: None, tx: None, event: None, restored }, host)
     }
 
     fn start_rx(&mut self, context: QueueContext) -> io::Result<()> {
@@ -79,6 +87,18 @@ impl VsockDevice {
         // What the driver offered before anyone listened.
         doorbell.signal();
         Ok(())
+    }
+
+    fn start_event(&mut self, context: QueueContext) {
+        let QueueContext { mut queue, interrupt, .. } = context;
+        if self.restored.swap(false, Ordering::Relaxed) {
+            match announce_reset(&mut queue) {
+                Ok(true) => interrupt.used_buffer(),
+                Ok(false) => {}
+                Err(error) => interrupt.needs_reset(error),
+            }
+        }
+        self.event = Some(queue);
     }
 
     fn start_tx(&mut self, context: QueueContext) -> io::Result<()> {
@@ -112,7 +132,7 @@ impl VirtioDevice for VsockDevice {
         match index {
             RX => self.start_rx(context)?,
             TX => self.start_tx(context)?,
-            EVENT => self.event = Some(context.queue),
+            EVENT => self.start_event(context),
             _ => return Err(StartError::NoSuchQueue(index)),
         }
         Ok(())
@@ -140,6 +160,41 @@ impl VirtioDevice for VsockDevice {
     fn reset(&mut self) {
         self.hub.reset();
     }
+
+    fn save(&self) -> SavedState {
+        SavedState::of(self)
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        state.into_part(self)
+    }
+}
+
+impl Persist for VsockDevice {
+    const VERSION: u16 = 1;
+    type State = VsockState;
+
+    fn save(&self) -> VsockState {
+        VsockState { guest_cid: self.hub.config.guest_cid, next_port: self.hub.next_port() }
+    }
+
+    fn restore(&self, state: VsockState) -> Result<(), StateError> {
+        let here = self.hub.config.guest_cid;
+        StateError::unless_same("the guest's context id", &state.guest_cid, &here)?;
+        self.hub.connect_from(state.next_port);
+        self.restored.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Tells the driver that all connections are gone (virtio 1.3 §5.10.6.7); it then asks for the context
+/// id anew. False if it has no buffer for that or wants no interrupt.
+fn announce_reset(queue: &mut Queue) -> Result<bool, QueueError> {
+    let Some(chain) = queue.pop()? else { return Ok(false) };
+    let mut writer = chain.writer();
+    let _no_room = writer.write_all(&TRANSPORT_RESET.to_le_bytes());
+    queue.push(&chain, writer.written())?;
+    queue.needs_interrupt()
 }
 
 impl Drop for VsockDevice {

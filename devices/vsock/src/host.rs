@@ -160,6 +160,16 @@ impl Hub {
         Ok(link)
     }
 
+    /// The port that the host connects from next.
+    pub(crate) fn next_port(&self) -> u32 {
+        lock(&self.table).next_port
+    }
+
+    /// Connects from `port` on.
+    pub(crate) fn connect_from(&self, port: u32) {
+        lock(&self.table).next_port = port.max(FIRST_EPHEMERAL);
+    }
+
     /// Gives up a connection that the guest may know of.
     fn abandon(&self, link: &Arc<Link>) {
         let known = link.update(|state| {

@@ -35,10 +35,12 @@ mod inbox;
 mod link;
 mod packet;
 mod rx;
+mod state;
 mod stream;
 mod tx;
 
 pub use device::{VsockConfig, VsockDevice};
 pub use error::VsockError;
 pub use host::{VsockHost, VsockListener};
+pub use state::VsockState;
 pub use stream::VsockStream;

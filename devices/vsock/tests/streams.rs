@@ -13,7 +13,7 @@ use cabana_virtio::testing::{Noise, Setup};
 use cabana_vsock::{VsockConfig, VsockDevice, VsockError, VsockHost, VsockStream};
 
 use guest::{
-    CREDIT_REQUEST, CREDIT_UPDATE, Guest, Packet, Peer, REQUEST, RESPONSE, RST, RW, SHUTDOWN,
+    CREDIT_REQUEST, CREDIT_UPDATE, EVENT, Guest, Packet, Peer, REQUEST, RESPONSE, RST, RW, SHUTDOWN,
 };
 
 fn boot(events: &EventLoop) -> (Guest, VsockHost) {
@@ -83,6 +83,48 @@ fn a_connection_can_be_asked_for_before_the_machine_runs() {
     assert_eq!(stream.guest_port(), 70);
     guest.connect(1, 9);
     assert_eq!(listener.accept().unwrap().guest_port(), 1);
+}
+
+#[test]
+fn a_guest_out_of_a_snapshot_is_told_that_its_connections_are_gone() {
+    let events = EventLoop::spawn("test").unwrap();
+    let (device, host) = VsockDevice::new(VsockConfig::default(), events.handle());
+    let mut guest = Guest::bare(device, Setup::default());
+    guest.fill(16);
+    let told = guest.driver.submit(EVENT, &[], &[4]);
+    let connecting = {
+        let host = host.clone();
+        thread::spawn(move || host.connect(70))
+    };
+    let mut peer = guest.accept(70);
+    let stream = connecting.join().unwrap().unwrap();
+    assert!(guest.driver.poll(EVENT).is_none());
+    // A pause alone changes nothing, and what was written meanwhile arrives.
+    guest.driver.pause_and_resume();
+    (&stream).write_all(b"on").unwrap();
+    assert_eq!(guest.expect(&mut peer, RW).1, b"on");
+
+    let (other, anew) = VsockDevice::new(VsockConfig::default(), events.handle());
+    let listener = anew.listen(9).unwrap();
+    guest.driver.move_to(other).unwrap();
+    assert_eq!(
+        guest.driver.wait_for(EVENT, told).written,
+        [0; 4],
+        "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET"
+    );
+    // What the guest still says of the old connection is answered with a reset.
+    guest.write(&mut peer, b"late");
+    assert_eq!(guest.receive().0.op, RST);
+    guest.connect(1, 9);
+    let accepted = listener.accept().unwrap();
+    assert_eq!(accepted.guest_port(), 1);
+    let connecting = thread::spawn(move || anew.connect(70));
+    let fresh = guest.accept(70);
+    connecting.join().unwrap().unwrap();
+    assert!(fresh.host_port > peer.host_port, "a port is used twice");
+    let (small, _) =
+        VsockDevice::new(VsockConfig { guest_cid: 4, ..VsockConfig::default() }, events.handle());
+    assert!(guest.driver.move_to(small).is_err());
 }
 
 #[test]

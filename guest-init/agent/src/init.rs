@@ -4,7 +4,9 @@
 //! does not depend on its answer is done while that is on its way.
 
 mod arch;
+mod connections;
 mod control;
+pub(crate) mod freeze;
 mod mounts;
 mod network;
 mod processes;
@@ -81,12 +83,7 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
     mounts::mount_dev().map_err(Fatal::system("mounting /dev (devtmpfs)"))?;
     let transport = Transport::open()?;
     let mut control = transport.connect()?;
-    control.send(&GuestMessage::Hello(Hello {
-        protocol: PROTOCOL_VERSION,
-        agent_version: env!("CARGO_PKG_VERSION").into(),
-        tsc_main,
-        monotonic_ns: settings::monotonic_ns(),
-    }))?;
+    control.send(&hello(tsc_main))?;
 
     let orphans = processes::Orphans::watch().map_err(Fatal::system("watching processes"))?;
     let mut warnings = mounts::mount_kernel_file_systems();
@@ -98,7 +95,9 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         match control.receive()? {
             Some(HostMessage::Setup(setup)) => break setup,
             Some(HostMessage::Ping(number)) => control.send(&GuestMessage::Pong(number))?,
-            Some(HostMessage::Shutdown) | None => return Ok(exit_port::POWER_OFF),
+            Some(HostMessage::Shutdown | HostMessage::Renew(_)) | None => {
+                return Ok(exit_port::POWER_OFF);
+            }
         }
     };
     let root = match apply(&setup, &mut warnings) {
@@ -123,7 +122,18 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         watch::start(shares::ROOT);
     }
 
-    let asked = supervise(&mut control, &orphans, server.events())?;
+    let asked = loop {
+        match supervise(&mut control, &orphans, server.events())? {
+            End::Asked => break true,
+            End::Lost if freeze::is_frozen() => match wake(&transport) {
+                Ok(Some(woken)) => control = woken,
+                Ok(None) => return Ok(exit_port::SETUP_FAILED),
+                // There is no other host: the first one has gone while the machine was held.
+                Err(_) => break false,
+            },
+            End::Lost => break false,
+        }
+    };
     processes::end_all(&orphans);
     shares::unmount_all();
     mounts::flush(&root);
@@ -132,6 +142,41 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         control.wait_closed(Instant::now() + LAST_WORD);
     }
     Ok(exit_port::POWER_OFF)
+}
+
+/// The agent's first word.
+fn hello(tsc_main: u64) -> GuestMessage {
+    GuestMessage::Hello(Hello {
+        protocol: PROTOCOL_VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        tsc_main,
+        monotonic_ns: settings::monotonic_ns(),
+    })
+}
+
+/// Greets the host of a machine that comes out of a snapshot, and becomes what it asks for; `None` if
+/// that could not be done, which the host has heard.
+fn wake(transport: &Transport) -> Result<Option<Control>, Fatal> {
+    let mut control = transport.connect()?;
+    control.send(&hello(arch::tsc()))?;
+    let renew = loop {
+        match control.receive()? {
+            Some(HostMessage::Renew(renew)) => break renew,
+            Some(HostMessage::Ping(number)) => control.send(&GuestMessage::Pong(number))?,
+            Some(HostMessage::Shutdown | HostMessage::Setup(_)) | None => {
+                return Err(ProtocolError::Closed.into());
+            }
+        }
+    };
+    let mut warnings = Vec::new();
+    if let Err(failed) = freeze::wake(&renew, &mut warnings) {
+        control.send(&GuestMessage::SetupFailed(failed))?;
+        control.wait_closed(Instant::now() + LAST_WORD);
+        return Ok(None);
+    }
+    let (tsc, monotonic_ns) = (arch::tsc(), settings::monotonic_ns());
+    control.send(&GuestMessage::Ready(Ready { tsc, monotonic_ns, warnings }))?;
+    Ok(Some(control))
 }
 
 /// Makes the machine what the host asks for.
@@ -147,37 +192,44 @@ fn apply(setup: &Setup, warnings: &mut Vec<String>) -> Result<Root, SetupFailed>
     Ok(root)
 }
 
-/// Answers the host, tells it of events and reaps orphans until the machine is to end; says whether the host asked for that
-/// and awaits it, or is gone.
+/// Why the conversation with the host ended.
+enum End {
+    /// The host asked for the machine's end, and awaits it.
+    Asked,
+    /// The host is gone.
+    Lost,
+}
+
+/// Answers the host, tells it of events and reaps orphans until the conversation ends.
 fn supervise(
     control: &mut Control,
     orphans: &processes::Orphans,
     events: &Events,
-) -> Result<bool, Fatal> {
+) -> Result<End, Fatal> {
     loop {
         let others = [control.as_fd(), events.wake()];
         orphans.wait(&others, None).map_err(Fatal::system("poll"))?;
         for event in events.take() {
             if control.send(&GuestMessage::Event(event)).is_err() {
-                return Ok(false);
+                return Ok(End::Lost);
             }
         }
         while let Some(message) = control.poll_message() {
             match message {
                 Ok(HostMessage::Ping(number)) => {
                     if control.send(&GuestMessage::Pong(number)).is_err() {
-                        return Ok(false);
+                        return Ok(End::Lost);
                     }
                 }
-                Ok(HostMessage::Shutdown) => return Ok(true),
-                Ok(HostMessage::Setup(_)) => {
+                Ok(HostMessage::Shutdown) => return Ok(End::Asked),
+                Ok(HostMessage::Setup(_) | HostMessage::Renew(_)) => {
                     eprintln!("cabana-agent: the host sent a second setup");
-                    return Ok(false);
+                    return Ok(End::Lost);
                 }
-                Err(ProtocolError::Closed) => return Ok(false),
+                Err(ProtocolError::Closed) => return Ok(End::Lost),
                 Err(error) => {
                     eprintln!("cabana-agent: the control connection: {error}");
-                    return Ok(false);
+                    return Ok(End::Lost);
                 }
             }
         }

@@ -5,11 +5,11 @@ mod tunnel;
 
 use std::sync::Arc;
 
-use cabana_protocol::{Failed, Reply, Request};
+use cabana_protocol::{Cause, Failed, Reply, Request};
 
 pub(crate) use self::tunnel::Tunnels;
 use crate::exec::{ExecError, Link};
-use crate::init::shares;
+use crate::init::{freeze, shares};
 use crate::server::Server;
 use crate::session::{Session, SessionError, Sessions};
 
@@ -65,8 +65,22 @@ pub(crate) fn serve(server: &Server, mut link: Link, request: Request) -> Result
             Err(error) => Err(error),
         },
         Request::Accept { connection } => return tunnel::accept(server, link, connection, &about),
+        Request::Freeze => freeze_all(server).map(|()| Reply::Done),
+        Request::Thaw => {
+            freeze::thaw().map(|()| Reply::Done).map_err(|failed| SessionError::of_setup(&failed))
+        }
     };
     link.finish(&answer.unwrap_or_else(|error| Reply::Failed(error.answer(&about))))
+}
+
+/// Holds the machine. A session's shares keep the device mounted, whatever the machine itself does.
+fn freeze_all(server: &Server) -> Result<(), SessionError> {
+    let sessions = server.sessions().map(Sessions::list).unwrap_or_default();
+    if let Some(session) = sessions.iter().find(|session| !session.shares.is_empty()) {
+        let message = format!("session `{}` has shared folders: hide them before", session.name);
+        return Err(SessionError::refused(Cause::Denied, message));
+    }
+    freeze::freeze().map_err(|failed| SessionError::of_setup(&failed))
 }
 
 /// The session that a request names, if it names one.
@@ -103,6 +117,8 @@ fn about(request: &Request) -> String {
         Request::Listen { session, address, port } => {
             format!("listening on {address} port {port}{}", of(session))
         }
+        Request::Freeze => "holding the machine for a snapshot".into(),
+        Request::Thaw => "letting the machine go on".into(),
         Request::Accept { connection } => format!("taking connection {connection}"),
     }
 }

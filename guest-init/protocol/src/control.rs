@@ -36,6 +36,9 @@ pub enum HostMessage {
     Ping(u64),
     /// End every process, flush the disks, say [`GuestMessage::Stopped`] and end the machine.
     Shutdown,
+    /// The answer to the [`GuestMessage::Hello`] of an agent that comes out of a snapshot, in place of
+    /// [`Setup`](Self::Setup).
+    Renew(Renew),
 }
 
 /// Who the agent is, and when it started.
@@ -68,6 +71,24 @@ pub struct Setup {
     pub shares: Vec<ShareMount>,
     /// The network card, if there is one.
     pub network: Option<NetworkSetup>,
+}
+
+/// What makes a machine out of a snapshot another one than its siblings. The agent lets nothing go on
+/// before it has done all of it; its machine id and the state of its random number generator are its own
+/// business.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// The host's wall clock in nanoseconds since 1970, taken as late as possible.
+    pub realtime_ns: u64,
+    /// The guest's host name.
+    pub hostname: String,
+    /// Fresh random bytes of the host, credited to the guest's random number generator, which is then
+    /// seeded anew.
+    pub entropy: [u8; 32],
+    /// Connected folders.
+    pub shares: Vec<ShareMount>,
+    /// There is a network card, and what was connected through it is not any more.
+    pub network: bool,
 }
 
 /// How the network card is to be set up. The gateways answer names too.

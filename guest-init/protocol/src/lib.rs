@@ -5,7 +5,9 @@
 //! - The **control connection** is made once by the agent, to [`HOST_CID`] and [`CONTROL_PORT`]. The
 //!   agent says [`GuestMessage::Hello`], the host answers [`HostMessage::Setup`], the agent applies it
 //!   and says [`GuestMessage::Ready`] or [`GuestMessage::SetupFailed`]. The machine lives as long as
-//!   this connection: when the host closes it, the agent shuts the machine down.
+//!   this connection: when the host closes it, the agent shuts the machine down. In a machine that was
+//!   [held](service::Request::Freeze) it makes another connection instead: it may have come out of a
+//!   snapshot, and the host answers its `Hello` with [`HostMessage::Renew`].
 //! - An **exec connection** is made by the host to the guest's [`EXEC_PORT`], one for each command or
 //!   other request. See [`exec`] for a command's frames and their order, and [`service`] for what is no
 //!   command: sessions, files, tunnels.
@@ -27,7 +29,7 @@ pub mod session;
 pub mod watch;
 
 pub use control::{
-    GuestMessage, Hello, HostMessage, NetworkSetup, Ready, RootSetup, Setup, SetupFailed,
+    GuestMessage, Hello, HostMessage, NetworkSetup, Ready, Renew, RootSetup, Setup, SetupFailed,
     ShareMount,
 };
 pub use error::ProtocolError;

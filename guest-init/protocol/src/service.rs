@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`CreateSession`](Request::CreateSession), [`UpdateSession`](Request::UpdateSession) | [`Reply::Session`] |
 //! | [`RemoveSession`](Request::RemoveSession), [`AddShare`](Request::AddShare), [`RemoveShare`](Request::RemoveShare) | [`Reply::Done`] |
+//! | [`Freeze`](Request::Freeze), [`Thaw`](Request::Thaw) | [`Reply::Done`] |
 //! | [`ListSessions`](Request::ListSessions) | [`Reply::Sessions`] |
 //! | [`ListProcesses`](Request::ListProcesses) | [`Reply::Processes`] |
 //! | [`Push`](Request::Push) | the host's [`Entry`]s, each file with its bytes; after [`Entry::End`] the guest's [`Reply::Done`] |
@@ -95,6 +96,10 @@ pub enum Request {
         /// Its number.
         connection: u64,
     },
+    /// Hold every process but the agent and let go of all shares, so that a snapshot can be taken.
+    Freeze,
+    /// Let everything go on in a machine that was held.
+    Thaw,
 }
 
 /// What the guest answers.

@@ -17,8 +17,8 @@ use std::{env, fs};
 use cabana_protocol::{
     Cause, Decoder, Entry, Event, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, Failed,
     FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, NetworkSetup, PROTOCOL_VERSION,
-    ProcessInfo, Ready, Reply, Request, RootSetup, SessionInfo, SessionLimits, SessionSpec, Setup,
-    SetupFailed, ShareMount, TtySize, write_frame,
+    ProcessInfo, Ready, Renew, Reply, Request, RootSetup, SessionInfo, SessionLimits, SessionSpec,
+    Setup, SetupFailed, ShareMount, TtySize, write_frame,
 };
 
 /// Every message has a sample: a variant that is new does not compile here until it has a name, and
@@ -45,6 +45,7 @@ fn host_name(message: &HostMessage) -> &'static str {
         HostMessage::Setup(_) => "setup",
         HostMessage::Ping(_) => "ping",
         HostMessage::Shutdown => "shutdown",
+        HostMessage::Renew(_) => "renew",
     }
 }
 
@@ -94,6 +95,8 @@ fn service_name(message: &Request) -> &'static str {
         Request::Connect { .. } => "connect",
         Request::Listen { .. } => "listen",
         Request::Accept { .. } => "accept",
+        Request::Freeze => "freeze",
+        Request::Thaw => "thaw",
     }
 }
 
@@ -187,6 +190,17 @@ fn host_samples() -> Vec<HostMessage> {
         }),
         HostMessage::Ping(300),
         HostMessage::Shutdown,
+        HostMessage::Renew(Renew {
+            realtime_ns: 1_700_000_000_123_456_789,
+            hostname: "fork".into(),
+            entropy,
+            shares: vec![ShareMount {
+                name: "src".into(),
+                guest_path: "/src".into(),
+                read_only: false,
+            }],
+            network: true,
+        }),
     ]
 }
 
@@ -279,6 +293,8 @@ fn service_samples() -> Vec<Request> {
         Request::Connect { session: session.clone(), address: "127.0.0.1".into(), port: 8080 },
         Request::Listen { session, address: "::1".into(), port: 0 },
         Request::Accept { connection: 300 },
+        Request::Freeze,
+        Request::Thaw,
     ]
 }
 

@@ -48,6 +48,8 @@ pub(crate) enum Verb {
     Image(ImageArgs),
     /// See, undo and accept what guests did to shared folders that have a journal.
     Share(ShareArgs),
+    /// Keep machines in files, to start from; see `run --from`.
+    Snapshot(SnapshotArgs),
     /// Let a program drive machines by newline-delimited JSON.
     Serve(ServeArgs),
     /// Print completions for a shell.
@@ -80,6 +82,11 @@ Examples:
   cabana run --disk work.disk --memory 2G --cpus 4 -- make -C /root/project"
 )]
 pub(crate) struct RunArgs {
+    /// Go on where a machine was kept by `cabana snapshot save`, with another identity. Processors,
+    /// memory, disk and what runs are in the snapshot.
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["cpus", "memory", "image", "disk", "kernel", "cmdline"])]
+    pub(crate) from: Option<String>,
+
     /// Show a folder of the host in the guest, by default under the same path.
     #[arg(long = "share", value_name = "HOST[:GUEST][:ro|:journal[=SIZE]]", value_parser = units::share)]
     pub(crate) shares: Vec<ShareArg>,
@@ -169,6 +176,48 @@ pub(crate) struct RunArgs {
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A name without a slash stands in the store; any other is the path of a file.
+
+Examples:
+  cabana snapshot save warm -- python3 -c 'import json, asyncio'
+  cabana run --from warm --share .:/src -w /src -- python3 main.py
+  cabana snapshot ls"
+)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    pub(crate) verb: SnapshotVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// Run a command in a fresh machine and keep the machine when the command has ended well.
+    Save(Box<SaveArgs>),
+    /// List the snapshots in the store.
+    #[command(name = "ls", alias = "list")]
+    List {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a snapshot; machines that came out of it go on.
+    #[command(name = "rm", alias = "remove")]
+    Remove {
+        /// Its name or path.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// Its name or path; what was there is replaced.
+    pub(crate) name: String,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 #[derive(Debug, Args)]

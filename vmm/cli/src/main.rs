@@ -13,6 +13,7 @@ mod serve;
 mod sessions;
 mod share;
 mod signals;
+mod snapshot;
 mod terminal;
 mod trace;
 mod units;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Image(args) => image::image(args),
         Verb::Share(args) => share::share(args),
+        Verb::Snapshot(args) => snapshot::snapshot(args, started),
         Verb::Up(args) => machines::up(&args),
         Verb::Ps(args) => machines::ps(&args),
         Verb::Exec(args) => machines::exec(args),

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use cabana_sandbox::egress::{Secret, Trust};
 use cabana_sandbox::{
     Command, Error, Machine, MachineConfig, NetworkConfig, Process, ProcessEvent, ProcessInput,
-    Scratch, Share, Timeline,
+    RestoreConfig, Scratch, Share, Timeline,
 };
 use cabana_store::{Kind, Store};
 use signal_hook::consts::SIGWINCH;
@@ -22,7 +22,7 @@ use crate::signals::Forwarder;
 use crate::terminal::{self, RawMode};
 use crate::trace::{self, Start};
 use crate::units::ShareArg;
-use crate::{Failure, TIMED_OUT, policy};
+use crate::{Failure, TIMED_OUT, policy, snapshot};
 
 const SIGPIPE: i32 = 13;
 const SIGTERM: i32 = 15;
@@ -33,6 +33,21 @@ const GRACE: Duration = Duration::from_secs(2);
 const DEFAULT: &str = "default";
 
 pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
+    run_in(args, started, None)
+}
+
+/// Keeps the machine in `snapshot` when the command has ended well.
+pub(crate) fn keep(args: RunArgs, started: Start, snapshot: &Path) -> Result<u8, Failure> {
+    run_in(args, started, Some(snapshot))
+}
+
+/// How the machine comes to be.
+enum Origin {
+    Boot(MachineConfig),
+    Snapshot(RestoreConfig),
+}
+
+fn run_in(args: RunArgs, started: Start, keep: Option<&Path>) -> Result<u8, Failure> {
     let tty = args.tty;
     if tty && !terminal::is_terminal(io::stdin()) {
         return Err(Failure::new("standard input is no terminal; leave -t out"));
@@ -49,12 +64,19 @@ pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
     }
     let (host_trust, followed) = (args.host_trust, args.policy.clone());
     let trace_file = args.trace_boot.clone();
-    let config = config(args, secrets, started)?;
-    let timeline = Arc::clone(&config.timeline);
+    let timeline = Arc::new(Timeline::new());
+    started.mark(&timeline);
     // What outlives the machine has to be flushed; everything else goes with it.
-    let orderly = !config.shares.is_empty() || matches!(config.scratch, Scratch::Persistent { .. });
+    let orderly = !args.shares.is_empty() || args.disk.is_some();
+    let origin = match args.from.clone() {
+        Some(name) => Origin::Snapshot(restore_config(args, &name, secrets, &timeline)?),
+        None => Origin::Boot(config(args, secrets, &timeline)?),
+    };
 
-    let machine = Machine::start(&config)?;
+    let machine = match &origin {
+        Origin::Boot(config) => Machine::start(config)?,
+        Origin::Snapshot(config) => Machine::restore(config)?,
+    };
     for warning in machine.warnings() {
         eprintln!("cabana: {warning}");
     }
@@ -98,6 +120,13 @@ pub(crate) fn run(args: RunArgs, started: Start) -> Result<u8, Failure> {
     };
     if timed_out {
         eprintln!("cabana: the time given by --timeout has passed");
+    }
+    if let Some(path) = keep {
+        if status != 0 {
+            let why = format!("the command ended with {status}, so that the machine was not kept");
+            return Err(Failure { status, sentence: why });
+        }
+        machine.snapshot(path)?;
     }
     let disk_failure = machine.disk_failure();
     if orderly {
@@ -185,19 +214,66 @@ fn command(args: &RunArgs) -> Result<Command, Failure> {
     Ok(command)
 }
 
-fn config(args: RunArgs, secrets: Vec<Secret>, started: Start) -> Result<MachineConfig, Failure> {
+/// A machine out of a snapshot. Its network is decided anew, but for there being one.
+fn restore_config(
+    args: RunArgs,
+    name: &str,
+    secrets: Vec<Secret>,
+    timeline: &Arc<Timeline>,
+) -> Result<RestoreConfig, Failure> {
+    let (network, shares) = outside(args, secrets)?;
+    Ok(RestoreConfig {
+        snapshot: snapshot::locate(name)?,
+        image: None,
+        disk_folder: std::env::temp_dir(),
+        shares,
+        network,
+        hostname: MachineConfig::default().hostname,
+        timeline: Arc::clone(timeline),
+    })
+}
+
+fn config(
+    args: RunArgs,
+    secrets: Vec<Secret>,
+    timeline: &Arc<Timeline>,
+) -> Result<MachineConfig, Failure> {
     let store = Store::open()?;
     let image = store.find(Kind::Image, &args.image)?;
     let agent = store.find(Kind::Agent, DEFAULT)?.file("agent.cpio")?;
-    let kernel = match args.kernel {
-        Some(kernel) => kernel,
+    let kernel = match &args.kernel {
+        Some(kernel) => kernel.clone(),
         None => store.find(Kind::Kernel, DEFAULT)?.file("vmlinux")?,
     };
     let template = image.file(cabana_builder::SCRATCH)?;
-    let scratch = match args.disk {
-        Some(path) => Scratch::Persistent { path, template },
+    let scratch = match &args.disk {
+        Some(path) => Scratch::Persistent { path: path.clone(), template },
         None => Scratch::Temporary { template, folder: std::env::temp_dir() },
     };
+    let (cpus, memory) = (args.cpus, args.memory);
+    let extra_command_line = args.cmdline.clone();
+    let (network, shares) = outside(args, secrets)?;
+    timeline.mark("artifacts found");
+    Ok(MachineConfig {
+        cpus,
+        memory,
+        kernel,
+        agent,
+        image: image.file(cabana_builder::ROOT)?,
+        scratch,
+        network,
+        shares,
+        extra_command_line,
+        timeline: Arc::clone(timeline),
+        ..MachineConfig::default()
+    })
+}
+
+/// What the machine has to do with outside.
+fn outside(
+    args: RunArgs,
+    secrets: Vec<Secret>,
+) -> Result<(Option<NetworkConfig>, Vec<Share>), Failure> {
     let network = args.net
         || !args.policy.is_empty()
         || !args.secrets.is_empty()
@@ -217,22 +293,8 @@ fn config(args: RunArgs, secrets: Vec<Secret>, started: Start) -> Result<Machine
     } else {
         None
     };
-    let timeline = Arc::new(Timeline::new());
-    started.mark(&timeline);
-    timeline.mark("artifacts found");
-    Ok(MachineConfig {
-        cpus: args.cpus,
-        memory: args.memory,
-        kernel,
-        agent,
-        image: image.file(cabana_builder::ROOT)?,
-        scratch,
-        network,
-        shares: args.shares.into_iter().map(share).collect::<Result<_, _>>()?,
-        extra_command_line: args.cmdline,
-        timeline,
-        ..MachineConfig::default()
-    })
+    let shares = args.shares.into_iter().map(share).collect::<Result<_, _>>()?;
+    Ok((network, shares))
 }
 
 /// Makes the share's paths absolute: a relative one of the host's counts from here.

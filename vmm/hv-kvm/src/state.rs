@@ -7,12 +7,19 @@ use cabana_hv::x86::VcpuState;
 use kvm_bindings::{Msrs, kvm_debugregs, kvm_lapic_state, kvm_msr_entry, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{Cap, VcpuFd};
 
-use crate::convert;
 use crate::ioctl::{GET_XSAVE, GET_XSAVE2, SET_XSAVE, XSAVE_LEN, failed, ioctl};
 use crate::vm::VmShared;
+use crate::{convert, quirks};
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub(crate) const TSC: u32 = 0x10;
+/// `IA32_TSC_DEADLINE`.
+const TSC_DEADLINE: u32 = 0x6e0;
+/// Where the local APIC's registers have the timer's entry, and its mode that goes by a deadline
+/// (Intel SDM 3A §11.5.1, §11.5.4.1).
+const LVT_TIMER: usize = 0x320;
+const LVT_TIMER_MODE: u32 = 0b11 << 17;
+const LVT_TIMER_DEADLINE: u32 = 0b10 << 17;
 
 /// Is this model-specific register state? Some in KVM's list say what the processor is, which the
 /// restored vCPU has from its CPUID, and may not change once it has run.
@@ -135,10 +142,13 @@ pub(crate) fn get(vm: &VmShared, vcpu: &VcpuFd) -> Result<VcpuState, HvError> {
     let lapic = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
     let debug = vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?;
     let events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+    let lapic: Vec<u8> = lapic.regs.iter().map(|&byte| byte as u8).collect();
+    let mut msrs = get_msrs(vcpu, vm.system.saved_msrs()?)?;
+    keep_expired_deadline(&lapic, &mut msrs);
     Ok(VcpuState {
         regs: convert::regs_from_kvm(&regs),
         system: convert::system_from_kvm(&sregs),
-        msrs: get_msrs(vcpu, vm.system.saved_msrs()?)?,
+        msrs,
         xsave: get_xsave(vm, vcpu)?,
         xcrs: xcrs
             .xcrs
@@ -146,11 +156,26 @@ pub(crate) fn get(vm: &VmShared, vcpu: &VcpuFd) -> Result<VcpuState, HvError> {
             .take(xcrs.nr_xcrs as usize)
             .map(|xcr| (xcr.xcr, xcr.value))
             .collect(),
-        lapic: lapic.regs.iter().map(|&byte| byte as u8).collect(),
+        lapic,
         events: convert::events_from_kvm(&events),
         debug: [debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7],
         activity: convert::activity_from_kvm(activity),
     })
+}
+
+/// A deadline that has passed while no vCPU ran reads as zero, and its interrupt waits where no call
+/// can see it. With a deadline of now it comes after all, and at worst once too often, which systems
+/// are prepared for.
+fn keep_expired_deadline(lapic: &[u8], msrs: &mut [(u32, u64)]) {
+    let entry = lapic.get(LVT_TIMER..LVT_TIMER + 4).and_then(|bytes| bytes.try_into().ok());
+    let entry = u32::from_le_bytes(entry.unwrap_or_default());
+    if entry & LVT_TIMER_MODE != LVT_TIMER_DEADLINE {
+        return;
+    }
+    let now = msrs.iter().find(|(msr, _)| *msr == TSC).map_or(0, |(_, value)| *value);
+    for (_, value) in msrs.iter_mut().filter(|msr| **msr == (TSC_DEADLINE, 0)) {
+        *value = now;
+    }
 }
 
 /// The order matters: the APIC base (in the system registers) comes before the APIC's registers,
@@ -175,7 +200,9 @@ pub(crate) fn set(vm: &VmShared, vcpu: &VcpuFd, state: &VcpuState) -> Result<(),
     vcpu.set_mp_state(convert::activity_to_kvm(state.activity))
         .map_err(failed("KVM_SET_MP_STATE"))?;
     vcpu.set_regs(&convert::regs_to_kvm(&state.regs)).map_err(failed("KVM_SET_REGS"))?;
-    vcpu.set_sregs(&convert::system_to_kvm(&state.system)).map_err(failed("KVM_SET_SREGS"))?;
+    let mut sregs = convert::system_to_kvm(&state.system);
+    quirks::fix_task_register(&mut sregs.tr);
+    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
     if count > 0 {
         vcpu.set_xcrs(&xcrs).map_err(failed("KVM_SET_XCRS"))?;
     }
@@ -185,4 +212,24 @@ pub(crate) fn set(vm: &VmShared, vcpu: &VcpuFd, state: &VcpuState) -> Result<(),
     set_msrs(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&convert::events_to_kvm(&state.events))
         .map_err(failed("KVM_SET_VCPU_EVENTS"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_that_has_passed_is_kept() {
+        let mut lapic = vec![0; 1024];
+        let msrs = [(TSC, 500), (TSC_DEADLINE, 0)];
+        let kept = |lapic: &[u8], mut msrs: [(u32, u64); 2]| {
+            keep_expired_deadline(lapic, &mut msrs);
+            msrs[1].1
+        };
+        assert_eq!(kept(&lapic, msrs), 0, "a timer of another mode has none");
+        lapic[LVT_TIMER..LVT_TIMER + 4].copy_from_slice(&LVT_TIMER_DEADLINE.to_le_bytes());
+        assert_eq!(kept(&lapic, msrs), 500);
+        assert_eq!(kept(&lapic, [(TSC, 500), (TSC_DEADLINE, 900)]), 900);
+        assert_eq!(kept(&[], msrs), 0);
+    }
 }

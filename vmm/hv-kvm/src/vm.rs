@@ -11,8 +11,8 @@ use cabana_hv::{Doorbell, HvError, MemorySlot, VcpuSeat, VcpuSetup, Vm, X86Vm};
 use cabana_os::Event;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
-    KvmIrqRouting, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing_entry, kvm_irqfd, kvm_msi,
-    kvm_userspace_memory_region,
+    KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing_entry, kvm_irqfd,
+    kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VmFd};
 
@@ -221,6 +221,15 @@ impl X86Vm for KvmVm {
 
     fn apic_khz(&self) -> u32 {
         APIC_KHZ
+    }
+
+    fn clock(&self) -> Result<u64, HvError> {
+        Ok(self.shared.fd.get_clock().map_err(failed("KVM_GET_CLOCK"))?.clock)
+    }
+
+    fn set_clock(&self, nanoseconds: u64) -> Result<(), HvError> {
+        let clock = kvm_clock_data { clock: nanoseconds, ..kvm_clock_data::default() };
+        self.shared.fd.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))
     }
 }
 

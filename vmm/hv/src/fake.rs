@@ -1,6 +1,6 @@
 //! A hypervisor for tests: exits come from a script, and everything asked of it is recorded.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cabana_os::Event;
@@ -28,6 +28,10 @@ pub struct Record {
     pub doorbells: Vec<Doorbell>,
     /// The state that vCPU 0 was given to boot with.
     pub boot: Option<BootState>,
+    /// Each vCPU's whole state, as it was set last.
+    pub states: BTreeMap<u32, VcpuState>,
+    /// The paravirtual clock.
+    pub clock: u64,
 }
 
 /// Shared between the test and everything that the fake makes.
@@ -142,6 +146,15 @@ impl X86Vm for FakeVm {
     fn apic_khz(&self) -> u32 {
         1_000_000
     }
+
+    fn clock(&self) -> Result<u64, HvError> {
+        Ok(self.fake.record().clock)
+    }
+
+    fn set_clock(&self, nanoseconds: u64) -> Result<(), HvError> {
+        self.fake.record().clock = nanoseconds;
+        Ok(())
+    }
 }
 
 /// See [`FakeHypervisor`]; it plays the seat, the kicker and the vCPU.
@@ -178,10 +191,11 @@ impl Vcpu for FakeVcpu {
     }
 
     fn state(&mut self) -> Result<VcpuState, HvError> {
-        Ok(VcpuState::default())
+        Ok(self.fake.record().states.get(&self.index).cloned().unwrap_or_default())
     }
 
-    fn set_state(&mut self, _state: &VcpuState) -> Result<(), HvError> {
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), HvError> {
+        self.fake.record().states.insert(self.index, state.clone());
         Ok(())
     }
 

@@ -29,6 +29,13 @@ pub trait X86Vm: Vm {
 
     /// Ticks per second of the local APIC's timer before its divider, in kHz.
     fn apic_khz(&self) -> u32;
+
+    /// The VM's paravirtual clock in nanoseconds; zero where the hypervisor has none.
+    fn clock(&self) -> Result<u64, HvError>;
+
+    /// Lets the paravirtual clock go on from `nanoseconds`: the last thing before the vCPUs of a
+    /// restored machine run, when their time-stamp counters are set.
+    fn set_clock(&self, nanoseconds: u64) -> Result<(), HvError>;
 }
 
 /// GSIs that belong to the I/O APIC's pins: `0..IOAPIC_PINS`.

@@ -26,7 +26,7 @@ pub(crate) struct Board {
     pub(crate) pins: Pins,
     /// Set once everything is mapped and every doorbell hung.
     pub(crate) wired: Arc<OnceLock<()>>,
-    ioapic: Arc<IoApic>,
+    pub(crate) ioapic: Arc<IoApic>,
 }
 
 /// A virtio device's registers before everything is in place: whoever comes too early waits. Only
@@ -155,32 +155,36 @@ impl Board {
     }
 }
 
-/// Maps the devices' memory and register pages and hangs their doorbells. Each of these calls waits
-/// until no vCPU uses the table that it changes, so it is done while the guest already runs; a
-/// guest that is quicker waits at [`Wired`].
-///
-/// Register pages are mapped read-only, so that only writes exit; where the hypervisor cannot do
-/// that, the bus answers the reads.
-pub(crate) fn wire(
+/// Hangs the doorbells of the devices. As with [`map_devices`], a guest that is quicker waits at
+/// [`Wired`].
+pub(crate) fn hang_doorbells(
     vm: &dyn X86Vm,
     transports: &[Arc<MmioTransport>],
-    device_memory: &[MemorySlot],
 ) -> Result<(), HvError> {
-    let unsupported_is_fine = |result| match result {
-        Err(HvError::Unsupported(_)) => Ok(()),
-        result => result,
-    };
-    for slot in device_memory {
-        // SAFETY: the machine keeps the memory's owners until the VM and its vCPUs are gone, and
-        // the owners promise that nobody has references into it.
-        unsafe { vm.map(slot)? };
-    }
     for (index, transport) in transports.iter().enumerate() {
         let base = layout::virtio_registers(index);
         for bell in transport.doorbells() {
             let doorbell = Doorbell { guest: base + bell.offset, value: bell.value };
             unsupported_is_fine(vm.doorbell(doorbell, bell.event))?;
         }
+    }
+    Ok(())
+}
+
+/// Maps the devices' memory and register pages. Each of these calls waits until no vCPU uses the table
+/// that it changes, so it is done while a booting guest already runs.
+///
+/// Register pages are mapped read-only, so that only writes exit; where the hypervisor cannot do
+/// that, the bus answers the reads.
+pub(crate) fn map_devices(
+    vm: &dyn X86Vm,
+    transports: &[Arc<MmioTransport>],
+    device_memory: &[MemorySlot],
+) -> Result<(), HvError> {
+    for slot in device_memory {
+        // SAFETY: the machine keeps the memory's owners until the VM and its vCPUs are gone, and
+        // the owners promise that nobody has references into it.
+        unsafe { vm.map(slot)? };
     }
     let Some(first) = transports.first() else { return Ok(()) };
     let registers = MemorySlot {
@@ -193,4 +197,11 @@ pub(crate) fn wire(
     // SAFETY: the pages follow one another and live as long as the transports, which the machine
     // keeps until the VM is gone; they are only ever accessed as atomics.
     unsupported_is_fine(unsafe { vm.map(&registers) })
+}
+
+fn unsupported_is_fine(result: Result<(), HvError>) -> Result<(), HvError> {
+    match result {
+        Err(HvError::Unsupported(_)) => Ok(()),
+        result => result,
+    }
 }

@@ -3,6 +3,10 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cabana_hv::x86::VcpuState;
+use cabana_hv::{HvError, Vcpu};
+use cabana_os::process::monotonic;
+
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -28,10 +32,13 @@ pub(crate) struct Control {
 #[derive(Debug, Default)]
 struct State {
     outcome: Option<Outcome>,
-    pause: bool,
+    /// How many want it paused.
+    pauses: u32,
     parked: u32,
     /// What each vCPU's thread said when it last parked.
     reports: Vec<Option<VcpuReport>>,
+    /// The registers that parked threads are asked for, in the order of the vCPUs; each fills its own.
+    wanted: Option<Vec<Option<Result<VcpuState, HvError>>>>,
 }
 
 /// What only a vCPU's own thread can find out.
@@ -45,6 +52,12 @@ pub(crate) struct VcpuReport {
     pub(crate) at: Duration,
 }
 
+impl VcpuReport {
+    fn of(vcpu: &mut dyn Vcpu) -> Self {
+        Self { exits: vcpu.exits(), tsc: vcpu.tsc().ok(), at: monotonic() }
+    }
+}
+
 /// What a vCPU thread does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -53,6 +66,12 @@ pub(crate) enum Next {
 }
 
 impl Control {
+    /// Of a machine whose vCPUs wait at [`Control::wait_start`] for [`Control::resume`].
+    pub(crate) fn paused() -> Self {
+        let state = State { pauses: 1, ..State::default() };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +104,7 @@ impl Control {
 
     /// Asks vCPU threads to park at their next [`Control::checkpoint`].
     pub(crate) fn request_pause(&self) {
-        self.lock().pause = true;
+        self.lock().pauses += 1;
         self.changed.notify_all();
     }
 
@@ -97,9 +116,12 @@ impl Control {
         }
     }
 
-    /// Lets parked threads go on.
+    /// Takes one request back; parked threads go on when there is none.
     pub(crate) fn resume(&self) {
-        self.lock().pause = false;
+        {
+            let mut state = self.lock();
+            state.pauses = state.pauses.saturating_sub(1);
+        }
         self.changed.notify_all();
     }
 
@@ -108,18 +130,55 @@ impl Control {
         self.lock().reports.clone()
     }
 
-    /// Called by vCPU `index`'s thread when it was kicked: parks while the machine is paused.
-    pub(crate) fn checkpoint(&self, index: u32, report: impl FnOnce() -> VcpuReport) -> Next {
+    /// The registers of all `vcpus`, which are parked; nothing once the machine has ended.
+    pub(crate) fn vcpu_states(&self, vcpus: u32) -> Result<Vec<VcpuState>, HvError> {
         let mut state = self.lock();
-        if state.pause || state.outcome.is_some() {
-            let index = index as usize;
-            if state.reports.len() <= index {
-                state.reports.resize(index + 1, None);
+        let mut wanted = Vec::new();
+        wanted.resize_with(vcpus as usize, || None);
+        state.wanted = Some(wanted);
+        self.changed.notify_all();
+        let missing = |wanted: &Option<Vec<_>>| wanted.iter().flatten().any(Option::is_none);
+        while missing(&state.wanted) && state.outcome.is_none() {
+            state = self.wait(state);
+        }
+        state.wanted.take().into_iter().flatten().flatten().collect()
+    }
+
+    /// Called by vCPU `index`'s thread when it was kicked: parks while the machine is paused.
+    pub(crate) fn checkpoint(&self, index: u32, vcpu: &mut dyn Vcpu) -> Next {
+        let mut state = self.lock();
+        if state.pauses > 0 || state.outcome.is_some() {
+            let at = index as usize;
+            if state.reports.len() <= at {
+                state.reports.resize(at + 1, None);
             }
-            state.reports[index] = Some(report());
+            state.reports[at] = Some(VcpuReport::of(vcpu));
+        }
+        self.park(state, index, vcpu)
+    }
+
+    /// Called by vCPU `index`'s thread before it runs for the first time.
+    pub(crate) fn wait_start(&self, index: u32, vcpu: &mut dyn Vcpu) -> Next {
+        self.park(self.lock(), index, vcpu)
+    }
+
+    /// Waits while the machine is paused, and answers what only this thread can.
+    fn park<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        index: u32,
+        vcpu: &mut dyn Vcpu,
+    ) -> Next {
+        if state.pauses > 0 || state.outcome.is_some() {
             state.parked += 1;
             self.changed.notify_all();
-            while state.pause && state.outcome.is_none() {
+            while state.pauses > 0 && state.outcome.is_none() {
+                let wanted =
+                    state.wanted.as_mut().and_then(|wanted| wanted.get_mut(index as usize));
+                if let Some(wanted @ None) = wanted {
+                    *wanted = Some(vcpu.state());
+                    self.changed.notify_all();
+                }
                 state = self.wait(state);
             }
             state.parked -= 1;
@@ -128,10 +187,10 @@ impl Control {
     }
 
     /// Called by the thread of vCPU `index` when it has nothing to run until the end.
-    pub(crate) fn wait_end(&self, index: u32, mut report: impl FnMut() -> VcpuReport) {
-        while self.checkpoint(index, &mut report) == Next::Run {
+    pub(crate) fn wait_end(&self, index: u32, vcpu: &mut dyn Vcpu) {
+        while self.checkpoint(index, vcpu) == Next::Run {
             let state = self.lock();
-            if state.outcome.is_none() && !state.pause {
+            if state.outcome.is_none() && !state.pauses > 0 {
                 drop(self.wait(state));
             }
         }

@@ -1,7 +1,8 @@
 //! The board of a machine: guest RAM, buses, interrupt routing, and the threads that run vCPUs.
 //!
 //! A [`Setup`] says what the machine is made of; [`Machine::start`] builds and starts it over any
-//! hypervisor; [`Machine::wait`] says how it ended. No device is named here: they come in as
+//! hypervisor; [`Machine::wait`] says how it ended; [`Machine::freeze`] and [`Machine::restore`] take it
+//! to another process. No device is named here: they come in as
 //! [`VirtioDevice`](cabana_virtio::VirtioDevice)s.
 
 // Guest memory is handed to the hypervisor by its address.
@@ -13,10 +14,14 @@ mod entry;
 mod exits;
 pub mod layout;
 mod machine;
+mod restore;
+mod state;
 mod timeline;
 mod vcpu;
 
 pub use control::Outcome;
 pub use exits::ExitCounts;
-pub use machine::{DeviceMemory, GuestClock, Machine, MachineError, Observation, Setup};
+pub use machine::{DeviceMemory, Frozen, GuestClock, Machine, MachineError, Observation, Setup};
+pub use restore::Restore;
+pub use state::{MachineState, STATE_VERSION, SavedVcpu};
 pub use timeline::{Mark, Timeline};

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use cabana_boot::x86_64::{self, Boot};
 use cabana_boot::{BootError, Initrd, Kernel};
-use cabana_bus::RangeTaken;
-use cabana_hv::x86::cpuid;
+use cabana_bus::{RangeTaken, SavedState};
+use cabana_hv::x86::{CpuidLeaf, cpuid};
 use cabana_hv::{HvError, MemorySlot, VcpuSetup, X86Vm, x86};
 use cabana_memory::{GuestRam, MemoryError, RamSlot};
-use cabana_platform::SerialInput;
+use cabana_platform::{IoApic, SerialInput};
 use cabana_virtio::{MmioTransport, VirtioDevice};
 
 use crate::board::{self, Board};
@@ -20,7 +20,8 @@ use crate::control::{Control, Outcome};
 use crate::exits::{Counters, ExitCounts};
 use crate::layout::{self, Pins};
 use crate::timeline::Timeline;
-use crate::vcpu::{self, Running, Shared};
+use crate::vcpu::{self, Begin, Running, Shared};
+use crate::{MachineState, SavedVcpu};
 
 const PAGE: u64 = 4096;
 
@@ -84,6 +85,9 @@ pub enum MachineError {
     /// More virtio devices than interrupt pins.
     #[error("{0} devices are more than a machine has interrupt lines ({1})")]
     TooManyDevices(usize, usize),
+    /// A snapshot's machine that this host or this program cannot go on with.
+    #[error("the machine in it cannot go on here: {0}")]
+    Restore(String),
     /// The host refused a thread or memory.
     #[error("the host refused what a machine needs: {0}")]
     Host(#[source] io::Error),
@@ -124,11 +128,14 @@ pub struct Machine {
     wiring: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     transports: Vec<Arc<MmioTransport>>,
+    ioapic: Arc<IoApic>,
     serial: Option<SerialInput>,
     ram: GuestRam,
     tsc_khz: u32,
+    /// The processors that the guest sees.
+    cpuids: Vec<Vec<CpuidLeaf>>,
     // In this order: the VM is gone before the memory that it sees.
-    _vm: Arc<dyn X86Vm>,
+    vm: Arc<dyn X86Vm>,
     _device_memory: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -174,35 +181,57 @@ impl Machine {
         map_ram(vm.as_ref(), &ram)?;
         timeline.mark("memory mapped");
 
-        let Board { mmio, pio, transports, wired, .. } = board;
-        let shared =
-            Arc::new(Shared { mmio, pio, control, counters: Counters::default(), timeline });
-        let owners = setup.device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect();
         let supported = vm.supported_cpuid()?;
         let (tsc_khz, apic_khz) = (vm.tsc_khz()?, vm.apic_khz());
-        let mut machine = Self {
-            vcpus: Vec::with_capacity(cpus as usize),
-            wiring: None,
-            shared,
-            transports,
-            serial,
-            ram,
-            tsc_khz,
-            _vm: Arc::clone(&vm),
-            _device_memory: owners,
-        };
+        let slots = Slots::of(&setup.device_memory);
+        let wired = Arc::clone(&board.wired);
+        let parts = Parts { vm, control, timeline, ram, tsc_khz };
+        let mut machine = Self::assemble(parts, board, serial, &setup.device_memory);
         for index in 0..cpus {
             let options = cpuid::Options { index, count: cpus, tsc_khz, apic_khz };
             let cpuid = cpuid::for_guest(&supported, options);
             let msrs = x86::firmware_msrs(&cpuid);
-            let seat = vm.vcpu_seat(VcpuSetup { index, cpuid, msrs })?;
-            let boot = (index == 0).then_some(start);
-            let running = vcpu::spawn(index, seat, boot, Arc::clone(&machine.shared))
-                .map_err(MachineError::Host)?;
-            machine.vcpus.push(running);
+            let begin = if index == 0 { Begin::Boot(start) } else { Begin::Sleep };
+            machine.add_vcpu(VcpuSetup { index, cpuid, msrs }, begin)?;
         }
-        machine.wiring = Some(machine.start_wiring(vm, &setup.device_memory, wired)?);
+        machine.start_wiring(Some(slots), wired)?;
         Ok(machine)
+    }
+
+    /// The machine without its vCPUs.
+    pub(crate) fn assemble(
+        parts: Parts,
+        board: Board,
+        serial: Option<SerialInput>,
+        device_memory: &[DeviceMemory],
+    ) -> Self {
+        let Parts { vm, control, timeline, ram, tsc_khz } = parts;
+        let Board { mmio, pio, transports, ioapic, .. } = board;
+        let counters = Counters::default();
+        Self {
+            vcpus: Vec::new(),
+            wiring: None,
+            shared: Arc::new(Shared { mmio, pio, control, counters, timeline }),
+            transports,
+            ioapic,
+            serial,
+            ram,
+            tsc_khz,
+            cpuids: Vec::new(),
+            vm,
+            _device_memory: device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect(),
+        }
+    }
+
+    /// Makes the next vCPU and starts its thread.
+    pub(crate) fn add_vcpu(&mut self, setup: VcpuSetup, begin: Begin) -> Result<(), MachineError> {
+        let index = setup.index;
+        self.cpuids.push(setup.cpuid.clone());
+        let seat = self.vm.vcpu_seat(setup)?;
+        let running = vcpu::spawn(index, seat, begin, Arc::clone(&self.shared))
+            .map_err(MachineError::Host)?;
+        self.vcpus.push(running);
+        Ok(())
     }
 
     /// Waits until the machine ends by itself or is stopped.
@@ -233,6 +262,16 @@ impl Machine {
         self.shared.control.resume();
     }
 
+    /// Holds vCPUs and devices, until the answer is dropped: nothing changes RAM or a disk, or is on its
+    /// way between them.
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.pause();
+        for transport in &self.transports {
+            transport.pause();
+        }
+        Frozen { machine: self }
+    }
+
     /// Looks at the machine from outside. Holds it for a moment, since a vCPU's counters belong to
     /// its thread.
     pub fn observe(&self) -> Observation {
@@ -258,24 +297,47 @@ impl Machine {
         &self.ram
     }
 
-    /// Does on a thread of its own what the guest needs only later; see [`board::wire`].
-    fn start_wiring(
-        &self,
-        vm: Arc<dyn X86Vm>,
-        device_memory: &[DeviceMemory],
+    /// Does on a thread of its own what the guest needs only later: doorbells, and the memory of
+    /// devices if that is not there yet.
+    pub(crate) fn start_wiring(
+        &mut self,
+        memory: Option<Slots>,
         wired: Arc<OnceLock<()>>,
-    ) -> Result<JoinHandle<()>, MachineError> {
-        let slots = Slots(device_memory.iter().map(DeviceMemory::slot).collect());
-        let (transports, control) = (self.transports.clone(), Arc::clone(&self.shared.control));
+    ) -> Result<(), MachineError> {
+        let (vm, transports) = (Arc::clone(&self.vm), self.transports.clone());
+        let control = Arc::clone(&self.shared.control);
         let wire = move || {
-            let slots = slots;
-            if let Err(error) = board::wire(vm.as_ref(), &transports, &slots.0) {
+            let mapped = match memory {
+                Some(slots) => board::map_devices(vm.as_ref(), &transports, &{ slots }.0),
+                None => Ok(()),
+            };
+            let hung = mapped.and_then(|()| board::hang_doorbells(vm.as_ref(), &transports));
+            if let Err(error) = hung {
                 control.end(Outcome::Failed(error.to_string()));
             }
             let _ = wired.set(());
         };
         let builder = thread::Builder::new().name("wiring".to_owned()).stack_size(64 << 10);
-        builder.spawn(wire).map_err(MachineError::Host)
+        self.wiring = Some(builder.spawn(wire).map_err(MachineError::Host)?);
+        Ok(())
+    }
+
+    /// Maps the memory of devices and their registers.
+    pub(crate) fn map_devices(&self, slots: &Slots) -> Result<(), HvError> {
+        board::map_devices(self.vm.as_ref(), &self.transports, &slots.0)
+    }
+
+    pub(crate) fn vm(&self) -> &dyn X86Vm {
+        self.vm.as_ref()
+    }
+
+    pub(crate) fn transports(&self) -> &[Arc<MmioTransport>] {
+        &self.transports
+    }
+
+    /// Waits until all vCPUs are parked, or the machine has ended.
+    pub(crate) fn wait_parked(&self) {
+        self.shared.control.wait_parked(self.vcpus.len() as u32);
     }
 
     fn kick_all(&self) {
@@ -300,6 +362,56 @@ impl Drop for Machine {
     }
 }
 
+/// A machine that is held for a snapshot. It goes on when this is dropped.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    machine: &'a Machine,
+}
+
+impl Frozen<'_> {
+    /// All of the machine but RAM and disks.
+    pub fn state(&self) -> Result<MachineState, MachineError> {
+        let machine = self.machine;
+        let states = machine.shared.control.vcpu_states(machine.vcpus.len() as u32)?;
+        if machine.ended().is_some() {
+            return Err(MachineError::Restore("it has ended".to_owned()));
+        }
+        let cpuids = machine.cpuids.iter().cloned();
+        let vcpus = cpuids.zip(states).map(|(cpuid, state)| SavedVcpu { cpuid, state });
+        Ok(MachineState {
+            memory: machine.ram.size(),
+            tsc_khz: machine.tsc_khz,
+            clock: machine.vm.clock()?,
+            vcpus: vcpus.collect(),
+            ioapic: SavedState::of(&*machine.ioapic),
+            devices: machine.transports.iter().map(|transport| transport.save()).collect(),
+        })
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.machine.ram
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        for transport in &self.machine.transports {
+            transport.resume();
+        }
+        self.machine.resume();
+    }
+}
+
+/// What a machine is assembled from, beside its board.
+pub(crate) struct Parts {
+    pub(crate) vm: Arc<dyn X86Vm>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) ram: GuestRam,
+    pub(crate) tsc_khz: u32,
+}
+
 impl DeviceMemory {
     fn slot(&self) -> MemorySlot {
         let Self { guest, host, len, read_only, .. } = *self;
@@ -308,12 +420,18 @@ impl DeviceMemory {
 }
 
 /// Slots on their way to another thread.
-struct Slots(Vec<MemorySlot>);
+pub(crate) struct Slots(Vec<MemorySlot>);
+
+impl Slots {
+    pub(crate) fn of(memory: &[DeviceMemory]) -> Self {
+        Self(memory.iter().map(DeviceMemory::slot).collect())
+    }
+}
 
 // SAFETY: a slot names memory by its address; nothing is accessed through it but by the hypervisor.
 unsafe impl Send for Slots {}
 
-fn map_ram(vm: &dyn X86Vm, ram: &GuestRam) -> Result<(), HvError> {
+pub(crate) fn map_ram(vm: &dyn X86Vm, ram: &GuestRam) -> Result<(), HvError> {
     for RamSlot { guest, host, len } in ram.slots() {
         let slot = MemorySlot { guest: guest.0, host, len, read_only: false, track_dirty: false };
         // SAFETY: the machine keeps RAM until the VM and its vCPUs are gone, and `GuestRam` hands

@@ -5,10 +5,10 @@ use std::thread::{self, JoinHandle};
 
 use cabana_boot::x86_64::Start;
 use cabana_bus::Bus;
-use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
-use cabana_os::process::monotonic;
+use cabana_hv::x86::VcpuState;
+use cabana_hv::{HvError, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 
-use crate::control::{Control, Next, Outcome, VcpuReport};
+use crate::control::{Control, Next, Outcome};
 use crate::entry::boot_state;
 use crate::exits::Counters;
 use crate::timeline::Timeline;
@@ -22,23 +22,33 @@ pub(crate) struct Shared {
     pub(crate) timeline: Arc<Timeline>,
 }
 
+/// How a vCPU comes to its first instruction.
+pub(crate) enum Begin {
+    /// The first one of a machine that boots.
+    Boot(Start),
+    /// The others: the first one starts them.
+    Sleep,
+    /// It goes on with this, once the machine is resumed.
+    Restored(Box<VcpuState>),
+}
+
 /// A running vCPU.
 pub(crate) struct Running {
     pub(crate) kicker: Box<dyn VcpuKicker>,
     pub(crate) thread: JoinHandle<()>,
 }
 
-/// Starts the thread of vCPU `index`; `boot` says how the first one starts.
+/// Starts the thread of vCPU `index`.
 pub(crate) fn spawn(
     index: u32,
     seat: Box<dyn VcpuSeat>,
-    boot: Option<Start>,
+    begin: Begin,
     shared: Arc<Shared>,
 ) -> std::io::Result<Running> {
     let kicker = seat.kicker();
     let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 << 10).spawn(
         move || {
-            if let Err(error) = run(index, seat, boot, &shared) {
+            if let Err(error) = run(index, seat, begin, &shared) {
                 shared.control.end(Outcome::Failed(error.to_string()));
             }
         },
@@ -46,15 +56,19 @@ pub(crate) fn spawn(
     Ok(Running { kicker, thread })
 }
 
-fn run(
-    index: u32,
-    seat: Box<dyn VcpuSeat>,
-    boot: Option<Start>,
-    shared: &Shared,
-) -> Result<(), HvError> {
+fn run(index: u32, seat: Box<dyn VcpuSeat>, begin: Begin, shared: &Shared) -> Result<(), HvError> {
     let mut vcpu = seat.bind()?;
-    if let Some(boot) = boot {
-        vcpu.set_boot_state(&boot_state(boot))?;
+    match begin {
+        Begin::Boot(start) => vcpu.set_boot_state(&boot_state(start))?,
+        Begin::Sleep => {}
+        Begin::Restored(state) => {
+            vcpu.set_state(&state)?;
+            if shared.control.wait_start(index, vcpu.as_mut()) == Next::End {
+                return Ok(());
+            }
+        }
+    }
+    if index == 0 {
         shared.timeline.mark(FIRST_INSTRUCTION);
     }
     let mut entry = VmEntry::Resume;
@@ -80,7 +94,7 @@ fn run(
                 shared.pio.write(port.into(), &data.to_le_bytes()[..usize::from(size.min(4))]);
             }
             VmExit::Halt => {
-                shared.control.wait_end(index, || report(vcpu.as_mut()));
+                shared.control.wait_end(index, vcpu.as_mut());
                 return Ok(());
             }
             VmExit::Shutdown => shared.control.end(Outcome::TripleFault),
@@ -89,7 +103,7 @@ fn run(
         }
         // A device may have ended the machine in this thread; others are kicked.
         let looked = matches!(exit, VmExit::Kicked | VmExit::Shutdown | VmExit::PioWrite { .. });
-        if looked && shared.control.checkpoint(index, || report(vcpu.as_mut())) == Next::End {
+        if looked && shared.control.checkpoint(index, vcpu.as_mut()) == Next::End {
             return Ok(());
         }
     }
@@ -97,7 +111,3 @@ fn run(
 
 /// The mark just before the guest's first instruction.
 pub(crate) const FIRST_INSTRUCTION: &str = "first guest instruction";
-
-fn report(vcpu: &mut dyn Vcpu) -> VcpuReport {
-    VcpuReport { exits: vcpu.exits(), tsc: vcpu.tsc().ok(), at: monotonic() }
-}

@@ -12,6 +12,7 @@ use cabana_machine::MachineError;
 use cabana_netstack::NetworkError;
 use cabana_pmem::ImageError;
 use cabana_protocol::{Cause, ProtocolError};
+use cabana_snapshot::SnapshotError;
 use cabana_vsock::VsockError;
 
 /// The codes that come from other processes, by which [`Error::told`] knows them again.
@@ -30,6 +31,7 @@ const CODES: &[&str] = &[
     "machine",
     "no-hypervisor",
     "share",
+    "snapshot",
     "stopped",
     "worker-died",
     "worker-version",
@@ -77,6 +79,17 @@ pub enum Error {
         path: PathBuf,
         /// What the host said.
         source: io::Error,
+    },
+    /// A snapshot that cannot be written or read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A snapshot whose machine cannot be one here.
+    #[error("the machine of the snapshot {path} cannot go on here: {why}", path = path.display())]
+    CannotGoOn {
+        /// The snapshot.
+        path: PathBuf,
+        /// Why.
+        why: String,
     },
     /// A folder that cannot be shared.
     #[error(transparent)]
@@ -166,6 +179,7 @@ impl Error {
             Self::Disk(_) | Self::MakeDisk { .. } => "disk",
             Self::DiskFailed(_) => "disk-failed",
             Self::Network(_) | Self::Egress(_) | Self::Capture { .. } => "network",
+            Self::Snapshot(_) | Self::CannotGoOn { .. } => "snapshot",
             Self::Share(_) => "share",
             Self::Journal(_) => "journal",
             Self::Host { .. } => "host",

@@ -49,16 +49,22 @@ pub struct Introduction {
 impl Introduction {
     /// What a machine of this configuration tells its agent.
     pub fn of(config: &MachineConfig) -> Self {
+        let MachineConfig { hostname, shares, network, .. } = config;
+        let has_disk = config.scratch != Scratch::Memory;
+        Self { has_disk, ..Self::new(hostname, shares, network.is_some()) }
+    }
+
+    pub(crate) fn new(hostname: &str, shares: &[Share], network: bool) -> Self {
         let mount = |(index, share): (usize, &Share)| ShareMount {
             name: share_name(index),
             guest_path: share.guest.clone(),
             read_only: share.read_only,
         };
         Self {
-            hostname: config.hostname.clone(),
-            has_disk: config.scratch != Scratch::Memory,
-            shares: config.shares.iter().enumerate().map(mount).collect(),
-            network: config.network.is_some().then(network::setup),
+            hostname: hostname.to_owned(),
+            has_disk: false,
+            shares: shares.iter().enumerate().map(mount).collect(),
+            network: network.then(network::setup),
         }
     }
 }
@@ -111,7 +117,47 @@ impl Guest {
         introduction: Introduction,
         timeline: &Timeline,
     ) -> Result<Self, Error> {
-        match converse(&control, introduction, timeline) {
+        Self::converse(link, control, timeline, |realtime_ns, entropy| {
+            HostMessage::Setup(control::Setup {
+                realtime_ns,
+                hostname: introduction.hostname,
+                entropy,
+                root: RootSetup {
+                    image: "/dev/pmem0".to_owned(),
+                    dax: true,
+                    scratch: introduction.has_disk.then(|| "/dev/vda".to_owned()),
+                },
+                shares: introduction.shares,
+                network: introduction.network,
+            })
+        })
+    }
+
+    /// Hello, renewal, ready, of an agent that comes out of a snapshot.
+    pub fn wake(
+        link: Arc<dyn Link>,
+        control: Stream,
+        introduction: Introduction,
+        timeline: &Timeline,
+    ) -> Result<Self, Error> {
+        Self::converse(link, control, timeline, |realtime_ns, entropy| {
+            HostMessage::Renew(control::Renew {
+                realtime_ns,
+                hostname: introduction.hostname,
+                entropy,
+                shares: introduction.shares,
+                network: introduction.network.is_some(),
+            })
+        })
+    }
+
+    fn converse(
+        link: Arc<dyn Link>,
+        control: Stream,
+        timeline: &Timeline,
+        answer: impl FnOnce(u64, [u8; 32]) -> HostMessage,
+    ) -> Result<Self, Error> {
+        match converse(&control, answer, timeline) {
             Ok((hello, ready)) => {
                 let stamps = Stamps { agent: hello.tsc_main, ready: ready.tsc };
                 let (listening, pongs) = (AtomicBool::new(false), Arc::default());
@@ -182,7 +228,7 @@ impl From<ProtocolError> for Greeting {
 
 fn converse(
     control: &Stream,
-    introduction: Introduction,
+    answer: impl FnOnce(u64, [u8; 32]) -> HostMessage,
     timeline: &Timeline,
 ) -> Result<(Hello, Ready), Greeting> {
     let mut stream = control.clone();
@@ -196,19 +242,8 @@ fn converse(
     }
     let entropy = process::random_bytes()
         .map_err(|error| Greeting::Refused(Error::host("random bytes")(error)))?;
-    let setup = control::Setup {
-        realtime_ns: process::realtime().as_nanos() as u64,
-        hostname: introduction.hostname,
-        entropy,
-        root: RootSetup {
-            image: "/dev/pmem0".to_owned(),
-            dax: true,
-            scratch: introduction.has_disk.then(|| "/dev/vda".to_owned()),
-        },
-        shares: introduction.shares,
-        network: introduction.network,
-    };
-    frame::write_message(&mut stream, &HostMessage::Setup(setup))?;
+    let answer = answer(process::realtime().as_nanos() as u64, entropy);
+    frame::write_message(&mut stream, &answer)?;
     match frame::read_message(&mut stream)? {
         GuestMessage::Ready(ready) => {
             timeline.mark("ready");

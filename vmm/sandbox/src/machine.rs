@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -26,8 +27,8 @@ use crate::fate::Fate;
 use crate::guest::share_name;
 use crate::watch::Watch;
 use crate::{
-    Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, NetworkCounters,
-    Process, Scratch, Share, Stream, backend, network, trust,
+    Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, NetworkConfig,
+    NetworkCounters, Process, Scratch, Share, Stream, backend, network, trust,
 };
 
 /// What every machine's kernel is told.
@@ -59,7 +60,15 @@ impl Machine {
         let control = vmm.accept()?;
         let introduction = Introduction::of(config);
         let guest = Guest::greet(vmm.link(), control, introduction, &config.timeline)?;
-        Ok(Self { vmm, guest })
+        Ok(Self::new(vmm, guest))
+    }
+
+    pub(crate) fn new(vmm: Vmm, guest: Guest) -> Self {
+        Self { vmm, guest }
+    }
+
+    pub(crate) fn vmm(&self) -> &Vmm {
+        &self.vmm
     }
 
     /// Starts a command; several may run at once.
@@ -142,6 +151,10 @@ pub struct Vmm {
     listener: VsockListener,
     shares: Arc<FileServer>,
     network: Option<(Network, Egress)>,
+    disk: Option<Arc<Disk>>,
+    image: PathBuf,
+    /// Somebody has asked for a pause.
+    paused: AtomicBool,
     monitor: Option<JoinHandle<()>>,
     /// Ends with the machine.
     _watch: Watch,
@@ -158,16 +171,49 @@ impl Vmm {
         let image = Image::open(&config.image)?;
         let vm = backend::create_vm()?;
         timeline.mark("VM created");
+        let equipment = Equipment {
+            image,
+            image_path: &config.image,
+            memory: config.memory,
+            shares: &config.shares,
+            network: config.network.as_ref(),
+            disk: scratch(&config.scratch)?,
+        };
+        Self::equip(equipment, |devices, device_memory| {
+            let setup = Setup {
+                cpus: config.cpus,
+                memory: config.memory,
+                kernel,
+                initrd: Some(initrd),
+                command_line: format!("{COMMAND_LINE} {}", config.extra_command_line),
+                devices,
+                device_memory,
+                serial: None,
+                timeline,
+            };
+            Ok(cabana_machine::Machine::start(vm, setup)?)
+        })
+    }
 
+    /// Makes the devices, and all that stands behind them, around the machine that `start` makes.
+    pub(crate) fn equip(
+        equipment: Equipment<'_>,
+        start: impl FnOnce(
+            Vec<Box<dyn VirtioDevice>>,
+            Vec<DeviceMemory>,
+        ) -> Result<cabana_machine::Machine, Error>,
+    ) -> Result<Self, Error> {
+        let Equipment { image, image_path, memory, shares, network: card, disk: scratch } =
+            equipment;
         let fate = Arc::new(Fate::default());
         let spawn = |name| EventLoop::spawn(name).map_err(Error::host("a thread"));
         // A disk or a folder that blocks must not hold up the conversation with the guest.
         let (io, disk, folders) = (spawn("io")?, spawn("disk")?, spawn("folders")?);
-        let guest_image = layout::device_memory(config.memory);
+        let guest_image = layout::device_memory(memory);
         let (vsock, host) = VsockDevice::new(VsockConfig::default(), io.handle());
         let tail = fate.console.clone();
         let (console, _) = Console::new(io.handle(), move |output| tail.push(output));
-        let shares = share(&config.shares)?;
+        let shares = share(shares)?;
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
             Box::new(Pmem::new(Arc::clone(&image), guest_image, io.handle())),
             Box::new(vsock),
@@ -175,14 +221,16 @@ impl Vmm {
             Box::new(console),
             Box::new(Rng::new(io.handle())),
         ];
-        if let Some(scratch) = scratch(&config.scratch)? {
+        let mut scratch_disk = None;
+        if let Some(scratch) = scratch {
             let fails = Arc::clone(&fate);
             let block = Block::new(scratch, disk.handle());
+            scratch_disk = Some(block.disk());
             devices.push(Box::new(block.on_error(move |error| fails.disk_failed(error))));
         }
         let mut loops = vec![io, disk, folders];
         let mut network = None;
-        if let Some(config) = &config.network {
+        if let Some(config) = card {
             let events = spawn("net")?;
             let (behind, card, egress) = network::make(config, &events.handle())?;
             devices.push(Box::new(card));
@@ -199,23 +247,24 @@ impl Vmm {
 
         let listener = host.listen(CONTROL_PORT)?;
         let watched = host.listen(WATCH_PORT)?;
-        let setup = Setup {
-            cpus: config.cpus,
-            memory: config.memory,
-            kernel,
-            initrd: Some(initrd),
-            command_line: format!("{COMMAND_LINE} {}", config.extra_command_line),
-            devices,
-            device_memory,
-            serial: None,
-            timeline,
-        };
-        let machine = Arc::new(cabana_machine::Machine::start(vm, setup)?);
+        let machine = Arc::new(start(devices, device_memory)?);
         let board = Arc::new(Mutex::new(Some(Arc::clone(&machine))));
         let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate))?);
         let local = Arc::new(Local { vsock: host, fate });
         let watch = Watch::start(Arc::clone(&shares), watched).map_err(Error::host("a thread"))?;
-        Ok(Self { board, local, listener, shares, network, monitor, _watch: watch, _loops: loops })
+        Ok(Self {
+            board,
+            local,
+            listener,
+            shares,
+            network,
+            disk: scratch_disk,
+            image: image_path.to_owned(),
+            paused: AtomicBool::new(false),
+            monitor,
+            _watch: watch,
+            _loops: loops,
+        })
     }
 
     /// Waits for the agent's control connection: an error when the guest ends without one.
@@ -274,21 +323,42 @@ impl Vmm {
 
     /// Lets no vCPU run until [`resume`](Self::resume). False once the machine has ended.
     pub fn pause(&self) -> bool {
-        let board = lock(&self.board).clone();
-        board.inspect(|board| board.pause()).is_some()
+        let board = self.board();
+        if let Some(board) = &board
+            && !self.paused.swap(true, Ordering::SeqCst)
+        {
+            board.pause();
+        }
+        board.is_some()
     }
 
     /// Lets the vCPUs run again.
     pub fn resume(&self) {
-        if let Some(board) = &*lock(&self.board) {
+        if let Some(board) = self.board()
+            && self.paused.swap(false, Ordering::SeqCst)
+        {
             board.resume();
         }
     }
 
     /// Looks at the machine from outside; `None` once it has ended.
     pub fn observe(&self) -> Option<Observation> {
-        let board = lock(&self.board).clone();
-        Some(board?.observe())
+        Some(self.board()?.observe())
+    }
+
+    /// The board; `None` once the machine has ended.
+    pub(crate) fn board(&self) -> Option<Arc<cabana_machine::Machine>> {
+        lock(&self.board).clone()
+    }
+
+    /// The writable disk.
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        self.disk.as_deref()
+    }
+
+    /// Where the root image is.
+    pub(crate) fn image_path(&self) -> &Path {
+        &self.image
     }
 }
 
@@ -299,6 +369,17 @@ impl Drop for Vmm {
             let _ = monitor.join();
         }
     }
+}
+
+/// What a machine's devices are made of.
+pub(crate) struct Equipment<'a> {
+    pub(crate) image: Arc<Image>,
+    pub(crate) image_path: &'a Path,
+    /// Bytes of RAM.
+    pub(crate) memory: u64,
+    pub(crate) shares: &'a [Share],
+    pub(crate) network: Option<&'a NetworkConfig>,
+    pub(crate) disk: Option<Disk>,
 }
 
 /// The way to a machine of this process.

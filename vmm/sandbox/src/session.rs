@@ -64,6 +64,17 @@ impl Guest {
         self.done(&Request::RemoveShare { session, guest_path })
     }
 
+    /// Holds every process of the guest but its agent, and lets go of its shares, so that the machine can
+    /// be kept in a snapshot.
+    pub fn freeze(&self) -> Result<(), Error> {
+        self.done(&Request::Freeze)
+    }
+
+    /// Lets the guest go on after [`freeze`](Self::freeze).
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.done(&Request::Thaw)
+    }
+
     /// Begins to write files at a path of the guest.
     pub fn push(&self, session: Option<&str>, path: &[u8]) -> Result<Push, Error> {
         let request = Request::Push { session: session.map(str::to_owned), path: path.to_vec() };

@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-store", &[]),
     ("cabana-egress", &[]),
     ("cabana-journal", &["os"]),
+    ("cabana-snapshot", &["os"]),
     ("cabana-egress-host", &["egress", "netstack"]),
     // The middle: cli → sandbox → machine → {boot, devices, hv} → {bus, memory} → os.
     ("cabana-memory", &["os"]),
@@ -48,6 +49,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "netstack",
             "egress-host",
             "journal",
+            "snapshot",
             "pmem",
             "rng",
             "vsock",
@@ -63,7 +65,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-engine", &["api", "worker", "sandbox", "protocol", "store", "os"]),
     ("cabana-serve", &["api", "engine"]),
     ("cabana-capi", &["api", "engine"]),
-    ("cabana-cli", &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "store"]),
+    (
+        "cabana-cli",
+        &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "snapshot", "store"],
+    ),
     // The guest's side and the artifacts.
     ("cabana-agent", &["protocol"]),
     ("cabana-kernel", &["store"]),

@@ -159,6 +159,11 @@ impl FileServer {
         self.nodes.clear();
     }
 
+    /// Has the guest mounted the device?
+    pub fn is_mounted(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
     /// What the guest makes the host hold now.
     pub fn usage(&self) -> Limits {
         Limits { nodes: self.nodes.len(), open: self.handles.len() }

@@ -4,7 +4,7 @@ use std::thread;
 
 use super::*;
 use crate::testing::{Noise, RAM_SIZE, Setup, TestDriver};
-use crate::{QueueState, StartError};
+use crate::{QueueLayout, QueueState, StartError};
 
 const STATUS_ALL: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 const FEATURE: u64 = 1 << 5 | 1 << 40;
@@ -441,4 +441,47 @@ fn a_hostile_driver_cannot_break_the_transport() {
     let _ = recorder.take_calls();
     driver.transport().stop();
     assert_eq!(recorder.take_calls(), "stop 0, stop 1");
+}
+
+#[test]
+fn a_restored_transport_says_what_the_first_one_said() {
+    let device = Recorder::default();
+    device.record().config = *b"twelve bytes";
+    let mut driver = TestDriver::new(device.clone());
+    device.interrupt(0).used_buffer();
+    let seen = |driver: &TestDriver| {
+        [registers::STATUS, registers::INTERRUPT_STATUS, registers::QUEUE_READY, registers::CONFIG]
+            .map(|register| driver.read_register(register))
+    };
+    let before = seen(&driver);
+    assert_eq!(before[..2], [STATUS_ALL, DeviceInterrupt::USED_BUFFER]);
+    let other = Recorder::default();
+    other.record().config = *b"twelve bytes";
+    driver.move_to(other.clone()).unwrap();
+    assert_eq!(seen(&driver), before);
+    let calls = other.take_calls();
+    assert!(calls.starts_with("features 0x"), "{calls}");
+    assert!(calls.contains("start 0, start 1"), "{calls}");
+    // A driver that begins anew finds the device as ever.
+    driver.start();
+    assert_eq!(driver.status(), STATUS_ALL);
+}
+
+#[test]
+fn state_of_another_device_is_refused() {
+    struct Other;
+    impl VirtioDevice for Other {
+        fn identity(&self) -> Identity {
+            Identity { device_type: 8, features: 0, queue_sizes: vec![8, 8], config_len: 0 }
+        }
+        fn start_queue(&mut self, index: u16, _: QueueContext) -> Result<(), StartError> {
+            Err(StartError::NoSuchQueue(index))
+        }
+        fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
+            None
+        }
+    }
+    let mut driver = TestDriver::new(Recorder::default());
+    let refused = driver.move_to(Other).unwrap_err().to_string();
+    assert!(refused.contains("type was 9 and is 8 here"), "{refused}");
 }

@@ -82,7 +82,10 @@ impl Control {
             Ok(_) => Ok(()),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => Ok(()),
-                io::ErrorKind::ConnectionReset => Err(ProtocolError::Closed),
+                // The latter is what Linux says of a vsock connection that a snapshot has cut off.
+                io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {
+                    Err(ProtocolError::Closed)
+                }
                 _ => Err(error.into()),
             },
         }

@@ -17,6 +17,9 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// `RNDADDENTROPY` (`linux/random.h`), which `libc` does not have.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 
+/// `RNDRESEEDCRNG`, likewise.
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
 /// `struct rand_pool_info` with 32 bytes.
 #[repr(C)]
 struct RandPoolInfo {
@@ -54,6 +57,26 @@ pub(super) fn add_entropy(entropy: &[u8; 32], warnings: &mut Vec<String>) {
     });
     if let Err(error) = result {
         warnings.push(format!("adding the host's entropy: {error}"));
+    }
+}
+
+/// Lets the kernel's generator forget what machines of the same snapshot have in common.
+pub(super) fn reseed(warnings: &mut Vec<String>) {
+    let result = fs::File::open("/dev/urandom").and_then(|random| {
+        // SAFETY: the request has no argument.
+        check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _) })
+    });
+    if let Err(error) = result {
+        warnings.push(format!("seeding the random number generator: {error}"));
+    }
+}
+
+/// Gives the machine another id, a random UUID without its dashes (machine-id(5)).
+pub(super) fn renew_machine_id(warnings: &mut Vec<String>) {
+    let renewed = fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .and_then(|uuid| fs::write("/etc/machine-id", uuid.replace('-', "")));
+    if let Err(error) = renewed {
+        warnings.push(format!("renewing /etc/machine-id: {error}"));
     }
 }
 

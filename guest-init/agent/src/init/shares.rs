@@ -16,12 +16,12 @@ use super::{failed, watch};
 pub(super) const ROOT: &str = "/run/cabana/shares";
 
 /// What is mounted: the machine has one device, which shares come to and go from.
-static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted { root: false, paths: Vec::new() });
+static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted { root: false, shares: Vec::new() });
 
 struct Mounted {
     root: bool,
-    /// Where shares are, the latest last.
-    paths: Vec<String>,
+    /// What is shown to the machine itself, the latest last.
+    shares: Vec<ShareMount>,
 }
 
 /// Mounts all shares; without any, the device need not exist.
@@ -77,7 +77,7 @@ pub(crate) fn mount_one(share: &ShareMount) -> Result<(), SetupFailed> {
         mount_remount(guest_path.as_str(), flags, "")
             .map_err(|errno| failed(what, io::Error::from(errno)))?;
     }
-    lock().paths.push(guest_path.clone());
+    lock().shares.push(share.clone());
     Ok(())
 }
 
@@ -85,13 +85,41 @@ pub(crate) fn mount_one(share: &ShareMount) -> Result<(), SetupFailed> {
 pub(crate) fn unmount_one(guest_path: &str) -> Result<(), SetupFailed> {
     let mut mounted = lock();
     let what = || format!("unmounting the share on {guest_path}");
-    let Some(index) = mounted.paths.iter().rposition(|path| path == guest_path) else {
+    let Some(index) = mounted.shares.iter().rposition(|share| share.guest_path == guest_path)
+    else {
         return Err(failed(what(), "there is none"));
     };
     unmount(guest_path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
         .map_err(|errno| failed(what(), io::Error::from(errno)))?;
-    mounted.paths.remove(index);
+    mounted.shares.remove(index);
     Ok(())
+}
+
+/// Lets go of the device: unmounts all shares, and says which; or none, if something stands on one.
+pub(super) fn release() -> Result<Vec<ShareMount>, SetupFailed> {
+    let shares = std::mem::take(&mut lock().shares);
+    let is_mounted = lock().root;
+    if !is_mounted {
+        return Ok(shares);
+    }
+    watch::release();
+    let paths = shares.iter().rev().map(|share| share.guest_path.as_str()).chain([ROOT]);
+    for (count, path) in paths.enumerate() {
+        if let Err(errno) = unmount(path, UnmountFlags::NOFOLLOW) {
+            let what = format!("unmounting the share on {path}");
+            // Those that are gone already come back.
+            let kept = shares.len().saturating_sub(count);
+            lock().shares = shares[..kept].to_vec();
+            let _ = mount_all(&shares[kept..]);
+            watch::start(ROOT);
+            return Err(match errno {
+                Errno::BUSY => failed(what, "a program uses it; end that, or let it leave"),
+                other => failed(what, io::Error::from(other)),
+            });
+        }
+    }
+    lock().root = false;
+    Ok(shares)
 }
 
 /// Unmounts all shares, so that the host hears of every file's end.
@@ -101,7 +129,8 @@ pub(super) fn unmount_all() {
         watch::stop();
     }
     let root = mounted.root.then_some(ROOT);
-    for path in mounted.paths.iter().rev().map(String::as_str).chain(root) {
+    let paths = mounted.shares.iter().rev().map(|share| share.guest_path.as_str());
+    for path in paths.chain(root) {
         if unmount(path, UnmountFlags::NOFOLLOW).is_err() {
             // Something still stands on it: it goes with the machine.
             let _ = unmount(path, UnmountFlags::DETACH);

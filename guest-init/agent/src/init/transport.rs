@@ -61,10 +61,16 @@ impl Transport {
     }
 
     /// Starts to serve exec connections, on a thread of its own.
-    pub(super) fn accept_execs(self, server: Arc<Server>) -> io::Result<()> {
+    pub(super) fn accept_execs(&self, server: Arc<Server>) -> io::Result<()> {
         match self {
-            Self::Vsock(socket) => spawn(move || accept_forever(&socket, &server)),
-            Self::Ports { exec: Some(path), .. } => spawn(move || serve_port(&path, &server)),
+            Self::Vsock(socket) => {
+                let socket = socket.try_clone()?;
+                spawn(move || accept_forever(&socket, &server))
+            }
+            Self::Ports { exec: Some(path), .. } => {
+                let path = path.clone();
+                spawn(move || serve_port(&path, &server))
+            }
             Self::Ports { exec: None, .. } => Ok(()),
         }
     }

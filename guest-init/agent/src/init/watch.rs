@@ -31,9 +31,12 @@ struct Handle {
 
 /// What is open of the device, which keeps it mounted.
 enum State {
+    /// There is no thread.
     Idle,
     /// Its root.
     Open(File),
+    /// Nothing, for the time of a snapshot; the thread is there.
+    Released,
     Stopped,
 }
 
@@ -44,32 +47,77 @@ pub(super) fn stop() {
     *state() = State::Stopped;
 }
 
+/// Lets go of the device until [`start`].
+pub(super) fn release() {
+    let mut state = state();
+    if let State::Open(_) = *state {
+        *state = State::Released;
+    }
+}
+
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts to repeat changes in the device that is mounted at `root`, on a thread of its own. A host
-/// that tells of none is no failure.
+/// Starts to repeat changes in the device that is mounted at `root`, or goes on with it, on a thread of
+/// its own. A host that tells of none is no failure.
 pub(super) fn start(path: &'static str) {
+    let mut state = state();
+    match *state {
+        State::Idle => {}
+        State::Released => {
+            if let Ok(root) = File::open(path) {
+                *state = State::Open(root);
+            }
+            return;
+        }
+        State::Open(_) | State::Stopped => return,
+    }
+    let Ok(root) = File::open(path) else { return };
+    *state = State::Open(root);
+    drop(state);
     let _ = transport::spawn(move || {
-        if let Err(error) = repeat_all(path) {
+        let ended = repeat_all();
+        if let Err(error) = &ended {
             eprintln!("cabana-agent: watching the shares: {error}");
+        }
+        let again = {
+            let mut state = self::state();
+            let again = was_cut_off(&ended) && matches!(*state, State::Open(_));
+            if !matches!(*state, State::Stopped) {
+                *state = State::Idle;
+            }
+            again
+        };
+        // The machine came out of a snapshot and had its shares before this thread knew.
+        if again {
+            start(path);
         }
     });
 }
 
-fn repeat_all(path: &str) -> Result<(), ProtocolError> {
-    let Ok(connection) = transport::connect_from(WATCH_SOURCE, WATCH_PORT) else { return Ok(()) };
+/// Has the connection been there and then gone?
+fn was_cut_off(ended: &Result<Ended, ProtocolError>) -> bool {
+    !matches!(ended, Ok(Ended::NeverBegan))
+}
+
+enum Ended {
+    NeverBegan,
+    Cut,
+}
+
+fn repeat_all() -> Result<Ended, ProtocolError> {
+    let Ok(connection) = transport::connect_from(WATCH_SOURCE, WATCH_PORT) else {
+        return Ok(Ended::NeverBegan);
+    };
     let mut stream = File::from(connection);
-    match &mut *state() {
-        State::Stopped => return Ok(()),
-        state => *state = State::Open(File::open(path)?),
-    }
     let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
     write_message(&mut stream, &Watcher { thread })?;
     loop {
         let replay: Replay = match read_message(&mut stream) {
-            Err(ProtocolError::Closed) => return Ok(()),
+            Err(ProtocolError::Closed) => return Ok(Ended::Cut),
+            // As a snapshot does.
+            Err(ProtocolError::Io(_)) => return Ok(Ended::Cut),
             other => other?,
         };
         // What fails is unknown to the guest, or has gone on.

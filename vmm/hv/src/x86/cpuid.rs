@@ -100,6 +100,98 @@ pub fn hide_xsave(leaves: &mut Vec<CpuidLeaf>) {
     }
 }
 
+/// Why a guest that has seen one processor cannot go on with another.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// Another maker, family, model or stepping.
+    #[error("it was another processor ({was}; here {here})")]
+    Processor {
+        /// What the guest has seen.
+        was: String,
+        /// What there is.
+        here: String,
+    },
+    /// Features that are not there.
+    #[error(
+        "this host lacks features of its processor (CPUID {function:#x}.{index}: {missing:#x})"
+    )]
+    Features {
+        /// The leaf.
+        function: u32,
+        /// Its index.
+        index: u32,
+        /// The bits that are missing in the first register that lacks any.
+        missing: u32,
+    },
+    /// Another layout of what XSAVE saves.
+    #[error("this host saves its vector registers otherwise")]
+    Xsave,
+}
+
+/// Leaves of nothing but feature bits, and of which registers (EAX, EBX, ECX, EDX). Left out are bits
+/// that the guest sets itself (OSXSAVE, OSPKE) and leaf 6, which is made up.
+const FEATURES: [(u32, u32, [u32; 4]); 9] = [
+    (1, 0, [0, 0, !(1 << 27), !0]),
+    (7, 0, [0, !0, !(1 << 4), !0]),
+    (7, 1, [!0, !0, !0, !0]),
+    (7, 2, [0, 0, 0, !0]),
+    (0xd, 1, [!0, 0, 0, 0]),
+    (PV_FEATURES, 0, [!0, 0, 0, 0]),
+    (0x8000_0001, 0, [0, 0, !0, !0]),
+    (0x8000_0008, 0, [0, !0, 0, 0]),
+    (0x8000_0021, 0, [!0, 0, 0, 0]),
+];
+
+/// Can a guest that has seen `was` (leaves of [`for_guest`]) go on where `here` is what a guest of the
+/// same shape would see? A processor that can more will do.
+pub fn check_compatible(was: &[CpuidLeaf], here: &[CpuidLeaf]) -> Result<(), Mismatch> {
+    let (old, new) = (processor(was), processor(here));
+    if old != new {
+        return Err(Mismatch::Processor { was: old, here: new });
+    }
+    for (function, index, masks) in FEATURES {
+        let registers = |leaves| {
+            let leaf = find_index(leaves, function, index).copied().unwrap_or_default();
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        };
+        for ((was, here), mask) in registers(was).into_iter().zip(registers(here)).zip(masks) {
+            let missing = was & !here & mask;
+            if missing != 0 {
+                return Err(Mismatch::Features { function, index, missing });
+            }
+        }
+    }
+    // Which components there are, and where they stand.
+    for index in 0..63 {
+        let layout = |leaves| {
+            let leaf = find_index(leaves, 0xd, index).copied().unwrap_or_default();
+            match index {
+                0 => (leaf.eax, leaf.edx, 0),
+                1 => (0, 0, 0),
+                _ => (leaf.eax, leaf.ebx, leaf.ecx),
+            }
+        };
+        if layout(was) != layout(here) {
+            return Err(Mismatch::Xsave);
+        }
+    }
+    Ok(())
+}
+
+/// Maker, family, model and stepping, for people.
+fn processor(leaves: &[CpuidLeaf]) -> String {
+    let maker = find(leaves, 0).copied().unwrap_or_default();
+    let bytes: Vec<u8> =
+        [maker.ebx, maker.edx, maker.ecx].into_iter().flat_map(u32::to_le_bytes).collect();
+    let printable = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
+    let maker: String = bytes.iter().map(printable).collect();
+    format!("{maker} {:#x}", find(leaves, 1).map_or(0, |leaf| leaf.eax))
+}
+
+fn find_index(leaves: &[CpuidLeaf], function: u32, index: u32) -> Option<&CpuidLeaf> {
+    leaves.iter().find(|leaf| leaf.function == function && leaf.index.unwrap_or(0) == index)
+}
+
 /// Is it an Intel processor?
 pub fn is_intel(leaves: &[CpuidLeaf]) -> bool {
     find(leaves, 0).is_some_and(|leaf| [leaf.ebx, leaf.edx, leaf.ecx] == VENDOR_INTEL)
@@ -359,6 +451,26 @@ mod tests {
         assert_eq!(seven.ebx & (1 << 5 | 1 << 16 | 1 << 7), 1 << 7);
         assert_eq!(seven.ecx & (1 << 3 | 1 << 2), 1 << 2);
         assert_eq!(seven.edx & (1 << 24 | 1 << 4), 1 << 4);
+    }
+
+    #[test]
+    fn a_guest_goes_on_where_nothing_is_missing() {
+        let here = for_guest(&host(INTEL), FOUR);
+        assert_eq!(check_compatible(&here, &here), Ok(()));
+        // Another vCPU of the same machine, and a processor that can more.
+        let other = for_guest(&host(INTEL), Options { index: 0, ..FOUR });
+        assert_eq!(check_compatible(&other, &here), Ok(()));
+        let mut less = here.clone();
+        at(&mut less, 1).edx &= !HTT;
+        assert_eq!(check_compatible(&less, &here), Ok(()));
+        let missing = Mismatch::Features { function: 1, index: 0, missing: HTT };
+        assert_eq!(check_compatible(&here, &less), Err(missing));
+        let amd = for_guest(&host(AMD), FOUR);
+        let refused = check_compatible(&here, &amd).unwrap_err().to_string();
+        assert!(refused.contains("GenuineIntel 0x806f8; here AuthenticAMD"), "{refused}");
+        let mut wider = here.clone();
+        at(&mut wider, 0xd).eax |= 1 << 9;
+        assert_eq!(check_compatible(&here, &wider), Err(Mismatch::Xsave));
     }
 
     #[test]

@@ -132,3 +132,67 @@ fn the_guests_stamps_lie_on_the_hosts_clock() {
     assert_eq!(clock.host_time(1_000_000), Duration::from_millis(48));
     assert_eq!(clock.host_time(9_000_000), Duration::from_millis(50));
 }
+
+/// A frozen machine in bytes, as a snapshot has it.
+fn frozen(fake: &FakeHypervisor, machine: &Machine) -> MachineState {
+    fake.record().clock = 77;
+    let frozen = machine.freeze();
+    MachineState::decode(&frozen.state().unwrap().encode()).unwrap()
+}
+
+fn restored(
+    state: MachineState,
+    devices: Vec<Box<dyn VirtioDevice>>,
+) -> (Result<Machine, MachineError>, FakeHypervisor) {
+    let fake = FakeHypervisor::with_script([VmExit::PioWrite { port: 0xf4, size: 1, data: 5 }]);
+    let ram = GuestRam::new(&layout::ram_pieces(state.memory)).unwrap();
+    let timeline = Arc::new(Timeline::new());
+    let restore = crate::Restore { state, ram, devices, device_memory: Vec::new(), timeline };
+    (Machine::restore(Box::new(fake.vm()), restore), fake)
+}
+
+#[test]
+fn a_frozen_machine_goes_on_in_another_vm_and_in_its_own() {
+    let fake = FakeHypervisor::with_script([VmExit::Halt]);
+    for index in 0..2 {
+        let mut state = x86::VcpuState::default();
+        state.regs.rip = 0x1000 + u64::from(index);
+        fake.record().states.insert(index, state);
+    }
+    let machine = Machine::start(Box::new(fake.vm()), Setup { cpus: 2, ..setup() }).unwrap();
+    let state = frozen(&fake, &machine);
+    assert_eq!((state.vcpus.len(), state.clock, state.memory), (2, 77, 4 << 20));
+    assert_eq!(state.vcpus[1].state.regs.rip, 0x1001);
+    machine.stop();
+    assert_eq!(machine.wait(), Outcome::Stopped);
+
+    let (other, fake) = restored(state.clone(), Vec::new());
+    assert_eq!(other.unwrap().wait(), Outcome::Exit(5));
+    let record = fake.record();
+    assert_eq!((record.states[&0].regs.rip, record.states[&1].regs.rip), (0x1000, 0x1001));
+    assert!(record.boot.is_none());
+    assert_eq!(record.clock, 77);
+    drop(record);
+
+    let refused = |state| restored(state, Vec::new()).0.unwrap_err().to_string();
+    let slow = MachineState { tsc_khz: state.tsc_khz / 2, ..state.clone() };
+    assert!(refused(slow).contains("500000 kHz, and here it is 1000000"));
+    let mut foreign = state.clone();
+    foreign.vcpus[0].cpuid[0].ebx = u32::from_le_bytes(*b"Auth");
+    assert!(refused(foreign).contains("another processor"));
+    let empty = MachineState { vcpus: Vec::new(), ..state.clone() };
+    assert!(refused(empty).contains("0 vCPUs"));
+    let more = MachineState { devices: vec![device_state()], ..state };
+    assert!(refused(more).contains("1 devices, and this one has 0"));
+}
+
+fn device_state() -> cabana_virtio::TransportState {
+    cabana_virtio::TransportState {
+        registers: Vec::new(),
+        driver_features: 0,
+        driver_features_sel: 0,
+        queue_sel: 0,
+        queues: Vec::new(),
+        device: SavedState::default(),
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
@@ -159,23 +160,40 @@ fn create_then_rename(
 pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     let len = from.metadata()?.len();
     to.set_len(len)?;
-    let mut at = 0;
-    while at < len {
-        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
+    copy_sparse_range(from, 0..len, to, 0)
+}
+
+/// Copies the data of a range of `from` to `to` from `at` on; where the range has holes, `to` is left
+/// alone.
+pub fn copy_sparse_range(from: &File, range: Range<u64>, to: &File, at: u64) -> io::Result<()> {
+    for_each_data(from, range.clone(), |data| {
+        copy_range(from, to, data.start, data.end, at + (data.start - range.start))
+    })
+}
+
+/// Calls `each` with the parts of a range that are no holes, in order.
+pub fn for_each_data(
+    file: &File,
+    range: Range<u64>,
+    mut each: impl FnMut(Range<u64>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < range.end => start,
+            Ok(_) | Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
-        copy_range(from, to, start, end)?;
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(range.end);
+        each(start..end)?;
         at = end;
     }
     Ok(())
 }
 
-fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+fn copy_range(from: &File, to: &File, start: u64, end: u64, at: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
-    let (mut read_at, mut write_at) = (start, start);
+    let (mut read_at, mut write_at) = (start, at);
     while read_at < end {
         let left = usize::try_from(end - read_at).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left) {

@@ -1,0 +1,246 @@
+//! Machines out of a snapshot: how soon they answer, and what many of them take together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use cabana_sandbox::{Command as GuestCommand, Machine, ProcessEvent, RestoreConfig, Timeline};
+use serde::Deserialize;
+
+use crate::Error;
+use crate::process::{self, Running, now};
+use crate::report::{Report, Row, Summary};
+use crate::stage;
+
+/// Runs that are made and thrown away: in the first every file comes into the page cache.
+const COLD_RUNS: usize = 2;
+/// Machines that stand side by side.
+const FORKS: usize = 10;
+/// How long they are left alone before they are looked at.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Targets, each for the median.
+const RESTORE_MS: f64 = 6.0;
+const FORK_MS: f64 = 3.0;
+const FORK_MIB: f64 = 5.0;
+
+/// What is measured and with what.
+#[derive(Debug)]
+pub struct Restore {
+    /// The `cabana` program.
+    pub cabana: PathBuf,
+    /// A folder for files, on a file system in memory.
+    pub work: PathBuf,
+    /// Move into a root in memory first; see [`stage::enter`].
+    pub stage: bool,
+    /// Runs of each kind, besides the cold ones.
+    pub runs: usize,
+    /// The clock's name in the report.
+    pub clock: String,
+}
+
+/// What `cabana run --trace-boot` writes.
+#[derive(Deserialize)]
+struct Trace {
+    marks: Vec<Mark>,
+    exits: Option<Exits>,
+}
+
+#[derive(Deserialize)]
+struct Mark {
+    name: String,
+    ms: f64,
+}
+
+#[derive(Deserialize)]
+struct Exits {
+    to_user_space: u64,
+    total: Option<u64>,
+}
+
+impl Restore {
+    /// Measures, with `progress` told what comes.
+    pub fn measure(&self, progress: &dyn Fn(&str)) -> Result<Report, Error> {
+        if self.stage {
+            progress("copying everything into memory");
+            stage::enter(&self.work.join("root"), &[&self.cabana])?;
+        }
+        let snapshot = self.work.join("warm");
+        progress("a snapshot of a machine that has run a command");
+        let mut save = Command::new(&self.cabana);
+        save.args(["snapshot", "save"]).arg(&snapshot);
+        process::run(save.args(["--", "sh", "-c", "echo warm"]), 0)?;
+        let mut rows = Vec::new();
+        progress("starts from it, and cold ones");
+        rows.extend(self.starts(&snapshot)?);
+        progress("what a start is made of");
+        rows.extend(self.phases(&snapshot)?);
+        progress("machines of one process");
+        rows.extend(self.forks(&snapshot)?);
+        progress("memory of machines side by side");
+        rows.extend(self.memory(&snapshot)?);
+        Ok(Report { rows, ..Report::default() })
+    }
+
+    fn from(&self, snapshot: &Path) -> Command {
+        let mut command = Command::new(&self.cabana);
+        command.args(["run", "--from"]).arg(snapshot);
+        command
+    }
+
+    fn starts(&self, snapshot: &Path) -> Result<Vec<Row>, Error> {
+        let measure = |command: &dyn Fn() -> Command| {
+            let run = || process::run(command().args(["--", "echo", "here"]), 0);
+            let ended = self.warm(run)?;
+            let first =
+                ended.iter().map(|ended| ended.ms_to(ended.first_output.unwrap_or(ended.end)));
+            let first: Vec<f64> = first.collect();
+            let whole: Vec<f64> = ended.iter().map(process::Ended::ms).collect();
+            Ok::<_, Error>((Summary::of(&first), Summary::of(&whole)))
+        };
+        let (restored, restored_end) = measure(&|| self.from(snapshot))?;
+        let (cold, cold_end) = measure(&|| {
+            let mut command = Command::new(&self.cabana);
+            command.arg("run");
+            command
+        })?;
+        Ok(vec![
+            Row {
+                target: Some(RESTORE_MS),
+                ..self.row("cabana run --from: process start to first output", "ms", restored)
+            },
+            self.row("– to the process's end", "ms", restored_end),
+            self.row("cabana run, cold: process start to first output", "ms", cold),
+            self.row("– to the process's end", "ms", cold_end),
+        ])
+    }
+
+    /// The marks of the timeline, each as the time since the one before.
+    fn phases(&self, snapshot: &Path) -> Result<Vec<Row>, Error> {
+        let file = self.work.join("trace.json");
+        let traces = self.warm(|| {
+            let mut command = self.from(snapshot);
+            process::run(command.arg("--trace-boot").arg(&file).args(["--", "echo", "here"]), 0)?;
+            let text = fs::read_to_string(&file).map_err(Error::file(&file))?;
+            serde_json::from_str::<Trace>(&text)
+                .map_err(|error| Error::Content { path: file.clone(), why: error.to_string() })
+        })?;
+        let Some(first) = traces.first() else { return Ok(Vec::new()) };
+        let mut rows = Vec::new();
+        for (index, mark) in first.marks.iter().enumerate().skip(1) {
+            let took = traces.iter().filter_map(|trace| {
+                let (before, this) = (trace.marks.get(index - 1)?, trace.marks.get(index)?);
+                Some(this.ms - before.ms)
+            });
+            let took: Vec<f64> = took.collect();
+            rows.push(self.row(&format!("– of it, to: {}", mark.name), "ms", Summary::of(&took)));
+        }
+        let exits = |value: fn(&Exits) -> Option<u64>| {
+            let values =
+                traces.iter().filter_map(|trace| Some(value(trace.exits.as_ref()?)? as f64));
+            Summary::of(&values.collect::<Vec<_>>())
+        };
+        rows.push(self.row("– all exits until ready", "exits", exits(|exits| exits.total)));
+        let user = exits(|exits| Some(exits.to_user_space));
+        rows.push(self.row("– exits to user space until ready", "exits", user));
+        Ok(rows)
+    }
+
+    /// As an engine does it: the process is there already.
+    fn forks(&self, snapshot: &Path) -> Result<Vec<Row>, Error> {
+        let failed = |error: cabana_sandbox::Error| Error::Behaviour {
+            program: "a machine of this process".to_owned(),
+            what: "failed".to_owned(),
+            said: error.to_string(),
+        };
+        let fork = || -> Result<f64, cabana_sandbox::Error> {
+            let start = now();
+            let machine = Machine::restore(&RestoreConfig {
+                snapshot: snapshot.to_owned(),
+                image: None,
+                disk_folder: self.work.clone(),
+                shares: Vec::new(),
+                network: None,
+                hostname: "fork".to_owned(),
+                timeline: Arc::new(Timeline::new()),
+            })?;
+            let mut process = machine.exec(&GuestCommand::new(["echo", "here"]))?;
+            loop {
+                match process.next_event()? {
+                    ProcessEvent::Stdout(_) | ProcessEvent::Exited(_) => break,
+                    _ => {}
+                }
+            }
+            Ok((now() - start).as_secs_f64() * 1e3)
+        };
+        let took = self.warm(|| fork().map_err(failed))?;
+        let figure = "a fork in a running process: to its command's first output";
+        Ok(vec![Row { target: Some(FORK_MS), ..self.row(figure, "ms", Summary::of(&took)) }])
+    }
+
+    fn memory(&self, snapshot: &Path) -> Result<Vec<Row>, Error> {
+        let mut machines: Vec<Running> = Vec::new();
+        let mut one = 0.0;
+        while machines.len() < FORKS {
+            let mut command = self.from(snapshot);
+            let idle = ["--", "sh", "-c", "echo up; exec sleep 3600"];
+            let mut machine = process::start(command.args(idle))?;
+            machine.first_byte()?;
+            machines.push(machine);
+            if machines.len() == 1 {
+                thread::sleep(SETTLE);
+                one = pss(&machines)?;
+            }
+        }
+        thread::sleep(SETTLE);
+        let each = (pss(&machines)? - one) / (FORKS - 1) as f64;
+        let single = |value: f64| Summary::of(&[value]);
+        let mut rows = vec![
+            self.row("an idle machine out of a snapshot: PSS in all", "MiB", single(one)),
+            Row {
+                target: Some(FORK_MIB),
+                ..self.row("– each of nine more beside it", "MiB", single(each))
+            },
+        ];
+        // No time is in these.
+        for row in &mut rows {
+            "–".clone_into(&mut row.clock);
+        }
+        Ok(rows)
+    }
+
+    fn warm<T>(&self, run: impl Fn() -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        for _ in 0..COLD_RUNS {
+            run()?;
+        }
+        (0..self.runs).map(|_| run()).collect()
+    }
+
+    fn row(&self, figure: &str, unit: &str, cabana: Option<Summary>) -> Row {
+        Row {
+            key: None,
+            figure: figure.to_owned(),
+            unit: unit.to_owned(),
+            clock: self.clock.clone(),
+            cabana,
+            qemu: None,
+            target: None,
+        }
+    }
+}
+
+/// The proportional set sizes of all of them, in MiB.
+fn pss(machines: &[Running]) -> Result<f64, Error> {
+    let mut kib = 0;
+    for machine in machines {
+        let path = PathBuf::from(format!("/proc/{}/smaps_rollup", machine.id()));
+        let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+        let number = line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
+        kib += number.unwrap_or_default();
+    }
+    Ok(kib as f64 / 1024.0)
+}
