@@ -12,6 +12,7 @@ pub mod kvm_trace;
 pub mod measure;
 pub mod memory;
 pub mod net;
+pub mod page;
 pub mod peer;
 pub mod process;
 pub mod report;

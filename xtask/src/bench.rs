@@ -8,10 +8,19 @@ use std::process::{Command, ExitCode};
 
 use cabana_lab::{Lab, Options, Parts};
 use cabana_store::{Kind, Store};
+use clap::ValueEnum;
 
 use crate::failure::{Failure, output, succeed};
 use crate::progress::say;
 use crate::{cargo, kvm, setup};
+
+/// What `target/bench` may hold for the page, and its titles there.
+const PARTS: [(&str, &str); 4] = [
+    ("Start-up, exits and memory", "boot.json"),
+    ("Snapshots", "restore.json"),
+    ("Network stack", "net.md"),
+    ("Shared folders", "fs.md"),
+];
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -26,13 +35,22 @@ pub(crate) enum Bench {
     Fs,
 }
 
-/// Sets up, measures, prints the table, and leaves it in `target/bench`.
-/// With `gate` it fails if a figure is more than `benches/budget.toml` allows.
-pub(crate) fn bench(bench: Bench, runs: usize, gate: bool) -> Result<ExitCode, Failure> {
-    if gate && !matches!(bench, Bench::Boot) {
+/// Sets up, measures, prints the table, and leaves it in `target/bench`, with a page for a browser of all
+/// that has been measured. With `gate` it fails if a figure is more than `benches/budget.toml` allows.
+pub(crate) fn bench(bench: Option<Bench>, runs: usize, gate: bool) -> Result<ExitCode, Failure> {
+    if gate && !matches!(bench, Some(Bench::Boot)) {
         let why = "only `bench boot` has a budget; leave --gate out";
         return Err(Failure::Sentence(why.to_owned()));
     }
+    let benches = bench.as_ref().map_or(Bench::value_variants(), std::slice::from_ref);
+    for bench in benches {
+        measure(*bench, runs, gate)?;
+    }
+    page()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
     match bench {
         Bench::Boot => boot(runs, gate),
         Bench::Restore => restore(runs),
@@ -42,7 +60,7 @@ pub(crate) fn bench(bench: Bench, runs: usize, gate: bool) -> Result<ExitCode, F
 }
 
 /// On this machine alone: the stack needs no guest.
-fn net(runs: usize) -> Result<ExitCode, Failure> {
+fn net(runs: usize) -> Result<(), Failure> {
     setup::tools()?;
     let bench = cargo::build_binary("cabana-benches", "cabana-bench-net", &["--release"])?;
     let folder = cargo::target_folder().join("bench");
@@ -54,11 +72,11 @@ fn net(runs: usize) -> Result<ExitCode, Failure> {
         keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
     println!("{table}");
     say(&format!("bench: written to {}", path.display()));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Needs no guest: the device alone.
-fn fs_device(runs: usize) -> Result<ExitCode, Failure> {
+fn fs_device(runs: usize) -> Result<(), Failure> {
     let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
     let folder = cargo::target_folder().join("bench");
     fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
@@ -67,10 +85,10 @@ fn fs_device(runs: usize) -> Result<ExitCode, Failure> {
     keep(&folder.join("fs.md"), table.as_bytes())?;
     print!("{table}");
     say(&format!("bench: written to {}", folder.display()));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn boot(runs: usize, gate: bool) -> Result<ExitCode, Failure> {
+fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
     let build = |binary| cargo::build_binary("cabana-benches", binary, &["--release"]);
     let (bench, bare) = (build("cabana-bench")?, build("cabana-bench-bare")?);
@@ -104,10 +122,10 @@ fn boot(runs: usize, gate: bool) -> Result<ExitCode, Failure> {
     }
     succeed(&mut report)?;
     say(&format!("bench: written to {}", folder.display()));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn restore(runs: usize) -> Result<ExitCode, Failure> {
+fn restore(runs: usize) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
     let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
     let folder = cargo::target_folder().join("bench");
@@ -127,7 +145,21 @@ fn restore(runs: usize) -> Result<ExitCode, Failure> {
     report.args(["report", "--of", "restore", "--to"]).arg(&folder).arg(figures);
     succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
     say(&format!("bench: written to {}", folder.display()));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// Makes the page of what has been measured since `target/bench` was last removed.
+fn page() -> Result<(), Failure> {
+    let folder = cargo::target_folder().join("bench");
+    let parts = PARTS.iter().filter_map(|(title, file)| {
+        let path = folder.join(file);
+        path.exists().then(|| format!("{title}={}", path.display()))
+    });
+    let page = folder.join("index.html");
+    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
+    succeed(Command::new(bench).args(["page", "--to"]).arg(&page).args(parts))?;
+    say(&format!("bench: a page of all that was measured: {}", page.display()));
+    Ok(())
 }
 
 /// Runs a command on the instruction clock and returns its standard output.

@@ -55,8 +55,8 @@ enum Task {
     /// Measures Cabana beside QEMU, in the lab's instruction clock where this machine's KVM cannot
     /// run Linux, and prints a table.
     Bench {
-        /// What to measure.
-        bench: bench::Bench,
+        /// What to measure; everything if nothing is named.
+        bench: Option<bench::Bench>,
         /// How often, besides a first, cold run of each kind.
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,

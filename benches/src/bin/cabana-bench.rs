@@ -9,6 +9,7 @@ use cabana_benches::Error;
 use cabana_benches::budget::Budget;
 use cabana_benches::fs::{device, journal};
 use cabana_benches::measure::{self, Boot};
+use cabana_benches::page::{Section, page};
 use cabana_benches::report::Report;
 use cabana_benches::restore::Restore;
 use clap::{Parser, Subcommand};
@@ -109,6 +110,15 @@ enum Task {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Makes a page for a browser.
+    Page {
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// What was measured, in order: JSON reports (`.json`) and tables as text, each with its title.
+        #[arg(required = true, value_name = "TITLE=FILE")]
+        parts: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -128,6 +138,7 @@ fn main() -> ExitCode {
             .and_then(|report| print(&report)),
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Journal { folder, runs } => journal_cost(folder, runs),
+        Task::Page { to, parts } => whole_page(&to, &parts),
         Task::Report { of, to, fact, budget, files } => {
             return match report(&of, &to, &fact, &files).and_then(|whole| judge(budget, &whole)) {
                 Ok(true) => ExitCode::SUCCESS,
@@ -198,6 +209,22 @@ fn report(of: &str, to: &Path, facts: &[String], files: &[PathBuf]) -> Result<Re
     fs::write(&everything, json(&whole, &everything)? + "\n").map_err(Error::file(&everything))?;
     print!("{table}");
     Ok(whole)
+}
+
+fn whole_page(to: &Path, parts: &[String]) -> Result<(), Error> {
+    let section = |part: &String| {
+        let (title, path) = part.split_once('=').unwrap_or(("", part));
+        let path = PathBuf::from(path);
+        let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+        if path.extension().is_none_or(|extension| extension != "json") {
+            return Ok(Section::Table(title.to_owned(), text));
+        }
+        let report = serde_json::from_str(&text)
+            .map_err(|error| Error::Content { path, why: error.to_string() })?;
+        Ok(Section::Figures(title.to_owned(), report))
+    };
+    let sections = parts.iter().map(section).collect::<Result<Vec<_>, Error>>()?;
+    fs::write(to, page(&sections)).map_err(Error::file(to))
 }
 
 /// Prints what came of each line of the budget; false if one does not pass.
