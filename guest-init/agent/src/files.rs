@@ -24,7 +24,7 @@ pub(crate) fn raise() -> io::Result<()> {
 /// Gives a command the limit that the kernel gave: between a fork and an exec.
 pub(crate) fn restore() -> io::Result<()> {
     match GIVEN.get() {
-        Some(given) => Ok(setrlimit(Resource::Nofile, given.clone())?),
+        Some(given) => Ok(setrlimit(Resource::Nofile, *given)?),
         None => Ok(()),
     }
 }
