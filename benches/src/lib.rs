@@ -6,6 +6,7 @@
 
 pub mod budget;
 pub mod error;
+pub mod exec;
 pub mod fs;
 pub mod guests;
 pub mod kvm_trace;

@@ -15,9 +15,10 @@ use crate::progress::say;
 use crate::{cargo, kvm, setup};
 
 /// What `target/bench` may hold for the page, and its titles there.
-const PARTS: [(&str, &str); 4] = [
+const PARTS: [(&str, &str); 5] = [
     ("Start-up, exits and memory", "boot.json"),
     ("Snapshots", "restore.json"),
+    ("Commands and sessions", "exec.md"),
     ("Network stack", "net.md"),
     ("Shared folders", "fs.md"),
 ];
@@ -29,6 +30,8 @@ pub(crate) enum Bench {
     Boot,
     /// Starts from a snapshot, forks and their memory.
     Restore,
+    /// Commands and sessions in a guest, beside its own processes.
+    Exec,
     /// The network stack alone, beside plain loopback TCP.
     Net,
     /// The file server's device, beside bare system calls.
@@ -54,9 +57,32 @@ fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
     match bench {
         Bench::Boot => boot(runs, gate),
         Bench::Restore => restore(runs),
+        Bench::Exec => exec(runs),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
     }
+}
+
+/// In one guest: here where KVM runs Linux, else on the instruction clock.
+fn exec(runs: usize) -> Result<(), Failure> {
+    setup::cabana()?;
+    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let runs = runs.to_string();
+    let table = match kvm::runs_linux() {
+        Ok(()) => output(Command::new(&bench).args(["exec", "--runs", &runs]))?,
+        Err(why) => {
+            say(&format!("bench: measuring in the lab, because {why}"));
+            let words = [bench.into(), "exec".into(), "--runs".into(), runs.into()];
+            String::from_utf8_lossy(&in_lab(&words)?).into_owned()
+        }
+    };
+    let path =
+        keep(&folder.join("exec.md"), format!("{table}\nCabana: {}\n", commit()).as_bytes())?;
+    print!("{table}");
+    say(&format!("bench: written to {}", path.display()));
+    Ok(())
 }
 
 /// On this machine alone: the stack needs no guest.

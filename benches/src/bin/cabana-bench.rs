@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use cabana_benches::Error;
 use cabana_benches::budget::Budget;
 use cabana_benches::fs::{device, journal};
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
 use cabana_benches::report::Report;
 use cabana_benches::restore::Restore;
+use cabana_benches::{Error, exec};
 use clap::{Parser, Subcommand};
 
 /// `report`'s status when a figure is more than its budget.
@@ -64,6 +64,12 @@ enum Task {
         /// What the clock is called in the report.
         #[arg(long, value_name = "NAME", default_value = "ordinary")]
         clock: String,
+    },
+    /// Commands and sessions in a guest, where KVM runs Linux; prints the table.
+    Exec {
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 21)]
+        runs: usize,
     },
     /// VMM start-up alone, with a bare-metal kernel, on any /dev/kvm.
     StartUp {
@@ -136,6 +142,8 @@ fn main() -> ExitCode {
         .and_then(|report| print(&report)),
         Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
             .and_then(|report| print(&report)),
+        Task::Exec { runs } => exec::measure(runs, &|what| eprintln!("bench: {what}"))
+            .map(|figures| print!("{}", figures.markdown())),
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Journal { folder, runs } => journal_cost(folder, runs),
         Task::Page { to, parts } => whole_page(&to, &parts),

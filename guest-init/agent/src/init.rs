@@ -89,6 +89,7 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
     let mut warnings = mounts::mount_kernel_file_systems();
     settings::exempt_from_oom_killer(&mut warnings);
     settings::come_first(&mut warnings);
+    settings::open_more_files(&mut warnings);
     settings::loopback_up(&mut warnings);
 
     let setup = loop {

@@ -13,6 +13,7 @@
 mod background;
 mod events;
 pub mod exec;
+mod files;
 mod fork;
 pub mod init;
 pub mod initramfs;

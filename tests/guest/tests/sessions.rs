@@ -146,6 +146,8 @@ fn a_session_sees_its_own_devices_files_and_processes_alone() {
     );
     let devices = "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero";
     assert_eq!(one.sh("echo $(ls /dev)").succeeded().trim(), devices);
+    // The agent's own limit of open files is not for its commands.
+    assert_eq!(one.sh("ulimit -n; ulimit -Hn").succeeded(), "1024\n4096\n");
     // The keeper, the shell and what it starts.
     assert_eq!(one.sh("ls /proc | grep -c '^[0-9]'").succeeded().trim(), "4");
     assert_eq!(one.sh("ls /sys/class/net; cat /proc/self/cgroup").succeeded(), "lo\n0::/\n");

@@ -18,6 +18,7 @@ use super::ExecError;
 use super::link::set_nonblocking;
 use super::program::Program;
 use super::streams::{Input, Output};
+use crate::files;
 use crate::fork;
 use crate::session::{Session, confine, filter};
 use crate::timespec;
@@ -238,6 +239,7 @@ impl Start<'_> {
         if self.is_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
+        files::restore()?;
         // The agent's own priority is not for its commands.
         // SAFETY: sets the priority of this process.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };

@@ -6,6 +6,8 @@ use std::{fs, io, mem};
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
+use crate::files;
+
 /// The clock is left alone when it is this close to the host's.
 const CLOCK_TOLERANCE_NS: u64 = 1_000_000;
 
@@ -117,6 +119,13 @@ pub(super) fn come_first(warnings: &mut Vec<String>) {
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, PRIORITY) } < 0 {
         let error = io::Error::last_os_error();
         warnings.push(format!("raising the agent's priority: {error}"));
+    }
+}
+
+/// Lets the agent have the descriptors of hundreds of commands and sessions at a time.
+pub(super) fn open_more_files(warnings: &mut Vec<String>) {
+    if let Err(error) = files::raise() {
+        warnings.push(format!("raising the agent's limit of open files: {error}"));
     }
 }
 

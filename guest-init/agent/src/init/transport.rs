@@ -20,8 +20,8 @@ use crate::Server;
 /// How long a thread that serves one command may grow its stack; it needs a fraction.
 const STACK: usize = 256 * 1024;
 
-/// How many exec connections the kernel may hold until they are accepted.
-const BACKLOG: libc::c_int = 128;
+/// How many exec connections the kernel may hold until they are accepted; it refuses more.
+const BACKLOG: libc::c_int = 1024;
 
 /// How long a port may take to appear.
 const PORT_PATIENCE: Duration = Duration::from_secs(5);
