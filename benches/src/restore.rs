@@ -11,8 +11,9 @@ use cabana_sandbox::{Command as GuestCommand, Machine, ProcessEvent, RestoreConf
 use serde::Deserialize;
 
 use crate::Error;
+use crate::kvm_trace::KvmTrace;
 use crate::process::{self, Running, now};
-use crate::report::{Report, Row, Summary};
+use crate::report::{ExitTable, Report, Row, Summary};
 use crate::stage;
 
 /// Runs that are made and thrown away: in the first every file comes into the page cache.
@@ -82,7 +83,16 @@ impl Restore {
         rows.extend(self.forks(&snapshot)?);
         progress("memory of machines side by side");
         rows.extend(self.memory(&snapshot)?);
-        Ok(Report { rows, ..Report::default() })
+        let mut exits = Vec::new();
+        if let Some(trace) = KvmTrace::open() {
+            progress("exits by kind");
+            let mut command = self.from(&snapshot);
+            command.args(["--", "echo", "here"]);
+            let (_, counted) = trace.exits(|| process::run(&mut command, 0))?;
+            let of = "cabana run --from -- echo, to its end".to_owned();
+            exits.push(ExitTable { of, by_reason: counted.by_reason, to_user: counted.to_user });
+        }
+        Ok(Report { rows, exits, environment: Vec::new() })
     }
 
     fn from(&self, snapshot: &Path) -> Command {
@@ -174,7 +184,7 @@ impl Restore {
                     _ => {}
                 }
             }
-            Ok((now() - start).as_secs_f64() * 1e3)
+            Ok(now().saturating_sub(start).as_secs_f64() * 1e3)
         };
         let took = self.warm(|| fork().map_err(failed))?;
         let figure = "a fork in a running process: to its command's first output";

@@ -21,7 +21,7 @@ struct Guest {
     driver: TestDriver,
     file: File,
     errors: Arc<Mutex<Vec<String>>>,
-    _events: EventLoop,
+    events: EventLoop,
 }
 
 fn guest_of(disk: Disk, setup: Setup) -> Guest {
@@ -31,7 +31,7 @@ fn guest_of(disk: Disk, setup: Setup) -> Guest {
     let heard = Arc::clone(&errors);
     let block = Block::new(disk, events.handle())
         .on_error(move |error| heard.lock().unwrap().push(error.to_string()));
-    Guest { driver: TestDriver::with(block, setup), file, errors, _events: events }
+    Guest { driver: TestDriver::with(block, setup), file, errors, events }
 }
 
 fn image() -> tempfile::NamedTempFile {
@@ -333,7 +333,7 @@ fn requests_in_flight_survive_a_reset() {
 fn the_disk_is_free_when_the_device_is_gone() {
     let image = image();
     let open = |path: &Path| Disk::open(path).map(drop).is_ok();
-    let Guest { driver, file, _events, .. } =
+    let Guest { driver, file, events: _events, .. } =
         guest_of(Disk::open(image.path()).unwrap(), Setup::default());
     drop(file);
     assert!(!open(image.path()));
@@ -396,7 +396,7 @@ fn a_copy_of_a_disk_over_a_base_has_all_of_both() {
     assert_eq!(guest.request(&[&header(1, 16), &[2; 512]], &[]).0, OK);
     let file = File::open(base.path()).unwrap();
     let disk = Disk::overlay(file, 0, DISK_BYTES, folder.path()).unwrap();
-    let block = Block::new(disk, guest._events.handle());
+    let block = Block::new(disk, guest.events.handle());
     let disk = block.disk();
     guest.driver.move_to(block).unwrap();
     assert_eq!(guest.request(&[&header(1, 16), &[3; 512]], &[]).0, OK);
@@ -411,6 +411,6 @@ fn a_copy_of_a_disk_over_a_base_has_all_of_both() {
     assert!(copy.metadata().unwrap().blocks() <= 8 * 4, "holes were filled");
     let short = image();
     short.as_file().set_len(DISK_BYTES / 2).unwrap();
-    let short = Block::new(Disk::open(short.path()).unwrap().vanishing(), guest._events.handle());
+    let short = Block::new(Disk::open(short.path()).unwrap().vanishing(), guest.events.handle());
     assert!(guest.driver.move_to(short).unwrap_err().to_string().contains("length"));
 }

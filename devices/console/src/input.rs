@@ -95,7 +95,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn restore(&self, saved: ConsoleState) {
+    pub(crate) fn restore(&self, saved: &ConsoleState) {
         let mut state = self.lock();
         state.push(&saved.typed);
         (state.columns, state.rows) = (saved.columns, saved.rows);

@@ -130,7 +130,7 @@ impl Persist for Console {
     }
 
     fn restore(&self, state: ConsoleState) -> Result<(), StateError> {
-        self.shared.restore(state);
+        self.shared.restore(&state);
         Ok(())
     }
 }
@@ -252,12 +252,12 @@ mod tests {
 
     #[test]
     fn what_was_typed_is_read_in_another_machine() {
-        let Setup { mut driver, input, _events, .. } = setup();
+        let Setup { mut driver, input, _events: events, .. } = setup();
         input.resize(80, 25);
         assert_eq!(input.push(b"typed"), 5);
         let (sender, output) = mpsc::channel();
         let (other, input) =
-            Console::new(_events.handle(), move |bytes| sender.send(bytes.to_vec()).unwrap());
+            Console::new(events.handle(), move |bytes| sender.send(bytes.to_vec()).unwrap());
         driver.move_to(other).unwrap();
         assert_eq!(input.push(b" more"), 5);
         assert_eq!(driver.send(RECEIVE, &[], &[64]), b"typed more");

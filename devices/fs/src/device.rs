@@ -205,7 +205,7 @@ mod tests {
         dir: tempfile::TempDir,
         server: Arc<FileServer>,
         driver: TestDriver,
-        _loops: Vec<EventLoop>,
+        loops: Vec<EventLoop>,
     }
 
     fn setup() -> Setup {
@@ -216,7 +216,7 @@ mod tests {
         let loops: Vec<_> = (0..2).map(|_| EventLoop::spawn("fs").unwrap()).collect();
         let handles = loops.iter().map(EventLoop::handle).collect();
         let driver = TestDriver::new(FsDevice::new(Arc::clone(&server), handles));
-        Setup { dir, server, driver, _loops: loops }
+        Setup { dir, server, driver, loops }
     }
 
     impl Setup {
@@ -297,7 +297,7 @@ mod tests {
         let other = Arc::new(FileServer::new());
         let share = Share { name: "t".into(), path: setup.dir.path().into(), read_only: false };
         other.attach(&share).unwrap();
-        let handles: Vec<_> = setup._loops.iter().map(EventLoop::handle).collect();
+        let handles: Vec<_> = setup.loops.iter().map(EventLoop::handle).collect();
         setup.driver.move_to(FsDevice::new(Arc::clone(&other), handles.clone())).unwrap();
         setup.mount();
         setup.lookup(1, "t");

@@ -47,7 +47,7 @@ impl FrameLink for Cable {
 }
 
 struct World {
-    _events: EventLoop,
+    events: EventLoop,
     driver: TestDriver,
     sent: Receiver<Vec<u8>>,
     inbound: Arc<Mutex<Inbound>>,
@@ -60,7 +60,7 @@ impl World {
         let inbound = Arc::new(Mutex::new(Inbound::default()));
         let cable = Cable { sent: Mutex::new(sender), inbound: Arc::clone(&inbound) };
         let driver = TestDriver::with(Net::new(cable, GUEST_MAC, 65_520, events.handle()), setup);
-        Self { _events: events, driver, sent, inbound }
+        Self { events, driver, sent, inbound }
     }
 
     fn deliver(&self, frame: &[u8]) {
@@ -257,7 +257,7 @@ fn a_card_in_another_machine_has_the_drivers_features_and_a_cable_of_its_own() {
     let (sender, sent) = channel();
     let inbound = Arc::clone(&other.inbound);
     let cable = Cable { sent: Mutex::new(sender), inbound: Arc::clone(&inbound) };
-    let card = Net::new(cable, GUEST_MAC, 65_520, other._events.handle());
+    let card = Net::new(cable, GUEST_MAC, 65_520, other.events.handle());
     let head = world.driver.submit(RX, &[], &[4096]);
     world.driver.move_to(card).unwrap();
     assert_eq!(inbound.lock().unwrap().trusting, Some(true), "the features are the driver's");
@@ -267,6 +267,6 @@ fn a_card_in_another_machine_has_the_drivers_features_and_a_cable_of_its_own() {
     let got = world.driver.wait_for(RX, head).written;
     assert_eq!(&got[HEADER..], b"a frame for the guest");
     let cable = Cable { sent: Mutex::new(channel().0), inbound };
-    let smaller = Net::new(cable, GUEST_MAC, 1500, other._events.handle());
+    let smaller = Net::new(cable, GUEST_MAC, 1500, other.events.handle());
     assert!(world.driver.move_to(smaller).is_err());
 }

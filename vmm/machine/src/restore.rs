@@ -81,6 +81,9 @@ impl Machine {
             transport.resume();
         }
         machine.vm().set_clock(state.clock)?;
+        // All memory is in place. A write that comes before its doorbell hangs goes over the bus, which
+        // does the same: to wait for all of them would hold up the guest's first word.
+        let _ = wired.set(());
         machine.start_wiring(None, wired)?;
         machine.resume();
         Ok(machine)

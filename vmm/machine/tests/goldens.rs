@@ -110,7 +110,9 @@ fn sample() -> MachineState {
 fn a_machines_state_has_the_bytes_that_it_had() {
     let bytes = sample().encode();
     let hex = bytes.chunks(32).fold(String::new(), |mut text, line| {
-        line.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap());
+        for byte in line {
+            write!(text, "{byte:02x}").unwrap();
+        }
         text + "\n"
     });
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");

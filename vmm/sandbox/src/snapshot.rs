@@ -114,7 +114,7 @@ impl Vmm {
             image: self.image_id()?,
             image_path: self.image_path().as_os_str().as_bytes().to_vec(),
             network: self.network_counters().is_some(),
-            disk: self.disk().map(|disk| disk.offers_flush()),
+            disk: self.disk().map(Disk::offers_flush),
         };
         let made_by = concat!("Cabana ", env!("CARGO_PKG_VERSION"));
         let mut draft = Draft::new(path, made_by, process::realtime())?;

@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, io};
@@ -55,7 +55,9 @@ fn a_snapshot_has_the_bytes_that_it_had() {
             let shown = if same { &bytes[..1] } else { &bytes[..used] };
             if used > 0 {
                 write!(text, "{page:x}:").unwrap();
-                shown.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap());
+                for byte in shown {
+                    write!(text, "{byte:02x}").unwrap();
+                }
                 text.push('\n');
             }
         }
@@ -85,7 +87,6 @@ fn what_was_written_is_read() {
     assert_eq!(snapshot.content("disk").unwrap().extents, [(8 << 30, PAGE)]);
     assert!(snapshot.content("other").is_none());
     snapshot.verify().unwrap();
-    use std::os::unix::fs::MetadataExt;
     assert!(path.metadata().unwrap().blocks() * 512 < 64 * PAGE, "zero pages are stored");
 }
 
@@ -159,9 +160,9 @@ fn a_copy_is_as_good_with_its_holes_filled() {
     let copy = folder.path().join("copy");
     let (from, to) = (File::open(&path).unwrap(), File::create(&copy).unwrap());
     cabana_os::file::copy_sparse(&from, &to).unwrap();
-    to.write_all_at(&[0; 8192], 2 << 20 | 4 * PAGE).unwrap();
+    to.write_all_at(&[0; 8192], (2 << 20) + 4 * PAGE).unwrap();
     Snapshot::open(&copy).unwrap();
-    to.write_all_at(&[1], 2 << 20 | 4 * PAGE).unwrap();
+    to.write_all_at(&[1], (2 << 20) + 4 * PAGE).unwrap();
     assert!(Snapshot::open(&copy).is_err());
 }
 

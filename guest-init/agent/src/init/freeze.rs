@@ -52,7 +52,7 @@ pub(crate) fn freeze() -> Result<(), SetupFailed> {
     }
     let released = shares::release()?;
     let mut now = Held { shares: released, cgroups: Vec::new() };
-    let result = hold_all(&mut now.cgroups);
+    let result = hold_all(&mut now.cgroups).and_then(|()| settings::prepare_machine_id());
     if let Err(error) = result {
         let _ = now.release();
         return Err(failed("holding the processes", error));

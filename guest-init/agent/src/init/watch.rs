@@ -115,9 +115,8 @@ fn repeat_all() -> Result<Ended, ProtocolError> {
     write_message(&mut stream, &Watcher { thread })?;
     loop {
         let replay: Replay = match read_message(&mut stream) {
-            Err(ProtocolError::Closed) => return Ok(Ended::Cut),
-            // As a snapshot does.
-            Err(ProtocolError::Io(_)) => return Ok(Ended::Cut),
+            // The host has closed it, or a snapshot has cut it off.
+            Err(ProtocolError::Closed | ProtocolError::Io(_)) => return Ok(Ended::Cut),
             other => other?,
         };
         // What fails is unknown to the guest, or has gone on.
