@@ -74,12 +74,12 @@ fn drawing(row: &Row) -> String {
         let top = index as f64 * (BAR + GAP);
         let Summary { min, median, max, .. } = *summary;
         let (middle, base) = (top + BAR / 2.0, top + BAR - 4.0);
-        let _ = write!(
+        let _ = writeln!(
             text,
             "<text x=\"0\" y=\"{base:.1}\">{name}</text>\
              <rect class=\"{class}\" x=\"{MARGIN}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{BAR}\"/>\
              <line class=\"range\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle:.1}\" y2=\"{middle:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{base:.1}\">{median:.1} {}</text>\n",
+             <text x=\"{:.1}\" y=\"{base:.1}\">{median:.1} {}</text>",
             x(median) - MARGIN,
             x(min),
             x(max),
