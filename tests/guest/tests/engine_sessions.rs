@@ -115,12 +115,26 @@ fn a_session_lives_as_long_as_it_is_wanted() {
     assert!(machine.suspend().unwrap());
     assert_eq!(machine.sessions().unwrap().len(), 2);
     two.remove().unwrap();
+    // Folders that were shown since are there again as well, in the machine and in its sessions.
+    machine.place().add_share(&share("mine", "/mine", true)).unwrap();
+    one.place().add_share(&share("mine", "/mnt/late", false)).unwrap();
+    assert_eq!(machine.status().shares.len(), 2);
     let worker = rustix::process::Pid::from_raw(machine.status().worker.unwrap() as i32).unwrap();
     rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
     wait_for(&events, |event| matches!(event, MachineEvent::Died { .. }));
     assert_eq!(one.status().unwrap().uid, None);
     assert_eq!(sh(&one, "id -un; cat /mnt/mine/from-one; ls -A"), "one\nx\n");
     assert_eq!(one.status().unwrap().limits, wider);
+    assert_eq!(sh(&one, "cat /mnt/late/from-one"), "x\n");
+    let output = machine.exec(&CommandSpec::new(["cat", "/mine/from-one"])).unwrap().output();
+    assert_eq!(output.unwrap().stdout, b"x\n");
+    one.place().remove_share("/mnt/late").unwrap();
+    machine.place().remove_share("/mine").unwrap();
+    assert_eq!(
+        (machine.place().shares().unwrap().len(), one.place().shares().unwrap().len()),
+        (1, 2)
+    );
+    assert_eq!(machine.place().remove_share("/fixed").unwrap_err().code(), "invalid");
     assert_eq!(machine.sessions().unwrap().len(), 1);
 
     one.remove().unwrap();

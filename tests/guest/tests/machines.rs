@@ -193,6 +193,72 @@ fn sessions_files_and_ports_of_a_machine_that_is_up() {
 }
 
 /// What programs ask of a machine by lines, and the command line does not.
+#[test]
+fn folders_come_and_go_while_a_machine_is_up() {
+    let Some(host) = host() else { return };
+    let user = User { host, runtime: tempfile::tempdir().unwrap() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["first", "src", "docs"] {
+        fs::create_dir_all(path(name)).unwrap();
+    }
+    fs::write(path("docs/page"), "of the host\n").unwrap();
+    user.up(&["m", "--share", &format!("{}:/first", path("first")), "--share-root", &path("")]);
+    user.cabana(&["session", "add", "m", "chat-1"]).end().succeeded();
+    let exec = |session: &[&str], script: &str| {
+        let words = [&["exec"], session, &["m", "--", "sh", "-ec", script]].concat();
+        user.cabana(&words).end()
+    };
+    let of_session = &["--session", "chat-1"][..];
+
+    let src = format!("{}:/src", path("src"));
+    let mounted = user.cabana(&["mount", "m", &src]).end().succeeded();
+    assert_eq!(mounted, format!("{} is on /src\n", path("src")));
+    exec(&[], "echo of the guest >/src/new").succeeded();
+    assert_eq!(fs::read_to_string(path("src/new")).unwrap(), "of the guest\n");
+    let docs = format!("{}:/mnt/docs:ro", path("docs"));
+    user.cabana(&["mount", "m", "-s", "chat-1", &docs]).end().succeeded();
+    assert_eq!(exec(of_session, "cat /mnt/docs/page; ls /mnt").succeeded(), "of the host\ndocs\n");
+    assert_ne!(exec(of_session, "echo x >/mnt/docs/page").status(), 0);
+    // Neither sees the other's.
+    assert_eq!(exec(&[], "ls /mnt").succeeded(), "");
+    assert_ne!(exec(of_session, "ls /src/new").status(), 0);
+
+    let list = user.cabana(&["mount", "m"]).end().succeeded();
+    let places: Vec<_> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(places, ["GUEST", "/first", "/src"], "{list}");
+    let json = user.cabana(&["mount", "m", "-s", "chat-1", "--json"]).end().succeeded();
+    assert!(json.contains("\"/mnt/docs\"") && json.contains("\"read_only\": true"), "{json}");
+
+    // A file that is open meanwhile gives errors and keeps nothing up.
+    let reads = "exec 3</src/new; echo open; read line; cat <&3 && echo still there";
+    let reader = user.cabana(&["exec", "-i", "m", "--", "sh", "-c", reads]);
+    let mut reader = reader.open_input().start();
+    reader.wait_for("open");
+    assert_eq!(user.cabana(&["unmount", "m", "/src"]).end().succeeded(), "/src is gone\n");
+    reader.type_in("go\n");
+    let ended = reader.end();
+    assert!(ended.status() != 0 && !ended.text().contains("still there"), "{ended:?}");
+    assert_ne!(exec(&[], "ls /src/new").status(), 0);
+    user.cabana(&["unmount", "m", "-s", "chat-1", "/mnt/docs"]).end().succeeded();
+    assert_ne!(exec(of_session, "cat /mnt/docs/page").status(), 0);
+
+    for (words, said) in [
+        (&["mount", "m", "/usr:/x"][..], "--share-root"),
+        (&["mount", "m", &format!("{}:/first", path("src"))], "a share on /first already"),
+        (&["mount", "m", &format!("{}:/x", path("docs/page"))], "page"),
+        (&["mount", "m", &format!("{}:/x", path("none"))], "none"),
+        (&["mount", "m", "-s", "none", &src], "none"),
+        (&["mount", "none", &src], "none"),
+        (&["unmount", "m", "/src"], "/src"),
+        (&["unmount", "m", "/first"], "for as long as the machine is up"),
+    ] {
+        user.cabana(words).end().failed_with(125, &[said]);
+    }
+
+    user.cabana(&["down", "m"]).end().succeeded();
+}
+
 fn in_lines(user: &User) {
     let place = Place::open_at(user.runtime.path().join("cabana")).unwrap();
     let stream = place.connect("m").unwrap();

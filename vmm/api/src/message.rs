@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Bytes, CommandSpec, Copied, CopySpec, ForwardStatus, MachineEvent, MachineSpec, MachineStatus,
-    Place, ProcessEvent, SessionLimits, SessionSpec, SessionStatus, TtySize,
+    Place, ProcessEvent, SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
 };
 
 /// The generation of this schema.
@@ -80,6 +80,25 @@ pub enum Call {
         /// The session.
         session: String,
     },
+    /// Show a folder of the host's in the guest, below a share or one of the machine's `share_roots`. Answer:
+    /// `done`.
+    ShareAdd {
+        /// Where.
+        #[serde(flatten)]
+        place: Place,
+        /// The folder.
+        share: ShareSpec,
+    },
+    /// Take a folder away that was shown after the start. Answer: `done`.
+    ShareRemove {
+        /// Where from.
+        #[serde(flatten)]
+        place: Place,
+        /// Its path in the guest.
+        guest: String,
+    },
+    /// The folders that are shown, those of the start first. Answer: `shares`.
+    ShareList(Place),
     /// Copy a file or a folder of the host's into the guest. Answer: `copied`.
     CopyIn {
         /// Where to.
@@ -236,6 +255,8 @@ pub enum Outcome {
     Session(SessionStatus),
     /// Sessions.
     Sessions(Vec<SessionStatus>),
+    /// Folders of the host's in the guest.
+    Shares(Vec<ShareSpec>),
     /// What was copied.
     Copied(Copied),
     /// The bytes of a file.

@@ -95,7 +95,7 @@ fn limits() -> SessionLimits {
     }
 }
 
-fn of_sessions() -> [Call; 11] {
+fn of_sessions() -> [Call; 14] {
     let (machine, session) = (|| "m".to_owned(), || "s".to_owned());
     let spec = SessionSpec { name: session(), limits: limits(), shares: shares(), network: true };
     let place = || Place { machine: machine(), session: Some(session()) };
@@ -118,6 +118,9 @@ fn of_sessions() -> [Call; 11] {
         Call::Forward { place: place(), host: local(8080), guest: local(80) },
         Call::ForwardBack { place: place(), guest: local(0), host: local(5432) },
         Call::ForwardEnd { forward: 1 },
+        Call::ShareAdd { place: place(), share: shares().remove(0) },
+        Call::ShareRemove { place: Place { session: None, ..place() }, guest: "/g".to_owned() },
+        Call::ShareList(place()),
     ]
 }
 
@@ -156,6 +159,7 @@ fn replies() {
         Outcome::Copied(Copied { entries: 2, bytes: 3000 }),
         Outcome::Data(Bytes::from(&b"text"[..])),
         Outcome::Forward(ForwardStatus { forward: 1, listens: ([127, 0, 0, 1], 8080).into() }),
+        Outcome::Shares(shares()),
         Outcome::Error(Fault { code: "not-found".to_owned(), message: "there is no m".to_owned() }),
     ];
     let answers = (1..).zip(outcomes).map(|(id, outcome)| Reply::Answer { id, outcome });

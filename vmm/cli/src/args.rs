@@ -36,6 +36,10 @@ pub(crate) enum Verb {
     Cp(CopyArgs),
     /// Lead TCP ports of this host into a machine that is up, or its ports here.
     Forward(ForwardArgs),
+    /// Show folders of this host in a machine that is up, or list those that are.
+    Mount(MountArgs),
+    /// Take such folders away.
+    Unmount(UnmountArgs),
     /// Show what a machine's console said last.
     Logs(NamedArgs),
     /// End a machine that is up.
@@ -665,6 +669,54 @@ pub(crate) struct CopyArgs {
     pub(crate) to: String,
 
     /// With the view and the rights of this session; paths that do not begin with a slash begin at its home.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A folder has to lie below one that the machine shares or one of its --share-root. Without a folder, what is
+mounted is listed.
+
+Examples:
+  cabana up work --share-root ~/src
+  cabana mount work ~/src/project:/project
+  cabana mount work --session chat-1 ~/src/docs:/mnt/docs:ro
+  cabana mount work
+  cabana unmount work /project"
+)]
+pub(crate) struct MountArgs {
+    /// The machine.
+    pub(crate) machine: String,
+
+    /// Folders of this host, and where they appear.
+    #[arg(value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    pub(crate) shares: Vec<ShareArg>,
+
+    /// In this session, in place of the machine.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Programs that have files of such a folder open get errors.")]
+pub(crate) struct UnmountArgs {
+    /// The machine.
+    pub(crate) machine: String,
+
+    /// Where in the guest.
+    #[arg(value_name = "GUEST", required = true)]
+    pub(crate) guests: Vec<String>,
+
+    /// In this session, in place of the machine.
     #[arg(short, long, value_name = "NAME")]
     pub(crate) session: Option<String>,
 

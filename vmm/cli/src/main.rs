@@ -6,6 +6,7 @@ mod doctor;
 mod hold;
 mod image;
 mod machines;
+mod mounts;
 mod net;
 mod policy;
 mod run;
@@ -71,6 +72,8 @@ fn main() -> ExitCode {
         Verb::Session(args) => sessions::session(args),
         Verb::Cp(args) => sessions::copy(args),
         Verb::Forward(args) => sessions::forward(args),
+        Verb::Mount(args) => mounts::mount(args),
+        Verb::Unmount(args) => mounts::unmount(args),
         Verb::Logs(args) => machines::logs(&args),
         Verb::Down(args) => machines::down(&args),
         Verb::Serve(args) => serve::serve(args),

@@ -183,7 +183,7 @@ pub(crate) fn forward(args: ForwardArgs) -> Result<u8, Failure> {
 }
 
 /// Asks the holder of a machine for one thing.
-fn ask(machine: &str, call: Call) -> Result<Outcome, Failure> {
+pub(crate) fn ask(machine: &str, call: Call) -> Result<Outcome, Failure> {
     let mut client = connect(&Place::open()?, machine)?;
     Ok(client.call(call, |_| {})?)
 }
@@ -216,7 +216,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn nonsense() -> Failure {
+pub(crate) fn nonsense() -> Failure {
     ClientError::Nonsense("another answer".to_owned()).into()
 }
 

@@ -81,6 +81,7 @@ mod engine;
 mod error;
 mod events;
 mod forward;
+mod live;
 mod machine;
 mod place;
 mod process;

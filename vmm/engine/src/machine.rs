@@ -5,12 +5,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use cabana_api::{CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus};
+use cabana_api::{CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, ShareSpec};
 use cabana_protocol::Event;
 use cabana_worker::link::{Fault, Progress, Request};
 
 use crate::engine::House;
 use crate::events::Listeners;
+use crate::live::{self, Live};
 use crate::running::{Running, Starting, Use};
 use crate::session::{self, Known};
 use crate::worker::{Told, Worker};
@@ -32,6 +33,8 @@ pub(crate) struct Inner {
     listeners: Listeners,
     /// Sessions that a fresh machine gets again, by name.
     sessions: Mutex<BTreeMap<String, Known>>,
+    /// Folders that a fresh machine is shown again.
+    live: Mutex<Vec<Live>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +58,8 @@ enum Stage {
 impl Inner {
     pub(crate) fn new(house: Arc<House>, spec: MachineSpec) -> Self {
         let (life, changed, listeners) = (Mutex::default(), Condvar::new(), Listeners::default());
-        Self { house, spec, life, changed, listeners, sessions: Mutex::default() }
+        let (sessions, live) = (Mutex::default(), Mutex::default());
+        Self { house, spec, life, changed, listeners, sessions, live }
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
@@ -193,6 +197,7 @@ impl Machine {
 
     /// How it is.
     pub fn status(&self) -> MachineStatus {
+        let shares = self.shares();
         let life = self.inner.life();
         let (state, worker, processes) = match &life.stage {
             Stage::Idle => (MachineState::Idle, None, 0),
@@ -216,7 +221,7 @@ impl Machine {
             image: spec.image.clone(),
             cpus: spec.cpus,
             memory: spec.memory,
-            shares: spec.shares.clone(),
+            shares,
             worker,
             processes,
         }
@@ -242,6 +247,18 @@ impl Machine {
     /// The sessions that are known.
     pub(crate) fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
         self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The folders that are shown, those of the start first.
+    pub(crate) fn shares(&self) -> Vec<ShareSpec> {
+        let live = self.live();
+        let live = live.iter().map(|live| live.spec.clone());
+        self.inner.spec.shares.iter().cloned().chain(live).collect()
+    }
+
+    /// The folders that are shown since.
+    pub(crate) fn live(&self) -> MutexGuard<'_, Vec<Live>> {
+        self.inner.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake(&self, running: &Running) -> Result<(), Error> {
@@ -307,7 +324,7 @@ impl Machine {
         started
     }
 
-    /// Starts it, with its sessions; says which of them it could not make again.
+    /// Starts it, with its sessions and shares; says which of them it could not make again.
     fn start_now(&self, generation: u64, lost: &mut Vec<String>) -> Result<Arc<Running>, Error> {
         let inner = Arc::downgrade(&self.inner);
         let tell = move |told| {
@@ -330,6 +347,7 @@ impl Machine {
                 inner.listeners.tell(&event);
             }
         })?;
+        live::restore(&running, self, lost);
         self.known().retain(|name, known| {
             let made = session::make(&running, &self.inner.spec, &known.spec);
             let failed = |error| lost.push(format!("session {name} is not there again: {error}"));

@@ -107,7 +107,11 @@ impl Place {
         Forward::start_back(self, guest, host)
     }
 
-    fn session(&self) -> Option<&str> {
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(crate) fn session(&self) -> Option<&str> {
         self.session.as_deref()
     }
 }

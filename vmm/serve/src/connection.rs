@@ -236,6 +236,15 @@ impl Connection {
                 .find(&machine)
                 .and_then(|machine| machine.session(&session)?.remove())
                 .map(done),
+            Call::ShareAdd { place, share } => {
+                self.place(&place).and_then(|place| place.add_share(&share)).map(done)
+            }
+            Call::ShareRemove { place, guest } => {
+                self.place(&place).and_then(|place| place.remove_share(&guest)).map(done)
+            }
+            Call::ShareList(place) => {
+                self.place(&place).and_then(|place| place.shares()).map(Outcome::Shares)
+            }
             Call::CopyIn { place, copy } => self
                 .place(&place)
                 .and_then(|place| place.copy_in(absolute(&copy.host)?, &copy.guest))

@@ -1,0 +1,67 @@
+//! `cabana mount` and `unmount`: folders of this host in a machine that is up.
+
+use cabana_api::{Call, Outcome, Place, ShareSpec};
+use serde_json::json;
+
+use crate::Failure;
+use crate::args::{MountArgs, UnmountArgs};
+use crate::machines::{print, table};
+use crate::run;
+use crate::sessions::{ask, nonsense};
+
+pub(crate) fn mount(args: MountArgs) -> Result<u8, Failure> {
+    let place = Place { machine: args.machine, session: args.session };
+    if args.shares.is_empty() {
+        return list(place, args.json);
+    }
+    for share in args.shares {
+        let share = run::share(share)?;
+        if share.journal.is_some() {
+            let why = "a folder that is mounted in a machine that is up keeps no journal; leave \
+                       `:journal` out, or use `cabana run`";
+            return Err(Failure::new(why));
+        }
+        let (host, guest, read_only) = (share.host, share.guest, share.read_only);
+        let share = ShareSpec { host, guest, read_only };
+        let call = Call::ShareAdd { place: place.clone(), share: share.clone() };
+        ask(&place.machine, call)?;
+        if args.json {
+            print(&share)?;
+        } else {
+            println!("{} is on {}", share.host.display(), share.guest);
+        }
+    }
+    Ok(0)
+}
+
+fn list(place: Place, json: bool) -> Result<u8, Failure> {
+    let machine = place.machine.clone();
+    let Outcome::Shares(shares) = ask(&machine, Call::ShareList(place))? else {
+        return Err(nonsense());
+    };
+    if json {
+        print(&shares)?;
+        return Ok(0);
+    }
+    let cells = |share: &ShareSpec| {
+        let access = if share.read_only { "read-only" } else { "read-write" };
+        [share.guest.clone(), access.to_owned(), share.host.display().to_string()]
+    };
+    let head = ["GUEST", "ACCESS", "HOST"].map(str::to_owned);
+    table(&std::iter::once(head).chain(shares.iter().map(cells)).collect::<Vec<_>>());
+    Ok(0)
+}
+
+pub(crate) fn unmount(args: UnmountArgs) -> Result<u8, Failure> {
+    let place = Place { machine: args.machine, session: args.session };
+    for guest in args.guests {
+        let call = Call::ShareRemove { place: place.clone(), guest: guest.clone() };
+        ask(&place.machine, call)?;
+        if args.json {
+            print(&json!({ "guest": guest, "unmounted": true }))?;
+        } else {
+            println!("{guest} is gone");
+        }
+    }
+    Ok(0)
+}
