@@ -18,6 +18,37 @@ pub(crate) struct Cli {
     pub(crate) verb: Verb,
 }
 
+/// [`Cli`] with the verb `run` alone. To build the others' options takes time and memory that a machine's
+/// start has no use for.
+#[derive(Debug, Parser)]
+#[command(name = "cabana", version, max_term_width = 100)]
+struct RunCli {
+    #[command(subcommand)]
+    verb: RunVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunVerb {
+    /// Run a command in a fresh Linux machine.
+    Run(Box<RunArgs>),
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    pub(crate) fn read(words: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let words: Vec<_> = words.collect();
+        match words.get(1).and_then(|verb| verb.to_str()) {
+            Some("run") => {
+                let RunVerb::Run(args) = RunCli::try_parse_from(words)?.verb;
+                Ok(Self { verb: Verb::Run(args) })
+            }
+            // An engine calls it so, once for each machine.
+            Some("worker") if words.len() == 2 => Ok(Self { verb: Verb::Worker }),
+            _ => Self::try_parse_from(words),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Run a command in a fresh Linux machine.
@@ -819,4 +850,39 @@ pub(crate) struct NetTestArgs {
     /// UDP in place of TCP.
     #[arg(long)]
     pub(crate) udp: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_way_to_run_says_what_the_long_one_says() {
+        let lines: [&[&str]; 6] = [
+            &["run"],
+            &["run", "--help"],
+            &["run", "--memory", "much", "--", "true"],
+            &["run", "--none", "--", "true"],
+            &["run", "--from", "x", "--cpus", "2", "--", "true"],
+            &["run", "--share"],
+        ];
+        for line in lines {
+            let words = || std::iter::once(&"cabana").chain(line).map(OsString::from);
+            let (short, long) = (Cli::read(words()), Cli::try_parse_from(words()));
+            let text = |parsed: Result<Cli, clap::Error>| parsed.unwrap_err().to_string();
+            assert_eq!(text(short), text(long), "{line:?}");
+        }
+        let words = ["cabana", "run", "--cpus", "2", "--", "ls", "-l"].map(OsString::from);
+        let Verb::Run(args) = Cli::read(words.into_iter()).unwrap().verb else { panic!("no run") };
+        assert_eq!((args.cpus, args.command.len()), (2, 2));
+    }
+
+    #[test]
+    fn what_is_no_verb_is_said_so() {
+        for line in [&["cabana", "rum"][..], &["cabana", "worker", "x"], &["cabana"]] {
+            assert!(Cli::read(line.iter().map(OsString::from)).is_err(), "{line:?}");
+        }
+        let worker = ["cabana", "worker"].map(OsString::from);
+        assert!(matches!(Cli::read(worker.into_iter()).unwrap().verb, Verb::Worker));
+    }
 }

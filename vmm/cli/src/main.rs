@@ -22,7 +22,7 @@ mod units;
 use std::process::ExitCode;
 
 use args::{Cli, Verb};
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 /// Cabana itself failed, or was called wrongly.
 const FAILED: u8 = 125;
@@ -51,7 +51,7 @@ impl Failure {
 fn main() -> ExitCode {
     let started = trace::Start::now();
     cabana_sandbox::share_heap();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
