@@ -79,6 +79,11 @@ pub fn init_program(text: &str, status: u8, port: Option<u16>) -> Vec<u8> {
     put(&[0xba]);
     put(&(text.len() as u32).to_le_bytes());
     put(&[0x0f, 0x05]);
+    // ioctl(1, TCSBRK, 1): eax = 16, edi = 1, esi = 0x5409, edx = 1. Waits until a terminal has passed the
+    // text on: another processor may be at it.
+    put(&[
+        0xb8, 16, 0, 0, 0, 0xbf, 1, 0, 0, 0, 0xbe, 0x09, 0x54, 0, 0, 0xba, 1, 0, 0, 0, 0x0f, 0x05,
+    ]);
     if let Some(port) = port {
         // ioperm(port, 1, 1): eax = 173, edi = port, esi = 1, edx = 1; then dx = port, al = status.
         put(&[0xb8, 173, 0, 0, 0, 0xbf]);

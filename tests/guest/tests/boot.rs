@@ -70,7 +70,8 @@ fn the_serial_port_goes_to_a_file() {
     )
     .end();
     assert_eq!((ended.status(), ended.text().as_str(), ended.stderr.as_str()), (3, "", ""));
-    assert!(fs::read_to_string(&log).unwrap().contains("hello from init\r\n"));
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("hello from init\r\n"), "{said}");
     let missing = folder.path().join("no/such/serial.log");
     let call = boot(host, &["--kernel", text(&host.kernel), "--serial", text(&missing)]);
     call.end().failed_with(125, &["no/such/serial.log", "No such file"]);

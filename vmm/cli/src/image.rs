@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 
 use cabana_builder::{Flavour, Options, build_image};
 use cabana_store::{Kind, Listing, Store};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::Failure;
 use crate::args::{ImageArgs, ImageVerb};
+use crate::{Failure, terminal};
+
+/// Back to the beginning of the line, and nothing on it (ECMA-48: CR, EL).
+const CLEAR_LINE: &str = "\r\x1b[2K";
 
 pub(crate) fn image(args: ImageArgs) -> Result<u8, Failure> {
     let store = Store::open()?;
@@ -32,19 +34,22 @@ fn build(store: &Store, flavour: &str, rebuild: bool) -> Result<(), Failure> {
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, options.cancel.clone())?;
     }
-    let bar = ProgressBar::no_length();
-    bar.set_style(ProgressStyle::with_template("{spinner} image {prefix}: {msg} ({elapsed})")?);
-    bar.set_prefix(flavour.name.clone());
-    let plain = !io::stderr().is_terminal();
+    // One line that changes on a terminal, and a line for each step elsewhere.
+    let terminal = io::stderr().is_terminal();
     let mut step = None;
     let built = build_image(store, &flavour, &options, &mut |progress| {
-        if plain && step.replace(progress.step) != Some(progress.step) {
+        if terminal {
+            let line = format!("image {}: {progress}", flavour.name);
+            let width = terminal::size().cols.saturating_sub(1);
+            let fitting: String = line.chars().take(width.into()).collect();
+            eprint!("{CLEAR_LINE}{fitting}");
+        } else if step.replace(progress.step) != Some(progress.step) {
             eprintln!("image {}: {}", flavour.name, progress.step);
         }
-        bar.set_message(progress.to_string());
-        bar.tick();
     });
-    bar.finish_and_clear();
+    if terminal {
+        eprint!("{CLEAR_LINE}");
+    }
     if options.cancel.load(Ordering::SeqCst) {
         return Err(Failure { status: 130, sentence: "the build was stopped".to_owned() });
     }
