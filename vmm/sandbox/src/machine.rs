@@ -171,11 +171,13 @@ impl Vmm {
         let image = Image::open(&config.image)?;
         let vm = backend::create_vm()?;
         timeline.mark("VM created");
+        // Before the disk: a share that cannot be leaves none behind.
+        let shares = share(&config.shares)?;
         let equipment = Equipment {
             image,
             image_path: &config.image,
             memory: config.memory,
-            shares: &config.shares,
+            shares,
             network: config.network.as_ref(),
             disk: scratch(&config.scratch)?,
         };
@@ -213,7 +215,6 @@ impl Vmm {
         let (vsock, host) = VsockDevice::new(VsockConfig::default(), io.handle());
         let tail = fate.console.clone();
         let (console, _) = Console::new(io.handle(), move |output| tail.push(output));
-        let shares = share(shares)?;
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
             Box::new(Pmem::new(Arc::clone(&image), guest_image, io.handle())),
             Box::new(vsock),
@@ -377,7 +378,7 @@ pub(crate) struct Equipment<'a> {
     pub(crate) image_path: &'a Path,
     /// Bytes of RAM.
     pub(crate) memory: u64,
-    pub(crate) shares: &'a [Share],
+    pub(crate) shares: Arc<FileServer>,
     pub(crate) network: Option<&'a NetworkConfig>,
     pub(crate) disk: Option<Disk>,
 }
@@ -422,7 +423,8 @@ fn monitor(
     builder.spawn(watch).map_err(Error::host("a thread"))
 }
 
-fn share(shares: &[Share]) -> Result<Arc<FileServer>, Error> {
+/// The file server with these folders.
+pub(crate) fn share(shares: &[Share]) -> Result<Arc<FileServer>, Error> {
     let server = Arc::new(FileServer::new());
     // All of them are opened before the first share is there: none may lie in a share.
     let journals = shares.iter().map(|share| journal(share, shares));

@@ -21,7 +21,7 @@ use cabana_snapshot::{Draft, Snapshot, SnapshotError, write_nonzero};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::machine::{Equipment, Vmm};
+use crate::machine::{Equipment, Vmm, share};
 use crate::{Error, Guest, Introduction, Machine, NetworkConfig, Share, backend};
 
 /// Names in the file.
@@ -143,13 +143,14 @@ impl Vmm {
         timeline.mark("snapshot open");
         let vm = backend::create_vm()?;
         timeline.mark("VM created");
+        let shares = share(&config.shares)?;
         let disk = disk(&snapshot, &description, &config.disk_folder)?;
         let ram = map_ram(&snapshot, state.memory)?;
         let equipment = Equipment {
             image,
             image_path: &image_path,
             memory: state.memory,
-            shares: &config.shares,
+            shares,
             network: config.network.as_ref(),
             disk,
         };
