@@ -66,18 +66,11 @@ fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
 /// In one guest: here where KVM runs Linux, else on the instruction clock.
 fn exec(runs: usize) -> Result<(), Failure> {
     setup::cabana()?;
-    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
-    let folder = cargo::target_folder().join("bench");
-    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let bench = program("cabana-bench")?;
+    let folder = folder()?;
     let runs = runs.to_string();
-    let table = match kvm::runs_linux() {
-        Ok(()) => output(Command::new(&bench).args(["exec", "--runs", &runs]))?,
-        Err(why) => {
-            say(&format!("bench: measuring in the lab, because {why}"));
-            let words = [bench.into(), "exec".into(), "--runs".into(), runs.into()];
-            String::from_utf8_lossy(&in_lab(&words)?).into_owned()
-        }
-    };
+    let words = vec![bench.into(), "exec".into(), "--runs".into(), runs.into()];
+    let table = String::from_utf8_lossy(&where_linux_runs(words, &[])?).into_owned();
     let path =
         keep(&folder.join("exec.md"), format!("{table}\nCabana: {}\n", commit()).as_bytes())?;
     print!("{table}");
@@ -88,9 +81,8 @@ fn exec(runs: usize) -> Result<(), Failure> {
 /// On this machine alone: the stack needs no guest.
 fn net(runs: usize) -> Result<(), Failure> {
     setup::tools()?;
-    let bench = cargo::build_binary("cabana-benches", "cabana-bench-net", &["--release"])?;
-    let folder = cargo::target_folder().join("bench");
-    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let bench = program("cabana-bench-net")?;
+    let folder = folder()?;
     let mut stack = Command::new(&bench);
     stack.args(["stack", "--runs"]).arg(runs.to_string()).arg("--to").arg(folder.join("net.json"));
     let table = output(&mut stack)?;
@@ -103,9 +95,8 @@ fn net(runs: usize) -> Result<(), Failure> {
 
 /// Needs no guest: the device alone.
 fn fs_device(runs: usize) -> Result<(), Failure> {
-    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
-    let folder = cargo::target_folder().join("bench");
-    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let bench = program("cabana-bench")?;
+    let folder = folder()?;
     let runs = runs.to_string();
     let table = output(Command::new(bench).args(["fs", "--runs", &runs]))?;
     keep(&folder.join("fs.md"), table.as_bytes())?;
@@ -116,25 +107,16 @@ fn fs_device(runs: usize) -> Result<(), Failure> {
 
 fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
-    let build = |binary| cargo::build_binary("cabana-benches", binary, &["--release"]);
-    let (bench, bare) = (build("cabana-bench")?, build("cabana-bench-bare")?);
+    let (bench, bare) = (program("cabana-bench")?, program("cabana-bench-bare")?);
     let kernel = Store::open()?.find(Kind::Kernel, "default")?.file("vmlinux")?;
-    let folder = cargo::target_folder().join("bench");
-    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let folder = folder()?;
 
     let mut measure: Vec<OsString> = vec![bench.clone().into(), "boot".into()];
     for (option, path) in [("--cabana", &cabana), ("--bare", &bare), ("--kernel", &kernel)] {
         measure.extend([option.into(), path.into()]);
     }
     measure.extend(["--runs".into(), runs.to_string().into()]);
-    let figures = match kvm::runs_linux() {
-        Ok(()) => output(Command::new(&measure[0]).args(&measure[1..]))?.into_bytes(),
-        Err(why) => {
-            say(&format!("bench: measuring in the lab, because {why}"));
-            measure.extend(["--stage", "--clock", "instructions"].map(OsString::from));
-            in_lab(&measure)?
-        }
-    };
+    let figures = where_linux_runs(measure, &["--stage", "--clock", "instructions"])?;
     let in_guest = keep(&folder.join("guests.json"), &figures)?;
     say("bench: the VMM's start-up alone, on this machine's own KVM");
     let figures = output(Command::new(&bench).arg("start-up").arg("--cabana").arg(&cabana))?;
@@ -153,19 +135,11 @@ fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
 
 fn restore(runs: usize) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
-    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
-    let folder = cargo::target_folder().join("bench");
-    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    let bench = program("cabana-bench")?;
+    let folder = folder()?;
     let mut measure: Vec<OsString> = vec![bench.clone().into(), "restore".into()];
     measure.extend(["--cabana".into(), cabana.into(), "--runs".into(), runs.to_string().into()]);
-    let figures = match kvm::runs_linux() {
-        Ok(()) => output(Command::new(&measure[0]).args(&measure[1..]))?.into_bytes(),
-        Err(why) => {
-            say(&format!("bench: measuring in the lab, because {why}"));
-            measure.extend(["--stage", "--clock", "instructions"].map(OsString::from));
-            in_lab(&measure)?
-        }
-    };
+    let figures = where_linux_runs(measure, &["--stage", "--clock", "instructions"])?;
     let figures = keep(&folder.join("restore-guests.json"), &figures)?;
     let mut report = Command::new(&bench);
     report.args(["report", "--of", "restore", "--to"]).arg(&folder).arg(figures);
@@ -176,16 +150,39 @@ fn restore(runs: usize) -> Result<(), Failure> {
 
 /// Makes the page of what has been measured since `target/bench` was last removed.
 fn page() -> Result<(), Failure> {
-    let folder = cargo::target_folder().join("bench");
+    let folder = folder()?;
     let parts = PARTS.iter().filter_map(|(title, file)| {
         let path = folder.join(file);
         path.exists().then(|| format!("{title}={}", path.display()))
     });
     let page = folder.join("index.html");
-    let bench = cargo::build_binary("cabana-benches", "cabana-bench", &["--release"])?;
+    let bench = program("cabana-bench")?;
     succeed(Command::new(bench).args(["page", "--to"]).arg(&page).args(parts))?;
     say(&format!("bench: a page of all that was measured: {}", page.display()));
     Ok(())
+}
+
+/// Where figures are left.
+fn folder() -> Result<PathBuf, Failure> {
+    let folder = cargo::target_folder().join("bench");
+    fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
+    Ok(folder)
+}
+
+fn program(name: &str) -> Result<PathBuf, Failure> {
+    cargo::build_binary("cabana-benches", name, &["--release"])
+}
+
+/// Runs a command here where KVM runs Linux, else in the lab, with these words more; its standard output.
+fn where_linux_runs(mut argv: Vec<OsString>, in_a_lab: &[&str]) -> Result<Vec<u8>, Failure> {
+    match kvm::runs_linux() {
+        Ok(()) => Ok(output(Command::new(&argv[0]).args(&argv[1..]))?.into_bytes()),
+        Err(why) => {
+            say(&format!("bench: measuring in the lab, because {why}"));
+            argv.extend(in_a_lab.iter().map(OsString::from));
+            in_lab(&argv)
+        }
+    }
 }
 
 /// Runs a command on the instruction clock and returns its standard output.
