@@ -190,7 +190,7 @@ impl Control {
     pub(crate) fn wait_end(&self, index: u32, vcpu: &mut dyn Vcpu) {
         while self.checkpoint(index, vcpu) == Next::Run {
             let state = self.lock();
-            if state.outcome.is_none() && !state.pauses > 0 {
+            if state.outcome.is_none() && state.pauses == 0 {
                 drop(self.wait(state));
             }
         }

@@ -133,6 +133,22 @@ fn the_guests_stamps_lie_on_the_hosts_clock() {
     assert_eq!(clock.host_time(9_000_000), Duration::from_millis(50));
 }
 
+/// A pause may come just when a vCPU that has nothing to run has left the one before.
+#[test]
+fn a_halted_machine_is_paused_again_and_again() {
+    let fake = FakeHypervisor::with_script([VmExit::Halt]);
+    let machine = Machine::start(Box::new(fake.vm()), setup()).unwrap();
+    let (done, all) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for _ in 0..20_000 {
+            machine.pause();
+            machine.resume();
+        }
+        done.send(()).unwrap();
+    });
+    all.recv_timeout(Duration::from_secs(30)).expect("a pause that nobody hears");
+}
+
 /// A frozen machine in bytes, as a snapshot has it.
 fn frozen(fake: &FakeHypervisor, machine: &Machine) -> MachineState {
     fake.record().clock = 77;
