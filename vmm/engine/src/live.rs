@@ -38,38 +38,37 @@ impl Place {
 
     /// Takes the folder on this path of the guest's away. Programs that have files of it open get errors.
     pub fn remove_share(&self, guest: &str) -> Result<(), Error> {
-        let found =
-            match self.session() {
-                None => self.machine().live().iter().position(|live| live.spec.guest == guest),
-                Some(session) => self.machine().known().get(session).and_then(|known| {
-                    known.spec.shares.iter().position(|spec| spec.guest == guest)
-                }),
-            };
-        let of_start = self.session().is_none()
-            && self.machine().spec().shares.iter().any(|share| share.guest == guest);
-        let Some(index) = found else {
-            return Err(if of_start {
-                let why =
-                    "is shared for as long as the machine is up; leave it out of its description";
-                Error::Invalid(format!("{guest} {why}"))
-            } else {
-                Error::NotFound { what: "share", name: guest.to_owned() }
-            });
-        };
+        let shares = &self.machine().spec().shares;
+        if self.session().is_none() && shares.iter().any(|share| share.guest == guest) {
+            let why = "is shared for as long as the machine is up; leave it out of its description";
+            return Err(Error::Invalid(format!("{guest} {why}")));
+        }
+        if !self.shares()?.iter().any(|share| share.guest == guest) {
+            return Err(Error::NotFound { what: "share", name: guest.to_owned() });
+        }
         let running = self.machine().if_running()?;
         if let Some(running) = &running {
             running.guest().remove_share(self.session(), guest)?;
         }
-        let name = match self.session() {
-            None => self.machine().live().remove(index).name,
-            Some(session) => {
-                let mut known = self.machine().known();
-                let Some(known) = known.get_mut(session) else { return Ok(()) };
-                known.spec.shares.remove(index);
-                known.shares.remove(index)
-            }
+        match (self.forget(guest), running) {
+            (Some(name), Some(running)) => running.running().detach(&name),
+            // It does not run, or somebody else has taken it away meanwhile.
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets the folder on this path; what it is called in the file server.
+    fn forget(&self, guest: &str) -> Option<String> {
+        let Some(session) = self.session() else {
+            let mut live = self.machine().live();
+            let index = live.iter().position(|live| live.spec.guest == guest)?;
+            return Some(live.remove(index).name);
         };
-        running.map_or(Ok(()), |running| running.running().detach(&name))
+        let mut known = self.machine().known();
+        let known = known.get_mut(session)?;
+        let index = known.spec.shares.iter().position(|spec| spec.guest == guest)?;
+        known.spec.shares.remove(index);
+        Some(known.shares.remove(index))
     }
 
     /// The folders that are shown here, those of the start first.
