@@ -10,8 +10,9 @@ use std::thread;
 
 use cabana_api::{
     Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, Named,
-    Outcome, ProcessEvent, TtySize,
+    Outcome, ProcessEvent, ShareSpec, TtySize,
 };
+use cabana_sandbox::Share;
 use cabana_serve::{Asker, Client, ClientError, Incoming, Place, PlaceError};
 use serde_json::json;
 use signal_hook::consts::SIGWINCH;
@@ -22,6 +23,7 @@ use crate::hold::READY;
 use crate::run::{self, environment};
 use crate::signals::Forwarder;
 use crate::terminal::{self, RawMode};
+use crate::units::ShareArg;
 
 /// What `shell` runs: the image's best shell.
 const SHELL: &str = "command -v bash >/dev/null && exec bash -l; exec sh -l";
@@ -207,17 +209,19 @@ fn spec(args: &UpArgs) -> Result<MachineSpec, Failure> {
         suspend_after_ms: args.suspend_after.map(|idle| idle.as_millis() as u64),
         ..MachineSpec::default()
     };
-    for share in &args.shares {
-        let share = run::share(share.clone())?;
-        if share.journal.is_some() {
-            let why = "a machine that is up keeps no journal of a share; leave `:journal` out, or use \
-                       `cabana run`";
-            return Err(Failure::new(why));
-        }
-        let (host, guest, read_only) = (share.host, share.guest, share.read_only);
-        spec.shares.push(cabana_api::ShareSpec { host, guest, read_only });
-    }
+    spec.shares = args.shares.iter().cloned().map(share).collect::<Result<_, _>>()?;
     Ok(spec)
+}
+
+/// A folder for a machine that is up.
+pub(crate) fn share(arg: ShareArg) -> Result<ShareSpec, Failure> {
+    let Share { host, guest, read_only, journal } = run::share(arg)?;
+    if journal.is_some() {
+        let why = "a machine that is up keeps no journal of a share; leave `:journal` out, or use \
+                   `cabana run`";
+        return Err(Failure::new(why));
+    }
+    Ok(ShareSpec { host, guest, read_only })
 }
 
 /// Runs a command in a machine that is up, with this process's streams, signals and terminal.

@@ -3,11 +3,10 @@
 use cabana_api::{Call, Outcome, Place, ShareSpec};
 use serde_json::json;
 
-use crate::Failure;
 use crate::args::{MountArgs, UnmountArgs};
 use crate::machines::{print, table};
-use crate::run;
 use crate::sessions::{ask, nonsense};
+use crate::{Failure, machines};
 
 pub(crate) fn mount(args: MountArgs) -> Result<u8, Failure> {
     let place = Place { machine: args.machine, session: args.session };
@@ -15,14 +14,7 @@ pub(crate) fn mount(args: MountArgs) -> Result<u8, Failure> {
         return list(place, args.json);
     }
     for share in args.shares {
-        let share = run::share(share)?;
-        if share.journal.is_some() {
-            let why = "a folder that is mounted in a machine that is up keeps no journal; leave \
-                       `:journal` out, or use `cabana run`";
-            return Err(Failure::new(why));
-        }
-        let (host, guest, read_only) = (share.host, share.guest, share.read_only);
-        let share = ShareSpec { host, guest, read_only };
+        let share = machines::share(share)?;
         let call = Call::ShareAdd { place: place.clone(), share: share.clone() };
         ask(&place.machine, call)?;
         if args.json {

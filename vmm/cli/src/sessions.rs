@@ -4,16 +4,15 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{self, Path, PathBuf};
 
-use cabana_api::{Call, CopySpec, Outcome, SessionLimits, SessionSpec, SessionStatus, ShareSpec};
+use cabana_api::{Call, CopySpec, Outcome, SessionLimits, SessionSpec, SessionStatus};
 use cabana_serve::{ClientError, Place};
 use serde_json::json;
 
-use crate::Failure;
 use crate::args::{
     CopyArgs, ForwardArgs, LimitArgs, SessionArgs, SessionMakeArgs, SessionNamedArgs, SessionVerb,
 };
 use crate::machines::{connect, named, print, table};
-use crate::run;
+use crate::{Failure, machines};
 
 pub(crate) fn session(args: SessionArgs) -> Result<u8, Failure> {
     match args.verb {
@@ -25,22 +24,12 @@ pub(crate) fn session(args: SessionArgs) -> Result<u8, Failure> {
 }
 
 fn add(args: SessionMakeArgs) -> Result<u8, Failure> {
-    let mut spec = SessionSpec {
+    let spec = SessionSpec {
         name: args.which.session.clone(),
         limits: overlay(SessionLimits::default(), &args.limits),
-        shares: Vec::new(),
+        shares: args.shares.into_iter().map(machines::share).collect::<Result<_, _>>()?,
         network: args.network,
     };
-    for share in args.shares {
-        let share = run::share(share)?;
-        if share.journal.is_some() {
-            let why =
-                "a session keeps no journal of a share; leave `:journal` out, or use `cabana run`";
-            return Err(Failure::new(why));
-        }
-        let (host, guest, read_only) = (share.host, share.guest, share.read_only);
-        spec.shares.push(ShareSpec { host, guest, read_only });
-    }
     let machine = args.which.machine.clone();
     match ask(&machine, Call::SessionCreate { machine: machine.clone(), spec })? {
         Outcome::Session(status) if args.which.json => print(&status)?,
