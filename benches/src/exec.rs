@@ -13,6 +13,7 @@ use cabana_store::{Kind, Store};
 use serde::Serialize;
 
 use crate::Error;
+use crate::memory::pss;
 use crate::report::Summary;
 
 /// Processes of one run of the guest's shell.
@@ -67,11 +68,11 @@ pub fn measure(runs: usize, tell: &dyn Fn(&str)) -> Result<Figures, Error> {
         Ok(made)
     })?;
     tell("idle sessions");
-    let before = resident()?;
+    let before = pss("self")?;
     for number in 0..IDLE {
         guest.create_session(&named(&format!("idle-{number}"))).map_err(failed)?;
     }
-    let idle = (resident()? - before) / f64::from(IDLE);
+    let idle = (pss("self")? - before) / f64::from(IDLE);
     let remove = Summary::of(&removals[COLD..]).ok_or_else(nothing)?;
     machine.stop();
     Ok(Figures { spawn, in_machine, in_session, create, remove, idle })
@@ -141,15 +142,6 @@ fn timed(work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
 fn repeat(runs: usize, mut measure: impl FnMut() -> Result<f64, Error>) -> Result<Summary, Error> {
     let all = (0..COLD + runs).map(|_| measure()).collect::<Result<Vec<_>, _>>()?;
     Summary::of(&all[COLD..]).ok_or_else(nothing)
-}
-
-/// MiB of memory that this process has, the guest's RAM with it.
-fn resident() -> Result<f64, Error> {
-    let path = "/proc/self/smaps_rollup";
-    let text = std::fs::read_to_string(path).map_err(Error::file(path))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or_else(nothing)?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().map_err(|_| nothing())?;
-    Ok(kib / 1024.0)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape of map_err")]

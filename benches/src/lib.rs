@@ -19,5 +19,6 @@ pub mod process;
 pub mod report;
 pub mod restore;
 pub mod stage;
+mod trace;
 
 pub use error::Error;

@@ -6,8 +6,6 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::Error;
 use crate::guests::Guests;
 use crate::kvm_trace::KvmTrace;
@@ -16,6 +14,7 @@ use crate::peer::{QEMU_EXIT, Qemu};
 use crate::process::{self, Ended};
 use crate::report::{ExitTable, Report, Row, Summary};
 use crate::stage;
+use crate::trace::{Trace, TraceExits};
 
 /// What both VMMs tell the kernel that boots the trivial init: what `cabana run` says, without a
 /// console, since there is none.
@@ -61,25 +60,6 @@ pub struct Boot {
     pub runs: usize,
     /// The clock's name in the report.
     pub clock: String,
-}
-
-/// What `cabana run --trace-boot` writes.
-#[derive(Deserialize)]
-struct Trace {
-    marks: Vec<TraceMark>,
-    exits: Option<TraceExits>,
-}
-
-#[derive(Deserialize)]
-struct TraceMark {
-    name: String,
-    ms: f64,
-}
-
-#[derive(Deserialize)]
-struct TraceExits {
-    to_user_space: u64,
-    total: Option<u64>,
 }
 
 /// One start with all devices.
@@ -265,13 +245,13 @@ impl Bench<'_> {
         let mut command = self.run_verb();
         command.arg("--trace-boot").arg(&file).arg("--share").arg(&self.boot.work);
         let ended = process::run(command.args(["--", "echo", "here"]), 0)?;
-        let text = fs::read_to_string(&file).map_err(Error::file(&file))?;
-        let malformed = |why: String| Error::Content { path: file.clone(), why };
-        let trace: Trace =
-            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let trace = Trace::read(&file)?;
         let mark = |name: &str| {
             let found = trace.marks.iter().find(|mark| mark.name == name);
-            found.map(|mark| mark.ms).ok_or_else(|| malformed(format!("it has no mark `{name}`")))
+            found.map(|mark| mark.ms).ok_or_else(|| Error::Content {
+                path: file.clone(),
+                why: format!("it has no mark `{name}`"),
+            })
         };
         let (ready, output) = (mark("ready")?, mark("first output")?);
         let first_output_ms = ended.ms_to(ended.first_output.unwrap_or(ended.end));
@@ -303,7 +283,7 @@ impl Bench<'_> {
     }
 
     fn row(&self, figure: &str, unit: &str) -> Row {
-        empty_row(figure, unit, &self.boot.clock)
+        Row::new(figure, unit, &self.boot.clock)
     }
 }
 
@@ -340,43 +320,17 @@ pub fn start_up(cabana: &Path, work: &Path, runs: usize) -> Result<Report, Error
             ("its load then".to_owned(), load),
         ],
         rows: vec![
-            empty_row(
+            Row::new(
                 "cabana boot, bare-metal kernel: process start to its first byte",
                 "ms",
                 clock,
             )
             .values(first, None)
             .target(START_UP_MS),
-            empty_row("– to the process's end", "ms", clock).values(end, None),
+            Row::new("– to the process's end", "ms", clock).values(end, None),
         ],
         exits: Vec::new(),
     })
-}
-
-impl Row {
-    fn values(self, cabana: Option<Summary>, qemu: Option<Summary>) -> Self {
-        Self { cabana, qemu, ..self }
-    }
-
-    fn key(self, key: &str) -> Self {
-        Self { key: Some(key.to_owned()), ..self }
-    }
-
-    fn target(self, target: f64) -> Self {
-        Self { target: Some(target), ..self }
-    }
-}
-
-fn empty_row(figure: &str, unit: &str, clock: &str) -> Row {
-    Row {
-        key: None,
-        figure: figure.to_owned(),
-        unit: unit.to_owned(),
-        clock: clock.to_owned(),
-        cabana: None,
-        qemu: None,
-        target: None,
-    }
 }
 
 /// When the machine of `cabana-bench-bare` entered its guest, by its own word.

@@ -46,6 +46,16 @@ pub fn footprint(process: u32, ram_bytes: u64) -> Result<Footprint, Error> {
     })
 }
 
+/// The proportional set size of a process, by its number or `self`, in MiB; guest RAM is in it.
+pub fn pss(process: &str) -> Result<f64, Error> {
+    let path = PathBuf::from(format!("/proc/{process}/smaps_rollup"));
+    let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    let why = || "it has no proportional set size".to_owned();
+    Ok(kib.ok_or_else(|| Error::Content { path, why: why() })? / KIB as f64)
+}
+
 fn areas(text: &str) -> Vec<Area> {
     let mut areas: Vec<Area> = Vec::new();
     for line in text.lines() {

@@ -97,6 +97,31 @@ impl Summary {
 }
 
 impl Row {
+    /// A figure that has no values yet.
+    pub(crate) fn new(figure: &str, unit: &str, clock: &str) -> Self {
+        Self {
+            key: None,
+            figure: figure.to_owned(),
+            unit: unit.to_owned(),
+            clock: clock.to_owned(),
+            cabana: None,
+            qemu: None,
+            target: None,
+        }
+    }
+
+    pub(crate) fn values(self, cabana: Option<Summary>, qemu: Option<Summary>) -> Self {
+        Self { cabana, qemu, ..self }
+    }
+
+    pub(crate) fn key(self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self }
+    }
+
+    pub(crate) fn target(self, target: f64) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
     /// Whether the median reaches the target, if there are both.
     pub fn reached(&self) -> Option<bool> {
         Some(self.cabana?.median <= self.target?)

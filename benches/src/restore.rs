@@ -1,6 +1,5 @@
 //! Machines out of a snapshot: how soon they answer, and what many of them take together.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -8,13 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_sandbox::{Command as GuestCommand, Machine, ProcessEvent, RestoreConfig, Timeline};
-use serde::Deserialize;
 
 use crate::Error;
 use crate::kvm_trace::KvmTrace;
 use crate::process::{self, Running, now};
 use crate::report::{ExitTable, Report, Row, Summary};
-use crate::stage;
+use crate::trace::{Trace, TraceExits};
+use crate::{memory, stage};
 
 /// Runs that are made and thrown away: in the first every file comes into the page cache.
 const COLD_RUNS: usize = 2;
@@ -41,25 +40,6 @@ pub struct Restore {
     pub runs: usize,
     /// The clock's name in the report.
     pub clock: String,
-}
-
-/// What `cabana run --trace-boot` writes.
-#[derive(Deserialize)]
-struct Trace {
-    marks: Vec<Mark>,
-    exits: Option<Exits>,
-}
-
-#[derive(Deserialize)]
-struct Mark {
-    name: String,
-    ms: f64,
-}
-
-#[derive(Deserialize)]
-struct Exits {
-    to_user_space: u64,
-    total: Option<u64>,
 }
 
 impl Restore {
@@ -118,10 +98,8 @@ impl Restore {
             command
         })?;
         Ok(vec![
-            Row {
-                target: Some(RESTORE_MS),
-                ..self.row("cabana run --from: process start to first output", "ms", restored)
-            },
+            self.row("cabana run --from: process start to first output", "ms", restored)
+                .target(RESTORE_MS),
             self.row("– to the process's end", "ms", restored_end),
             self.row("cabana run, cold: process start to first output", "ms", cold),
             self.row("– to the process's end", "ms", cold_end),
@@ -134,9 +112,7 @@ impl Restore {
         let traces = self.warm(|| {
             let mut command = self.from(snapshot);
             process::run(command.arg("--trace-boot").arg(&file).args(["--", "echo", "here"]), 0)?;
-            let text = fs::read_to_string(&file).map_err(Error::file(&file))?;
-            serde_json::from_str::<Trace>(&text)
-                .map_err(|error| Error::Content { path: file.clone(), why: error.to_string() })
+            Trace::read(&file)
         })?;
         let Some(first) = traces.first() else { return Ok(Vec::new()) };
         let mut rows = Vec::new();
@@ -148,7 +124,7 @@ impl Restore {
             let took: Vec<f64> = took.collect();
             rows.push(self.row(&format!("– of it, to: {}", mark.name), "ms", Summary::of(&took)));
         }
-        let exits = |value: fn(&Exits) -> Option<u64>| {
+        let exits = |value: fn(&TraceExits) -> Option<u64>| {
             let values =
                 traces.iter().filter_map(|trace| Some(value(trace.exits.as_ref()?)? as f64));
             Summary::of(&values.collect::<Vec<_>>())
@@ -188,7 +164,7 @@ impl Restore {
         };
         let took = self.warm(|| fork().map_err(failed))?;
         let figure = "a fork in a running process: to its command's first output";
-        Ok(vec![Row { target: Some(FORK_MS), ..self.row(figure, "ms", Summary::of(&took)) }])
+        Ok(vec![self.row(figure, "ms", Summary::of(&took)).target(FORK_MS)])
     }
 
     fn memory(&self, snapshot: &Path) -> Result<Vec<Row>, Error> {
@@ -210,10 +186,7 @@ impl Restore {
         let single = |value: f64| Summary::of(&[value]);
         let mut rows = vec![
             self.row("an idle machine out of a snapshot: PSS in all", "MiB", single(one)),
-            Row {
-                target: Some(FORK_MIB),
-                ..self.row("– each of nine more beside it", "MiB", single(each))
-            },
+            self.row("– each of nine more beside it", "MiB", single(each)).target(FORK_MIB),
         ];
         // No time is in these.
         for row in &mut rows {
@@ -230,27 +203,11 @@ impl Restore {
     }
 
     fn row(&self, figure: &str, unit: &str, cabana: Option<Summary>) -> Row {
-        Row {
-            key: None,
-            figure: figure.to_owned(),
-            unit: unit.to_owned(),
-            clock: self.clock.clone(),
-            cabana,
-            qemu: None,
-            target: None,
-        }
+        Row::new(figure, unit, &self.clock).values(cabana, None)
     }
 }
 
 /// The proportional set sizes of all of them, in MiB.
 fn pss(machines: &[Running]) -> Result<f64, Error> {
-    let mut kib = 0;
-    for machine in machines {
-        let path = PathBuf::from(format!("/proc/{}/smaps_rollup", machine.id()));
-        let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
-        let number = line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-        kib += number.unwrap_or_default();
-    }
-    Ok(kib as f64 / 1024.0)
+    machines.iter().map(|machine| memory::pss(&machine.id().to_string())).sum()
 }
