@@ -91,6 +91,17 @@ impl Chain {
         Reader { cursor: Cursor::new(&self.ram, &self.readable) }
     }
 
+    /// The memory that the buffer lies in.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Guest-physical start and length in bytes of each piece that the driver lends for writing: for a
+    /// device that is told of memory and not of bytes in it.
+    pub fn writable(&self) -> impl Iterator<Item = (GuestAddress, usize)> {
+        self.writable.iter().map(|segment| (segment.addr, segment.len as usize))
+    }
+
     /// Writes the answer, from the start.
     pub fn writer(&self) -> Writer<'_> {
         Writer { cursor: Cursor::new(&self.ram, &self.writable), written: 0 }

@@ -31,6 +31,14 @@ pub enum MemoryError {
         /// What the host said.
         source: io::Error,
     },
+    /// The host does not take memory back.
+    #[error("cannot give {len:#x} bytes of guest RAM back to the host: {source}")]
+    Discard {
+        /// Bytes offered.
+        len: usize,
+        /// What the host said.
+        source: io::Error,
+    },
     /// Two pieces of RAM overlap, or one is empty or not page-aligned.
     #[error("the guest's memory map is not valid: {0}")]
     Layout(String),
@@ -136,6 +144,13 @@ impl GuestRam {
         for mapping in &self.inner.mappings {
             let _ = mapping.advise_huge(0..mapping.len());
         }
+    }
+
+    /// Gives the whole pages in `len` bytes at `at` back to the host: they hold zeroes again, or the file that is
+    /// mapped there, and cost nothing until they are touched.
+    pub fn discard(&self, at: GuestAddress, len: usize) -> Result<(), MemoryError> {
+        let (mapping, start) = self.locate(at, len)?;
+        mapping.discard(start..start + len).map_err(|source| MemoryError::Discard { len, source })
     }
 
     /// Copies a value out of guest RAM.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use cabana_balloon::Balloon;
 use cabana_block::{Block, Disk};
 use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
@@ -221,6 +222,7 @@ impl Vmm {
             Box::new(FsDevice::new(Arc::clone(&shares), vec![folders.handle()])),
             Box::new(console),
             Box::new(Rng::new(io.handle())),
+            Box::new(Balloon::new(io.handle())),
         ];
         let mut scratch_disk = None;
         if let Some(scratch) = scratch {

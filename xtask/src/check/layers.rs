@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-boot", &["memory", "os"]),
     ("cabana-virtio", &["bus", "memory", "os"]),
     ("cabana-platform", &["bus", "memory", "os"]),
+    ("cabana-balloon", DEVICE),
     ("cabana-block", DEVICE),
     ("cabana-console", DEVICE),
     // The journal is told of what a share's guest changes.
@@ -42,6 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "hv",
             "virtio",
             "platform",
+            "balloon",
             "block",
             "console",
             "fs",

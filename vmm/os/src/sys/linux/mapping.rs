@@ -95,9 +95,11 @@ impl Mapping {
         self.advise(range, Advice::LinuxHugepage)
     }
 
-    /// Gives the pages of `range` back to the host; they read as zeroes (or as the file) again.
+    /// Gives the whole pages in `range` back to the host; they read as zeroes (or as the file) again.
     pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
-        self.advise(range, Advice::LinuxDontNeed)
+        let page = rustix::param::page_size();
+        let pages = range.start.next_multiple_of(page)..range.end / page * page;
+        if pages.is_empty() { Ok(()) } else { self.advise(pages, Advice::LinuxDontNeed) }
     }
 
     fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
@@ -189,13 +191,18 @@ mod tests {
     }
 
     #[test]
-    fn discarded_memory_reads_as_zero() {
-        let mapping = Mapping::anonymous(4096).unwrap();
+    fn discarded_pages_read_as_zero_and_parts_of_pages_stay() {
+        let mapping = Mapping::anonymous(3 * 4096).unwrap();
+        for page in 0..3 {
+            // SAFETY: within the mapping.
+            unsafe { byte(&mapping, page * 4096).write_volatile(1) };
+        }
+        mapping.discard(0..4095).unwrap();
+        mapping.discard(1..3 * 4096 - 1).unwrap();
         // SAFETY: within the mapping.
-        unsafe { byte(&mapping, 0).write_volatile(1) };
-        mapping.discard(0..4096).unwrap();
-        // SAFETY: within the mapping.
-        assert_eq!(unsafe { byte(&mapping, 0).read_volatile() }, 0);
+        let bytes = [0, 1, 2].map(|page| unsafe { byte(&mapping, page * 4096).read_volatile() });
+        assert_eq!(bytes, [1, 0, 1]);
+        assert!(mapping.discard(0..4 * 4096).is_err());
     }
 
     #[test]
