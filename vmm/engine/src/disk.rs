@@ -1,6 +1,7 @@
 //! The writable disk of a machine, opened for its worker.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::path::Path;
 
 use cabana_os::file;
@@ -16,6 +17,17 @@ pub(crate) fn vanishing(template: &Path, folder: &Path) -> Result<File, Error> {
     });
     let path = folder.to_owned();
     made.map_err(|source| Error::Open { what: "a disk in", path, source })
+}
+
+/// A file without a name in `folder` for the memory of a machine that is suspended; `None` where it would be in
+/// memory again.
+pub(crate) fn for_memory(bytes: u64, folder: &Path) -> io::Result<Option<File>> {
+    let file = file::unnamed(folder)?;
+    if file::is_in_memory(&file)? {
+        return Ok(None);
+    }
+    file.set_len(bytes)?;
+    Ok(Some(file))
 }
 
 /// The disk at `path`, made from `template` when missing.

@@ -133,8 +133,9 @@ impl Machine {
         Process::start(running, command)
     }
 
-    /// Lets its vCPUs stand still until it is used again. It keeps its memory. Nothing happens while a
-    /// process runs; false then.
+    /// Lets its vCPUs stand still until it is used again. What is in its memory goes into a file without a name in
+    /// [`EngineConfig::scratch`](crate::EngineConfig::scratch), from which it comes back as it is touched, unless
+    /// that folder is in memory itself or full. Nothing happens while a process runs; false then.
     pub fn suspend(&self) -> Result<bool, Error> {
         let running = match &self.inner.life().stage {
             Stage::Running(running) => Arc::clone(running),

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,8 +29,16 @@ pub(crate) struct Running {
     guest: Guest,
     activity: Mutex<Activity>,
     changed: Condvar,
+    room: Room,
     /// Counts shares that came while it ran.
     shares: AtomicU64,
+}
+
+/// What the machine's memory takes while it is suspended.
+#[derive(Debug)]
+struct Room {
+    bytes: u64,
+    folder: PathBuf,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +62,7 @@ pub(crate) struct Starting {
     pub(crate) worker: Arc<Worker>,
     control: UnixStream,
     introduction: Introduction,
+    room: Room,
 }
 
 impl Starting {
@@ -109,16 +118,17 @@ impl Starting {
             shares: mounts,
             network: None,
         };
-        Ok(Self { worker: Arc::new(worker), control, introduction })
+        let room = Room { bytes: spec.memory, folder: house.scratch() };
+        Ok(Self { worker: Arc::new(worker), control, introduction, room })
     }
 
     /// Waits until the agent takes commands, or for the machine's end.
     pub(crate) fn finish(self) -> Result<Running, Error> {
-        let Self { worker, control, introduction } = self;
+        let Self { worker, control, introduction, room } = self;
         let control = Stream::from(control);
         let guest = Guest::greet(worker.link(), control, introduction, &Timeline::new())?;
         let (activity, changed) = (Mutex::default(), Condvar::new());
-        Ok(Running { worker, guest, activity, changed, shares: AtomicU64::new(0) })
+        Ok(Running { worker, guest, activity, changed, room, shares: AtomicU64::new(0) })
     }
 }
 
@@ -190,13 +200,15 @@ impl Running {
         self.worker.call(|call| Request::Detach { call, name }, None).map(drop)
     }
 
-    /// Lets the vCPUs stand still. True if they ran before; false if they stood still or a process runs.
+    /// Lets the vCPUs stand still, and puts memory on the disk. True if they ran before; false if they stood still or a process runs.
     pub(crate) fn suspend(&self) -> Result<bool, Error> {
         let mut activity = self.activity();
         if activity.suspended || activity.is_busy() {
             return Ok(false);
         }
-        self.worker.call(|call| Request::Pause { call }, None)?;
+        // Without room for its memory it keeps it.
+        let file = disk::for_memory(self.room.bytes, &self.room.folder).ok().flatten();
+        self.worker.call(|call| Request::Pause { call }, file.map(OwnedFd::from).as_ref())?;
         activity.suspended = true;
         Ok(true)
     }

@@ -31,6 +31,7 @@ mod fate;
 mod guest;
 mod machine;
 mod network;
+mod park;
 mod process;
 mod session;
 mod snapshot;

@@ -42,7 +42,8 @@ pub enum Request {
         /// The name in the virtio-fs device.
         name: String,
     },
-    /// Let no vCPU run.
+    /// Let no vCPU run. Handle, if there is one: a file for the machine's memory, as long as that and nothing but
+    /// a hole.
     Pause {
         /// Named in the answer.
         call: u64,

@@ -242,8 +242,12 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
             (Request::Detach { call, name }, _) => {
                 answer(channel, call, &vmm.detach_share(&name))?;
             }
-            (Request::Pause { call }, _) => {
+            (Request::Pause { call }, file) => {
                 let paused = if vmm.pause() { Ok(()) } else { Err(Error::Stopped) };
+                if let (Ok(()), Some(file)) = (&paused, file) {
+                    // Without room for its memory on the disk the machine stands still all the same.
+                    let _ = vmm.park(&File::from(file));
+                }
                 answer(channel, call, &paused)?;
             }
             (Request::Resume { call }, _) => {

@@ -109,6 +109,12 @@ pub fn unnamed(dir: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether the file lies in memory (tmpfs), so that putting something into it frees none.
+pub fn is_in_memory(file: &File) -> io::Result<bool> {
+    // `TMPFS_MAGIC` of the kernel's `magic.h`.
+    Ok(rustix::fs::fstatfs(file)?.f_type == 0x0102_1994)
+}
+
 /// For file systems without `O_TMPFILE` (9p, some FUSE): a name that lives for a moment.
 fn named_then_unlinked(dir: &Path) -> io::Result<File> {
     let path = dir.join(format!(".cabana-{}-{:p}", std::process::id(), &raw const dir));

@@ -57,6 +57,7 @@ pub fn path_of(handle: BorrowedFd<'_>) -> PathBuf {
 pub fn learn() {
     // rustix reads the auxiliary vector from a file at its first use.
     let _ = rustix::param::page_size();
+    let _ = super::pages::pagemap();
 }
 
 /// The file that holds this very code: the program, or the library that it has loaded.

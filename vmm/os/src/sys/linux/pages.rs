@@ -1,0 +1,104 @@
+//! Which pages of this process are its own (`/proc/self/pagemap`, the kernel's
+//! `Documentation/admin-guide/mm/pagemap.rst`).
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+/// Bytes that the file has for a page, and bits in them.
+const ENTRY: usize = 8;
+const IN_FILE: u64 = 1 << 61;
+const SWAPPED: u64 = 1 << 62;
+const PRESENT: u64 = 1 << 63;
+
+/// Entries read at once.
+const AT_ONCE: usize = 8192;
+
+/// Opened once, since a process that has confined itself cannot.
+static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
+
+pub(super) fn pagemap() -> io::Result<&'static File> {
+    let file = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok());
+    file.as_ref().ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// Tells `each` of the blocks of `block` bytes (a power of two) in `range`, addresses of this process, that hold a
+/// page that is this process's alone: written to, and in no file that is mapped there. Adjacent blocks are told
+/// of together.
+pub fn for_each_own(
+    range: Range<usize>,
+    block: usize,
+    mut each: impl FnMut(Range<usize>) -> io::Result<()>,
+) -> io::Result<()> {
+    let page = rustix::param::page_size();
+    let mut entries = vec![0; AT_ONCE * ENTRY];
+    let mut run: Option<Range<usize>> = None;
+    let mut at = range.start / page * page;
+    while at < range.end {
+        let count = AT_ONCE.min((range.end - at).div_ceil(page));
+        let entries = &mut entries[..count * ENTRY];
+        pagemap()?.read_exact_at(entries, (at / page * ENTRY) as u64)?;
+        for (index, entry) in entries.chunks_exact(ENTRY).enumerate() {
+            let mut bytes = [0; ENTRY];
+            bytes.copy_from_slice(entry);
+            let entry = u64::from_ne_bytes(bytes);
+            if entry & (PRESENT | SWAPPED) == 0 || entry & IN_FILE != 0 {
+                continue;
+            }
+            let here = (at + index * page) & !(block - 1);
+            let own = here.max(range.start)..(here + block).min(range.end);
+            match &mut run {
+                Some(run) if own.start <= run.end => run.end = own.end,
+                _ => {
+                    if let Some(run) = run.replace(own) {
+                        each(run)?;
+                    }
+                }
+            }
+        }
+        at += count * page;
+    }
+    run.map_or(Ok(()), each)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mapping;
+
+    fn own(mapping: &Mapping, block: usize) -> Vec<Range<usize>> {
+        let start = mapping.as_ptr() as usize;
+        let mut found = Vec::new();
+        for_each_own(start..start + mapping.len(), block, |run| {
+            found.push(run.start - start..run.end - start);
+            Ok(())
+        })
+        .unwrap();
+        found
+    }
+
+    fn write(mapping: &Mapping, page: usize) {
+        // SAFETY: within the mapping, to which nobody has a reference.
+        unsafe { mapping.as_ptr().wrapping_add(page * 4096).write_volatile(1) };
+    }
+
+    #[test]
+    fn pages_that_were_written_to_are_found_and_those_of_files_are_not() {
+        let mapping = Mapping::anonymous(64 * 4096).unwrap();
+        assert_eq!(own(&mapping, 4096), []);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * 4096).unwrap();
+        mapping.overlay_file(0..8 * 4096, &file, 0).unwrap();
+        for page in [3, 20, 21, 63] {
+            write(&mapping, page);
+        }
+        // SAFETY: within the mapping, to which nobody has a reference.
+        unsafe { mapping.as_ptr().wrapping_add(5 * 4096).read_volatile() };
+        let pages = |first: usize, last: usize| first * 4096..(last + 1) * 4096;
+        assert_eq!(own(&mapping, 4096), [pages(3, 3), pages(20, 21), pages(63, 63)]);
+        assert_eq!(own(&mapping, 4 * 4096), [pages(0, 3), pages(20, 23), pages(60, 63)]);
+        assert_eq!(own(&mapping, 16 * 4096), [pages(0, 31), pages(48, 63)]);
+    }
+}
