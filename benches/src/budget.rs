@@ -10,7 +10,7 @@ use crate::Error;
 use crate::report::{Report, Row};
 
 /// The clock on which times repeat.
-const STEADY_CLOCK: &str = "instructions";
+pub(crate) const STEADY_CLOCK: &str = "instructions";
 /// A figure below this part of what it may be has a line in the budget that says too little.
 const LOOSE: f64 = 0.9;
 

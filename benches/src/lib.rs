@@ -5,11 +5,13 @@
 //! measures where it stands, in the lab or on the machine itself.
 
 pub mod budget;
+pub mod compare;
 pub mod error;
 pub mod exec;
 pub mod fs;
 pub mod guests;
 pub mod kvm_trace;
+pub mod machine_memory;
 pub mod measure;
 pub mod memory;
 pub mod net;

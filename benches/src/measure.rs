@@ -172,7 +172,7 @@ impl Bench<'_> {
         let mut command = self.run_verb();
         let mut machine =
             process::start(command.args(["--", "sh", "-c", "echo up; exec sleep 3600"]))?;
-        machine.first_byte()?;
+        machine.next_byte()?;
         let full = settled(&machine, RUN_MIB)?;
         drop(machine);
         let bare = settled(&process::start(&mut self.bare(&self.guests.idle))?, SMALL_MIB)?;

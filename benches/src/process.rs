@@ -71,8 +71,8 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits for its first byte of output.
-    pub fn first_byte(&mut self) -> Result<(), Error> {
+    /// Waits for its next byte of output.
+    pub fn next_byte(&mut self) -> Result<(), Error> {
         let failed = |source| Error::Start { program: self.program.clone(), source };
         let mut byte = [0];
         let stdout = self.child.stdout.as_mut();
@@ -84,7 +84,7 @@ impl Running {
         if let Some(stderr) = &mut self.child.stderr {
             let _ = stderr.read_to_string(&mut said);
         }
-        let what = "ended without any output".to_owned();
+        let what = "ended without more output".to_owned();
         Err(Error::Behaviour { program: self.program.clone(), what, said })
     }
 
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_dropped_process_is_gone() {
         let mut running = start(Command::new("sh").args(["-c", "echo up; sleep 60"])).unwrap();
-        running.first_byte().unwrap();
+        running.next_byte().unwrap();
         let proc = format!("/proc/{}", running.id());
         drop(running);
         assert!(!std::path::Path::new(&proc).exists());

@@ -174,7 +174,7 @@ impl Restore {
             let mut command = self.from(snapshot);
             let idle = ["--", "sh", "-c", "echo up; exec sleep 3600"];
             let mut machine = process::start(command.args(idle))?;
-            machine.first_byte()?;
+            machine.next_byte()?;
             machines.push(machine);
             if machines.len() == 1 {
                 thread::sleep(SETTLE);

@@ -15,9 +15,10 @@ use crate::progress::say;
 use crate::{cargo, kvm, setup};
 
 /// What `target/bench` may hold for the page, and its titles there.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 6] = [
     ("Start-up, exits and memory", "boot.json"),
     ("Snapshots", "restore.json"),
+    ("Memory of machines", "memory.json"),
     ("Commands and sessions", "exec.md"),
     ("Network stack", "net.md"),
     ("Shared folders", "fs.md"),
@@ -30,6 +31,8 @@ pub(crate) enum Bench {
     Boot,
     /// Starts from a snapshot, forks and their memory.
     Restore,
+    /// What machines take of the host's memory, and how soon they give it back.
+    Memory,
     /// Commands and sessions in a guest, beside its own processes.
     Exec,
     /// The network stack alone, beside plain loopback TCP.
@@ -53,10 +56,53 @@ pub(crate) fn bench(bench: Option<Bench>, runs: usize, gate: bool) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
+/// Measures a commit and then what stands here, and prints what changed. The commit's checkout stays in
+/// `target/before`, so that the next comparison need not build everything again.
+pub(crate) fn compare(
+    bench: Option<Bench>,
+    runs: usize,
+    commit: &str,
+) -> Result<ExitCode, Failure> {
+    let name = match bench {
+        Some(Bench::Boot) => "boot",
+        Some(Bench::Restore) => "restore",
+        Some(Bench::Memory) => "memory",
+        _ => {
+            let why = "--compare is for the benches `boot`, `restore` and `memory`; name one";
+            return Err(Failure::Sentence(why.to_owned()));
+        }
+    };
+    let before = cargo::target_folder().join("before");
+    let git = |folder: &Path| {
+        let mut git = Command::new("git");
+        git.arg("-C").arg(folder);
+        git
+    };
+    say(&format!("bench: measuring {commit} first"));
+    if before.exists() {
+        succeed(git(&before).args(["checkout", "--quiet", "--detach", commit]))?;
+    } else {
+        // Forced, since git may remember one that went with `target`.
+        let mut add = git(cargo::workspace());
+        succeed(add.args(["worktree", "add", "--force", "--detach"]).arg(&before).arg(commit))?;
+    }
+    let runs_text = runs.to_string();
+    let mut measure = Command::new("cargo");
+    measure.current_dir(&before).env_remove("CARGO_TARGET_DIR");
+    succeed(measure.args(["xtask", "bench", name, "--runs", &runs_text]))?;
+    say("bench: measuring what stands here");
+    self::bench(bench, runs, false)?;
+    let report = format!("{name}.json");
+    let (then, now) = (before.join("target/bench").join(&report), folder()?.join(&report));
+    succeed(Command::new(program("cabana-bench")?).arg("compare").arg(then).arg(now))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
     match bench {
         Bench::Boot => boot(runs, gate),
-        Bench::Restore => restore(runs),
+        Bench::Restore => in_guests("restore", runs),
+        Bench::Memory => in_guests("memory", runs),
         Bench::Exec => exec(runs),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
@@ -133,16 +179,17 @@ fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn restore(runs: usize) -> Result<(), Failure> {
+/// A part of `cabana-bench` that needs nothing but `cabana`.
+fn in_guests(what: &str, runs: usize) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
     let bench = program("cabana-bench")?;
     let folder = folder()?;
-    let mut measure: Vec<OsString> = vec![bench.clone().into(), "restore".into()];
+    let mut measure: Vec<OsString> = vec![bench.clone().into(), what.into()];
     measure.extend(["--cabana".into(), cabana.into(), "--runs".into(), runs.to_string().into()]);
     let figures = where_linux_runs(measure, &["--stage", "--clock", "instructions"])?;
-    let figures = keep(&folder.join("restore-guests.json"), &figures)?;
+    let figures = keep(&folder.join(format!("{what}-guests.json")), &figures)?;
     let mut report = Command::new(&bench);
-    report.args(["report", "--of", "restore", "--to"]).arg(&folder).arg(figures);
+    report.args(["report", "--of", what, "--to"]).arg(&folder).arg(figures);
     succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
     say(&format!("bench: written to {}", folder.display()));
     Ok(())

@@ -63,6 +63,9 @@ enum Task {
         /// Fail if a figure is more than `benches/budget.toml` allows (`boot` alone has a budget).
         #[arg(long)]
         gate: bool,
+        /// Measure this commit first, in a checkout of its own, and print what changed since.
+        #[arg(long, value_name = "COMMIT", conflicts_with = "gate")]
+        compare: Option<String>,
     },
     /// Checks what no test can: formatting, lints, layers, `unsafe`, licences.
     Check {
@@ -94,7 +97,10 @@ fn main() -> ExitCode {
         Task::Run { .. } => run::run(std::env::args_os().skip(2).collect()),
         Task::Lab(arguments) => lab(arguments),
         Task::Test { long, suites } => test::test(&suites, long),
-        Task::Bench { bench, runs, gate } => bench::bench(bench, runs, gate),
+        Task::Bench { bench, runs, gate, compare } => match compare {
+            Some(commit) => bench::compare(bench, runs, &commit),
+            None => bench::bench(bench, runs, gate),
+        },
         Task::Check { checks } => check::check(&checks),
     };
     result.unwrap_or_else(|failure| {

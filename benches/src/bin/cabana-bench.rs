@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cabana_benches::budget::Budget;
+use cabana_benches::compare::compare;
 use cabana_benches::fs::{device, journal};
+use cabana_benches::machine_memory::MachineMemory;
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
 use cabana_benches::report::Report;
@@ -57,6 +59,21 @@ enum Task {
         cabana: PathBuf,
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 7)]
+        runs: usize,
+        /// Move into a root in memory first: for the lab, where every file is a wait for the host.
+        #[arg(long)]
+        stage: bool,
+        /// What the clock is called in the report.
+        #[arg(long, value_name = "NAME", default_value = "ordinary")]
+        clock: String,
+    },
+    /// What machines take of the host's memory and give back, where KVM runs Linux.
+    Memory {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 5)]
         runs: usize,
         /// Move into a root in memory first: for the lab, where every file is a wait for the host.
         #[arg(long)]
@@ -116,6 +133,13 @@ enum Task {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Prints what changed between two JSON reports.
+    Compare {
+        /// The report of before.
+        before: PathBuf,
+        /// The report of now.
+        now: PathBuf,
+    },
     /// Makes a page for a browser.
     Page {
         /// The file to write.
@@ -140,12 +164,19 @@ fn main() -> ExitCode {
             restore.measure(&|what| eprintln!("bench: {what}"))
         })
         .and_then(|report| print(&report)),
+        Task::Memory { cabana, runs, stage, clock } => in_folder(|work| {
+            let memory = MachineMemory { cabana, work: work.to_owned(), stage, runs, clock };
+            memory.measure(&|what| eprintln!("bench: {what}"))
+        })
+        .and_then(|report| print(&report)),
         Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
             .and_then(|report| print(&report)),
         Task::Exec { runs } => exec::measure(runs, &|what| eprintln!("bench: {what}"))
             .map(|figures| print!("{}", figures.markdown())),
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Journal { folder, runs } => journal_cost(folder, runs),
+        Task::Compare { before, now } => read(&before)
+            .and_then(|before| read(&now).map(|now| print!("{}", compare(&before, &now)))),
         Task::Page { to, parts } => whole_page(&to, &parts),
         Task::Report { of, to, fact, budget, files } => {
             return match report(&of, &to, &fact, &files).and_then(|whole| judge(budget, &whole)) {
@@ -198,14 +229,17 @@ fn json(report: &Report, path: &Path) -> Result<String, Error> {
         .map_err(|error| Error::Content { path: path.to_owned(), why: error.to_string() })
 }
 
+fn read(path: &Path) -> Result<Report, Error> {
+    let text = fs::read_to_string(path).map_err(Error::file(path))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Error::Content { path: path.to_owned(), why: error.to_string() })
+}
+
 /// Joins reports, prints the table and writes it.
 fn report(of: &str, to: &Path, facts: &[String], files: &[PathBuf]) -> Result<Report, Error> {
     let mut whole = Report::default();
     for path in files {
-        let text = fs::read_to_string(path).map_err(Error::file(path))?;
-        let part: Report = serde_json::from_str(&text)
-            .map_err(|error| Error::Content { path: path.clone(), why: error.to_string() })?;
-        whole.join(part);
+        whole.join(read(path)?);
     }
     for fact in facts {
         let (name, value) = fact.split_once('=').unwrap_or((fact, ""));
@@ -223,13 +257,11 @@ fn whole_page(to: &Path, parts: &[String]) -> Result<(), Error> {
     let section = |part: &String| {
         let (title, path) = part.split_once('=').unwrap_or(("", part));
         let path = PathBuf::from(path);
-        let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-        if path.extension().is_none_or(|extension| extension != "json") {
-            return Ok(Section::Table(title.to_owned(), text));
+        if path.extension().is_some_and(|extension| extension == "json") {
+            return Ok(Section::Figures(title.to_owned(), read(&path)?));
         }
-        let report = serde_json::from_str(&text)
-            .map_err(|error| Error::Content { path, why: error.to_string() })?;
-        Ok(Section::Figures(title.to_owned(), report))
+        let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+        Ok(Section::Table(title.to_owned(), text))
     };
     let sections = parts.iter().map(section).collect::<Result<Vec<_>, Error>>()?;
     fs::write(to, page(&sections)).map_err(Error::file(to))
