@@ -190,10 +190,22 @@ impl Running {
         self.worker.call(|call| Request::Detach { call, name }, None).map(drop)
     }
 
-    /// Lets the vCPUs stand still. True if they ran before; false if they stood still or a process runs.
+    /// Lets the vCPUs stand still. True if they ran before; false if they stood still or a process runs, be it
+    /// in the background.
     pub(crate) fn suspend(&self) -> Result<bool, Error> {
+        let before = {
+            let activity = self.activity();
+            if activity.suspended || activity.is_busy() {
+                return Ok(false);
+            }
+            activity.events
+        };
+        // The guest may take its time, which nobody else should wait for.
+        if self.guest.processes()?.iter().any(|process| process.status.is_none()) {
+            return Ok(false);
+        }
         let mut activity = self.activity();
-        if activity.suspended || activity.is_busy() {
+        if activity.suspended || activity.events != before {
             return Ok(false);
         }
         self.worker.call(|call| Request::Pause { call }, None)?;
@@ -264,6 +276,10 @@ impl Use {
 
     pub(crate) fn running(&self) -> &Running {
         &self.0
+    }
+
+    pub(crate) fn running_machine(&self) -> Arc<Running> {
+        Arc::clone(&self.0)
     }
 }
 

@@ -1,6 +1,7 @@
 import type { Readable, Writable } from 'node:stream'
 
 import type {
+  BackgroundStatus,
   CommandSpec,
   Copied,
   Exit,
@@ -34,13 +35,15 @@ export type Command = string[] | CommandSpec
 /** What happens to a process. */
 export type ProcessEvent =
   /** It runs, under this number of the guest. */
-  | { kind: 'started'; pid: number }
+  | { kind: 'started'; pid: number; background?: number }
   /** It wrote to standard output; with a terminal: everything it wrote. */
   | { kind: 'stdout'; data: Buffer }
   /** It wrote to standard error. */
   | { kind: 'stderr'; data: Buffer }
   /** It has ended; nothing comes after. */
   | { kind: 'exited'; exit: Exit }
+  /** It runs on in the background without this end: it was left, or somebody else has attached to it; nothing comes after. */
+  | { kind: 'detached' }
 
 /** What a command said, and how it ended. */
 export type Output = {
@@ -116,6 +119,13 @@ export class Machine extends Place {
   console(): Promise<string>
   /** Stops it and gives it up; its name is free then. */
   close(): Promise<void>
+  /** All commands in the background: those whose description has `background`. */
+  backgroundCommands(): Promise<BackgroundStatus[]>
+  /**
+   * Goes on with a command in the background, by its number. What it has written meanwhile comes first; whoever has
+   * been attached to it before hears `detached`.
+   */
+  attach(background: number, options?: Abortable): Promise<Process>
   /** Makes a session: a user with a home, limits and shares of its own. */
   createSession(spec: SessionSpec & { name: string }): Promise<Session>
   /** The session of this name. */
@@ -140,12 +150,14 @@ export class Session extends Place {
 /**
  * A command in a machine. Its events are read in one of three ways: by `for await` over the process itself, by
  * `output()`, or from the streams `stdout` and `stderr`. What is not read stays in the guest, whose command waits:
- * nothing is lost. One that is forgotten before its end is hung up.
+ * nothing is lost. One that is forgotten before its end is hung up, or runs on in the background.
  */
 export class Process implements AsyncIterable<ProcessEvent> {
   private constructor()
   /** Its number in the guest, once `started` has been read. */
   readonly pid: number | undefined
+  /** What others attach to it by, once `started` has been read, if it is in the background. */
+  readonly background: number | undefined
   /** The next event; null after the last. */
   nextEvent(): Promise<ProcessEvent | null>
   /** Its events, to the last. Leaving the loop leaves the process as it is. */
@@ -168,7 +180,9 @@ export class Process implements AsyncIterable<ProcessEvent> {
   signal(number: number): void
   /** Says that its terminal has a new size. */
   resize(size: TtySize): void
-  /** Ends it by breaking off; whoever waits for it hears so. */
+  /** Leaves it running, if it is in the background; its last event is `detached`. Otherwise it is ended. */
+  detach(): void
+  /** Ends it by breaking off, unless it is in the background; whoever waits for it hears so. */
   hangUp(): void
 }
 

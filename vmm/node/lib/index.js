@@ -135,6 +135,16 @@ class Machine extends Place {
     return ask(this.#native.close())
   }
 
+  backgroundCommands() {
+    return answer(this.#native.background())
+  }
+
+  async attach(background, { signal } = {}) {
+    signal?.throwIfAborted()
+    const attaching = ask(this.#native.attach(background)).then((attached) => new Process(attached, signal))
+    return signal ? unlessAborted(attaching, signal) : attaching
+  }
+
   async createSession(spec) {
     const status = await answer(this.#native.createSession(text(spec)))
     return new Session(this.#native, status.name)
@@ -215,11 +225,15 @@ class Process {
       throw why
     }
     if (typeof event === 'string') event = JSON.parse(event)
-    if (event?.kind === 'started') this.pid = event.pid
-    if (event === null || event.kind === 'exited') {
+    if (event?.kind === 'started') {
+      this.pid = event.pid
+      this.background = event.background
+    } else if (event?.kind === 'exited') {
       this.#end()
-      if (event) this.#exited.resolve(event.exit)
-      else this.#exited.reject(new CabanaError('invalid', 'the process has been left'))
+      this.#exited.resolve(event.exit)
+    } else if (event === null || event.kind === 'detached') {
+      this.#end()
+      this.#exited.reject(new CabanaError('invalid', 'the command runs on in the background'))
     }
     return event
   }
@@ -286,6 +300,10 @@ class Process {
 
   resize(size) {
     this.#native.resize(size.rows, size.cols)
+  }
+
+  detach() {
+    this.#native.detach()
   }
 
   hangUp() {

@@ -46,7 +46,7 @@ export type MachineStatus = {
   memory: number
   /** Its name. */
   name: string
-  /** Commands that run now. */
+  /** Commands that run now; of those in the background, the ones that somebody is attached to. */
   processes: number
   /** What it shares. */
   shares: ShareSpec[]
@@ -125,6 +125,14 @@ export type MachineEvent =
     /** The session. */
     session: string
   }
+  /** A command in the background has ended. What it wrote last waits for somebody who attaches to it. */
+  | {
+    /** What to attach by. */
+    background: number
+    /** How. */
+    exit: Exit
+    kind: "background-ended"
+  }
   /** The guest had more to tell than was listened to. */
   | {
     /** So many events. */
@@ -148,6 +156,8 @@ export type MachineEvent =
 export type CommandSpec = {
   /** The command and its arguments; one without a slash is looked up in `PATH`. */
   argv?: string[]
+  /** It outlives whoever started it: one who leaves, or is gone, leaves it running, and `started` says by which number others attach to it. */
+  background?: boolean
   /** No defaults: `env` is the whole environment. */
   clear_env?: boolean
   /** The working directory; absent: `/` or the session's home. */
@@ -184,6 +194,22 @@ export type Exit =
   }
   /** Its time was over. */
   | "timed-out"
+
+/** A command in the background. One that has ended is listed until somebody has attached to it and heard of its end, or its session is gone; a machine that starts afresh has none. */
+export type BackgroundStatus = {
+  /** Whether somebody is attached. */
+  attached: boolean
+  /** What to attach by. */
+  background: number
+  /** The command, its words apart by spaces, at most 256 bytes of it. */
+  command: string
+  /** How it ended, if it has. */
+  exit?: Exit | null
+  /** Its number as the machine counts processes. */
+  pid: number
+  /** The session that it runs in; absent: the machine itself. */
+  session?: string | null
+}
 
 /** A session. Everything but the name has a default. */
 export type SessionSpec = {

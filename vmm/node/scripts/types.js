@@ -8,7 +8,7 @@ const schema = path.resolve(__dirname, '../../../docs/serve.schema.json')
 const target = path.resolve(__dirname, '../lib/schema.d.ts')
 const NAMES = [
   'MachineSpec', 'ShareSpec', 'MachineStatus', 'MachineState', 'MachineEvent',
-  'CommandSpec', 'TtySize', 'Exit',
+  'CommandSpec', 'TtySize', 'Exit', 'BackgroundStatus',
   'SessionSpec', 'SessionLimits', 'SessionStatus', 'Copied',
 ]
 

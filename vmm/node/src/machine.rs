@@ -147,6 +147,20 @@ impl Machine {
         })
     }
 
+    /// All commands in the background: an array of `BackgroundStatus`.
+    #[napi(ts_return_type = "Promise<string>")]
+    pub fn background<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.call(env, |machine| told(machine.background_commands()))
+    }
+
+    /// Goes on with a command in the background.
+    #[napi(ts_return_type = "Promise<Process>")]
+    pub fn attach<'env>(&self, env: &'env Env, background: f64) -> napi::Result<Object<'env>> {
+        self.call(env, move |machine| {
+            Process::new(machine.attach(background as u64).map_err(failure)?)
+        })
+    }
+
     /// Makes a session, by a `SessionSpec`: a `SessionStatus`.
     #[napi(ts_return_type = "Promise<string>")]
     pub fn create_session<'env>(&self, env: &'env Env, spec: String) -> napi::Result<Object<'env>> {

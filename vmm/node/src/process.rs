@@ -74,6 +74,12 @@ impl Process {
         self.input.resize(TtySize { rows, cols });
     }
 
+    /// Leaves it running, if it is in the background.
+    #[napi]
+    pub fn detach(&self) {
+        self.input.detach();
+    }
+
     /// Ends it; who waits for it hears so.
     #[napi]
     pub fn hang_up(&self) {
@@ -92,8 +98,14 @@ impl Drop for Process {
 fn follow(mut process: cabana_engine::Process, asks: Receiver<Deferred<Happened>>) {
     while let Ok(deferred) = asks.recv() {
         let happened = process.next_event();
-        let over = matches!(happened, Err(_) | Ok(None | Some(ProcessEvent::Exited(_))));
-        let happened = happened.map(told).map_err(failure);
+        let over = matches!(
+            happened,
+            Err(_) | Ok(None | Some(ProcessEvent::Exited(_) | ProcessEvent::Detached))
+        );
+        let happened = match happened {
+            Ok(Some(ProcessEvent::Started(pid))) => Ok(started(pid, process.background())),
+            happened => happened.map(told).map_err(failure),
+        };
         if over {
             // Whoever asks again is answered by `next`, and this thread's time is over.
             drop(asks);
@@ -111,8 +123,18 @@ fn told(event: Option<ProcessEvent<'_>>) -> Happened {
         None => Either3::C(Null),
         Some(ProcessEvent::Stdout(data)) => bytes("stdout", data),
         Some(ProcessEvent::Stderr(data)) => bytes("stderr", data),
-        Some(ProcessEvent::Started(pid)) => text(&json!({ "kind": "started", "pid": pid })),
+        Some(ProcessEvent::Started(pid)) => started(pid, None),
         Some(ProcessEvent::Exited(exit)) => text(&json!({ "kind": "exited", "exit": exit })),
+        Some(ProcessEvent::Detached) => text(&json!({ "kind": "detached" })),
+    }
+}
+
+fn started(pid: u32, background: Option<u64>) -> Happened {
+    match background {
+        Some(background) => {
+            text(&json!({ "kind": "started", "pid": pid, "background": background }))
+        }
+        None => text(&json!({ "kind": "started", "pid": pid })),
     }
 }
 

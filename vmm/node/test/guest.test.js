@@ -91,6 +91,22 @@ test('an abort hangs a command up, and the machine goes on', async () => {
   assert.equal(String((await machine.run(['cat'], { input: 'on' })).stdout), 'on')
 })
 
+test('commands in the background outlive who started them', async () => {
+  const spec = { argv: ['sh', '-c', 'echo begun; read line; echo $line'], stdin: true, background: true }
+  const first = await machine.exec(spec)
+  assert.equal((await first.nextEvent()).kind, 'started')
+  first.detach()
+  let last
+  for await (const event of first) last = event
+  assert.equal(last.kind, 'detached')
+  const [listed] = await machine.backgroundCommands()
+  assert.deepEqual([listed.background, listed.attached, listed.exit], [first.background, false, null])
+  const second = await machine.attach(first.background)
+  await second.write('the end\n')
+  assert.match(String((await second.output()).stdout), /the end\n$/)
+  await assert.rejects(machine.attach(first.background), failed('not-found'))
+})
+
 test('sessions have files, limits and ports of their own', async () => {
   const session = await machine.createSession({ name: 'chat', limits: { pids: 50 } })
   await session.writeFile('notes/a.txt', 'hello', 0o600)
