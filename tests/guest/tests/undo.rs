@@ -52,7 +52,7 @@ fn what_a_guest_destroyed_comes_back() {
     yard.cabana(&["run", "--share", &share, "--", "sh", "-ec", script]).end().succeeded();
     assert_eq!(names(&work), ["new", "other"]);
 
-    let listed = yard.cabana(&["share", "list"]).end().succeeded();
+    let listed = yard.cabana(&["share", "ls"]).end().succeeded();
     assert!(listed.contains(&yard.work()), "{listed}");
     let log = yard.cabana(&["share", "log", &yard.work()]).end().succeeded();
     assert!(log.contains("remove src/deep/code") && log.contains("rename same to other"), "{log}");

@@ -55,6 +55,13 @@ pub enum MachineEvent {
         /// The session.
         session: String,
     },
+    /// A command in the background has ended. What it wrote last waits for somebody who attaches to it.
+    BackgroundEnded {
+        /// What to attach by.
+        background: u64,
+        /// How.
+        exit: Exit,
+    },
     /// The guest had more to tell than was listened to.
     Lost {
         /// So many events.
@@ -80,6 +87,9 @@ pub enum ProcessEvent {
     Started {
         /// The number.
         pid: u32,
+        /// What to attach by, if it runs in the background. It is used once in a machine's life.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        background: Option<u64>,
     },
     /// It wrote to standard output; with a terminal: everything it wrote.
     Stdout {
@@ -96,6 +106,9 @@ pub enum ProcessEvent {
         /// How.
         exit: Exit,
     },
+    /// It runs on in the background without this connection: it was left, or somebody else has attached to
+    /// it; nothing comes after.
+    Detached,
     /// It could not be started, or its machine died; nothing comes after.
     Failed {
         /// The error's stable code.
@@ -131,6 +144,24 @@ impl Exit {
     }
 }
 
+/// A command in the background. One that has ended is listed until somebody has attached to it and heard of
+/// its end, or its session is gone; a machine that starts afresh has none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackgroundStatus {
+    /// What to attach by.
+    pub background: u64,
+    /// Its number as the machine counts processes.
+    pub pid: u32,
+    /// The session that it runs in; absent: the machine itself.
+    pub session: Option<String>,
+    /// The command, its words apart by spaces, at most 256 bytes of it.
+    pub command: String,
+    /// Whether somebody is attached.
+    pub attached: bool,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+}
+
 /// A machine's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -164,6 +195,6 @@ pub struct MachineStatus {
     pub shares: Vec<ShareSpec>,
     /// The worker's process on the host, if it has one.
     pub worker: Option<u32>,
-    /// Commands that run now.
+    /// Commands that run now; of those in the background, the ones that somebody is attached to.
     pub processes: u64,
 }

@@ -11,7 +11,7 @@ mod session;
 mod spec;
 
 pub use bytes::Bytes;
-pub use event::{Exit, MachineEvent, MachineState, MachineStatus, ProcessEvent};
+pub use event::{BackgroundStatus, Exit, MachineEvent, MachineState, MachineStatus, ProcessEvent};
 pub use message::{Call, Fault, Greeting, Named, Outcome, Reply, Request, VERSION, schema};
 pub use session::{
     Copied, CopySpec, ForwardStatus, Place, SessionLimits, SessionSpec, SessionStatus,

@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bytes, CommandSpec, Copied, CopySpec, ForwardStatus, MachineEvent, MachineSpec, MachineStatus,
-    Place, ProcessEvent, SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
+    BackgroundStatus, Bytes, CommandSpec, Copied, CopySpec, ForwardStatus, MachineEvent,
+    MachineSpec, MachineStatus, Place, ProcessEvent, SessionLimits, SessionSpec, SessionStatus,
+    ShareSpec, TtySize,
 };
 
 /// The generation of this schema.
@@ -169,6 +170,21 @@ pub enum Call {
         /// The command.
         command: CommandSpec,
     },
+    /// All commands in the background. Answer: `backgrounds`.
+    BackgroundList(Named),
+    /// Go on with a command in the background, whoever has been attached to it before. Answer: `process`; what
+    /// it has written meanwhile and further events follow.
+    Attach {
+        /// The machine.
+        machine: String,
+        /// The command.
+        background: u64,
+    },
+    /// Leave a process in the background running; its last event is `detached`. Answer: `done`.
+    Detach {
+        /// The process.
+        process: u64,
+    },
     /// Give a process input; answered once the process has room for it. Answer: `done`.
     Stdin {
         /// The process.
@@ -249,6 +265,8 @@ pub enum Outcome {
     Machines(Vec<MachineStatus>),
     /// The number of a process.
     Process(u64),
+    /// Commands in the background.
+    Backgrounds(Vec<BackgroundStatus>),
     /// A console's last words.
     Console(String),
     /// A session.

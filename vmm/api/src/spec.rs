@@ -97,6 +97,9 @@ pub struct CommandSpec {
     pub timeout_ms: Option<u64>,
     /// The session that it runs in; absent: the machine itself, as its root.
     pub session: Option<String>,
+    /// It outlives whoever started it: one who leaves, or is gone, leaves it running, and `started` says
+    /// by which number others attach to it.
+    pub background: bool,
 }
 
 impl CommandSpec {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use cabana_api::{
-    Bytes, Call, CommandSpec, Copied, CopySpec, Exit, Fault, ForwardStatus, Greeting, MachineEvent,
-    MachineSpec, MachineState, MachineStatus, Named, Outcome, Place, ProcessEvent, Reply, Request,
-    SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize, VERSION, schema,
+    BackgroundStatus, Bytes, Call, CommandSpec, Copied, CopySpec, Exit, Fault, ForwardStatus,
+    Greeting, MachineEvent, MachineSpec, MachineState, MachineStatus, Named, Outcome, Place,
+    ProcessEvent, Reply, Request, SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
+    VERSION, schema,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -60,6 +61,7 @@ fn requests() {
         stdin: true,
         timeout_ms: Some(5000),
         session: Some("s".to_owned()),
+        background: true,
         ..CommandSpec::new(["sh", "-c", "true"])
     };
     let calls = [
@@ -78,7 +80,12 @@ fn requests() {
         Call::Signal { process: 1, signal: 15 },
         Call::Resize { process: 1, size: TtySize { rows: 25, cols: 132 } },
     ];
-    let calls = calls.into_iter().chain(of_sessions());
+    let background = [
+        Call::BackgroundList(named()),
+        Call::Attach { machine: "m".to_owned(), background: 3 },
+        Call::Detach { process: 1 },
+    ];
+    let calls = calls.into_iter().chain(of_sessions()).chain(background);
     let requests: Vec<_> = (1..).zip(calls).map(|(id, call)| Request { id, call }).collect();
     golden("requests.jsonl", &requests);
 }
@@ -148,6 +155,14 @@ fn replies() {
         memory: 1 << 20,
         disk: 4096,
     };
+    let background = BackgroundStatus {
+        background: 3,
+        pid: 7,
+        session: Some("s".to_owned()),
+        command: "sleep 10".to_owned(),
+        attached: false,
+        exit: Some(Exit::Code(0)),
+    };
     let outcomes = [
         Outcome::Done(true),
         Outcome::Machine(status.clone()),
@@ -160,12 +175,15 @@ fn replies() {
         Outcome::Data(Bytes::from(&b"text"[..])),
         Outcome::Forward(ForwardStatus { forward: 1, listens: ([127, 0, 0, 1], 8080).into() }),
         Outcome::Shares(shares()),
+        Outcome::Backgrounds(vec![background]),
         Outcome::Error(Fault { code: "not-found".to_owned(), message: "there is no m".to_owned() }),
     ];
     let answers = (1..).zip(outcomes).map(|(id, outcome)| Reply::Answer { id, outcome });
     let data = || Bytes::from(&b"out\n"[..]);
     let processes = [
-        ProcessEvent::Started { pid: 7 },
+        ProcessEvent::Started { pid: 7, background: None },
+        ProcessEvent::Started { pid: 7, background: Some(3) },
+        ProcessEvent::Detached,
         ProcessEvent::Stdout { data: data() },
         ProcessEvent::Stderr { data: Bytes::from(&b"\xff"[..]) },
         ProcessEvent::Exited { exit: Exit::Code(3) },
@@ -193,6 +211,7 @@ fn replies() {
         },
         MachineEvent::ProcessLimit { session: "s".to_owned() },
         MachineEvent::SessionDied { session: "s".to_owned() },
+        MachineEvent::BackgroundEnded { background: 3, exit: Exit::Code(0) },
         MachineEvent::Lost { events: 5 },
         MachineEvent::Died { code: "worker-died".to_owned(), message: "signal 9".to_owned() },
         MachineEvent::Stopped,

@@ -23,6 +23,9 @@ typedef enum {
   CABANA_EVENT_KIND_SIGNALLED,
   // It was ended because its time was over. Nothing comes after.
   CABANA_EVENT_KIND_TIMED_OUT,
+  // It runs on in the background without this process: it was left, or somebody else has attached to it.
+  // Nothing comes after.
+  CABANA_EVENT_KIND_DETACHED,
 } cabana_event_kind;
 
 // Makes machines.
@@ -149,6 +152,23 @@ void cabana_machine_free(cabana_machine *machine);
 // `machine` is a machine, `command` a string.
 cabana_process *cabana_machine_exec(const cabana_machine *machine, const char *command);
 
+// All commands in the background: a JSON array (`BackgroundStatus`), to be freed. A command is there whose
+// `background` is true.
+//
+// # Safety
+//
+// `machine` is a machine.
+char *cabana_machine_background(const cabana_machine *machine);
+
+// Goes on with a command in the background, by its number. What it has written meanwhile comes first; whoever
+// has been attached to it before is told that it is detached.
+//
+// # Safety
+//
+// `machine` is a machine.
+cabana_process *cabana_machine_attach(const cabana_machine *machine,
+                                      uint64_t background);
+
 // Makes a session, by a JSON object (`SessionSpec`), and starts the machine before if need be: JSON
 // (`SessionStatus`), to be freed. A command runs in it whose `session` names it.
 //
@@ -248,6 +268,20 @@ void cabana_forward_free(cabana_forward *forward);
 int cabana_process_next(const cabana_process *process,
                         cabana_event *into);
 
+// What others attach to a process by, once it has started; 0 if it is not in the background.
+//
+// # Safety
+//
+// `process` is a process, for which no call of `cabana_process_next` waits.
+uint64_t cabana_process_background(const cabana_process *process);
+
+// Leaves a process in the background running; its last event is `Detached`. Another one is ended.
+//
+// # Safety
+//
+// `process` is a process.
+void cabana_process_detach(const cabana_process *process);
+
 // Gives a process input; waits while it takes none. 1, or 0 if it takes no more.
 //
 // # Safety
@@ -276,14 +310,14 @@ void cabana_process_signal(const cabana_process *process, int signal);
 // `process` is a process.
 void cabana_process_resize(const cabana_process *process, uint16_t rows, uint16_t columns);
 
-// Ends a process by hanging up; a call that waits for it returns.
+// Ends a process by hanging up, unless it is in the background; a call that waits for it returns.
 //
 // # Safety
 //
 // `process` is a process.
 void cabana_process_hang_up(const cabana_process *process);
 
-// Frees a process; one that still runs is hung up.
+// Frees a process; one that still runs is hung up, or runs on in the background.
 //
 // # Safety
 //

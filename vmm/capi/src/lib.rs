@@ -58,6 +58,9 @@ pub enum CabanaEventKind {
     Signalled,
     /// It was ended because its time was over. Nothing comes after.
     TimedOut,
+    /// It runs on in the background without this process: it was left, or somebody else has attached to it.
+    /// Nothing comes after.
+    Detached,
 }
 
 /// An event of a process.
@@ -348,10 +351,37 @@ pub unsafe extern "C" fn cabana_machine_exec(
         unsafe { (known("machine", machine), parse::<CommandSpec>("command", command)) };
     let started =
         machine.zip(command).and_then(|(machine, command)| note(machine.machine.exec(&command)));
-    hand_out(
-        started
-            .map(|started| CabanaProcess { input: started.input(), process: Mutex::new(started) }),
-    )
+    process(started)
+}
+
+/// All commands in the background: a JSON array (`BackgroundStatus`), to be freed. A command is there whose
+/// `background` is true.
+///
+/// # Safety
+///
+/// `machine` is a machine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_machine_background(machine: *const CabanaMachine) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let machine = unsafe { known("machine", machine) };
+    let all = machine.and_then(|machine| note(machine.machine.background_commands()));
+    string(all.and_then(|all| json(&all)))
+}
+
+/// Goes on with a command in the background, by its number. What it has written meanwhile comes first; whoever
+/// has been attached to it before is told that it is detached.
+///
+/// # Safety
+///
+/// `machine` is a machine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_machine_attach(
+    machine: *const CabanaMachine,
+    background: u64,
+) -> *mut CabanaProcess {
+    // SAFETY: as this function asks.
+    let machine = unsafe { known("machine", machine) };
+    process(machine.and_then(|machine| note(machine.machine.attach(background))))
 }
 
 /// Makes a session, by a JSON object (`SessionSpec`), and starts the machine before if need be: JSON
@@ -560,11 +590,40 @@ pub unsafe extern "C" fn cabana_process_next(
             (CabanaEventKind::Signalled, &[], signal.into())
         }
         ProcessEvent::Exited(Exit::TimedOut) => (CabanaEventKind::TimedOut, &[], 0),
+        ProcessEvent::Detached => (CabanaEventKind::Detached, &[], 0),
     };
     let event = CabanaEvent { kind, data: data.as_ptr(), length: data.len(), value };
     // SAFETY: as this function asks.
     unsafe { into.write(event) };
     1
+}
+
+/// What others attach to a process by, once it has started; 0 if it is not in the background.
+///
+/// # Safety
+///
+/// `process` is a process, for which no call of `cabana_process_next` waits.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_process_background(process: *const CabanaProcess) -> u64 {
+    // SAFETY: as this function asks.
+    let process = unsafe { known("process", process) };
+    process.map_or(0, |process| {
+        let process = process.process.lock().unwrap_or_else(PoisonError::into_inner);
+        process.background().unwrap_or(0)
+    })
+}
+
+/// Leaves a process in the background running; its last event is `Detached`. Another one is ended.
+///
+/// # Safety
+///
+/// `process` is a process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_process_detach(process: *const CabanaProcess) {
+    // SAFETY: as this function asks.
+    if let Some(process) = unsafe { known("process", process) } {
+        process.input.detach();
+    }
 }
 
 /// Gives a process input; waits while it takes none. 1, or 0 if it takes no more.
@@ -631,7 +690,7 @@ pub unsafe extern "C" fn cabana_process_resize(
     }
 }
 
-/// Ends a process by hanging up; a call that waits for it returns.
+/// Ends a process by hanging up, unless it is in the background; a call that waits for it returns.
 ///
 /// # Safety
 ///
@@ -644,7 +703,7 @@ pub unsafe extern "C" fn cabana_process_hang_up(process: *const CabanaProcess) {
     }
 }
 
-/// Frees a process; one that still runs is hung up.
+/// Frees a process; one that still runs is hung up, or runs on in the background.
 ///
 /// # Safety
 ///
@@ -653,6 +712,13 @@ pub unsafe extern "C" fn cabana_process_hang_up(process: *const CabanaProcess) {
 pub unsafe extern "C" fn cabana_process_free(process: *mut CabanaProcess) {
     // SAFETY: as this function asks.
     unsafe { free(process) };
+}
+
+fn process(started: Option<Process>) -> *mut CabanaProcess {
+    hand_out(
+        started
+            .map(|started| CabanaProcess { input: started.input(), process: Mutex::new(started) }),
+    )
 }
 
 fn local(port: u16) -> SocketAddr {

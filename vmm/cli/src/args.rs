@@ -55,10 +55,12 @@ pub(crate) enum Verb {
     Run(Box<RunArgs>),
     /// Start a machine that stays up in the background.
     Up(UpArgs),
-    /// List machines that are up.
+    /// List machines that are up, or what runs in the background of one.
     Ps(PsArgs),
     /// Run a command in a machine that is up.
     Exec(ExecArgs),
+    /// Go on with a command that `exec --detach` left in the background.
+    Attach(AttachArgs),
     /// Open a shell in a machine that is up.
     Shell(ShellArgs),
     /// Make, list, limit and remove sessions of a machine that is up.
@@ -67,10 +69,6 @@ pub(crate) enum Verb {
     Cp(CopyArgs),
     /// Lead TCP ports of this host into a machine that is up, or its ports here.
     Forward(ForwardArgs),
-    /// Show folders of this host in a machine that is up, or list those that are.
-    Mount(MountArgs),
-    /// Take such folders away.
-    Unmount(UnmountArgs),
     /// Show what a machine's console said last.
     Logs(NamedArgs),
     /// End a machine that is up.
@@ -81,7 +79,7 @@ pub(crate) enum Verb {
     Doctor(DoctorArgs),
     /// Build, list and remove root images.
     Image(ImageArgs),
-    /// See, undo and accept what guests did to shared folders that have a journal.
+    /// Show folders in a machine that is up; see, undo and accept what guests did to those with a journal.
     Share(ShareArgs),
     /// Keep machines in files, to start from; see `run --from`.
     Snapshot(SnapshotArgs),
@@ -243,6 +241,9 @@ pub(crate) enum SnapshotVerb {
     Remove {
         /// Its name or path.
         name: String,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -323,6 +324,9 @@ pub(crate) enum ImageVerb {
         /// Build it anew, with the newest packages, even if it is there.
         #[arg(long)]
         rebuild: bool,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
     },
     /// List images, kernels and agents in the store.
     List {
@@ -334,6 +338,9 @@ pub(crate) enum ImageVerb {
     Remove {
         /// Its name.
         name: String,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -343,6 +350,11 @@ pub(crate) enum ImageVerb {
 ago (10m, 2h) or @SECONDS since 1970.
 
 Examples:
+  cabana up work --share-root ~/src
+  cabana share add work ~/src/project:/project
+  cabana share add work --session chat-1 ~/src/docs:/mnt/docs:ro
+  cabana share rm work /project
+
   cabana run --share ~/project:/src:journal -w /src -- ./agent
   cabana share diff ~/project
   cabana share rollback ~/project notes.txt src
@@ -356,12 +368,12 @@ pub(crate) struct ShareArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ShareVerb {
-    /// List the folders that have a journal.
-    List {
-        /// For programs.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Show folders of this host in a machine that is up.
+    Add(ShareAddArgs),
+    /// List what a machine that is up shows of this host, or without one the folders that have a journal.
+    Ls(ShareLsArgs),
+    /// Take folders away that were added. Programs that have files of them open get errors.
+    Rm(ShareRmArgs),
     /// Say what happened, record by record.
     Log {
         /// The folder.
@@ -392,6 +404,59 @@ pub(crate) enum ShareVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A folder has to lie below one that the machine shares or one of its --share-root."
+)]
+pub(crate) struct ShareAddArgs {
+    /// The machine.
+    pub(crate) machine: String,
+
+    /// Folders of this host, and where they appear.
+    #[arg(value_name = "HOST[:GUEST][:ro]", value_parser = units::share, required = true)]
+    pub(crate) shares: Vec<ShareArg>,
+
+    /// In this session, in place of the machine.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShareLsArgs {
+    /// The machine.
+    pub(crate) machine: Option<String>,
+
+    /// Of this session, in place of the machine.
+    #[arg(short, long, value_name = "NAME", requires = "machine")]
+    pub(crate) session: Option<String>,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShareRmArgs {
+    /// The machine.
+    pub(crate) machine: String,
+
+    /// Where in the guest.
+    #[arg(value_name = "GUEST", required = true)]
+    pub(crate) guests: Vec<String>,
+
+    /// Of this session, in place of the machine.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -488,8 +553,13 @@ pub(crate) struct UpArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cabana ps\n  cabana ps --json | jq -r '.[].name'")]
+#[command(
+    after_help = "Examples:\n  cabana ps\n  cabana ps --json | jq -r '.[].name'\n  cabana ps work"
+)]
 pub(crate) struct PsArgs {
+    /// List the commands in the background of this machine.
+    pub(crate) machine: Option<String>,
+
     /// For programs.
     #[arg(long)]
     pub(crate) json: bool,
@@ -502,7 +572,8 @@ Examples:
   cabana exec default -- uname -a
   cabana exec -it work -w /src -- bash
   cabana exec --session chat-1 work -- id
-  tar c . | cabana exec work -- tar x -C /tmp")]
+  tar c . | cabana exec work -- tar x -C /tmp
+  cabana exec --detach work -- ./server")]
 pub(crate) struct ExecArgs {
     /// The machine.
     pub(crate) name: String,
@@ -527,9 +598,40 @@ pub(crate) struct ExecArgs {
     #[arg(short, long)]
     pub(crate) tty: bool,
 
+    /// Leave it running in the background, and print the number to attach by. With -i it waits for input that
+    /// comes from who attaches.
+    #[arg(short, long, conflicts_with = "tty")]
+    pub(crate) detach: bool,
+
+    /// With --detach, for programs.
+    #[arg(long, requires = "detach")]
+    pub(crate) json: bool,
+
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What the command has written meanwhile comes first. Ctrl-\\ leaves it running; other signals are the
+command's. The exit status is the command's, as for `cabana exec`, and 0 if it was left.
+
+Examples:
+  cabana ps work
+  cabana attach work 1
+  echo reload | cabana attach -i work 1"
+)]
+pub(crate) struct AttachArgs {
+    /// The machine.
+    pub(crate) name: String,
+
+    /// The command's number, as `exec --detach` and `ps` print it.
+    pub(crate) number: u64,
+
+    /// Give it standard input, which it takes if it was started with -i.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
 }
 
 #[derive(Debug, Args)]
@@ -710,54 +812,6 @@ pub(crate) struct CopyArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A folder has to lie below one that the machine shares or one of its --share-root. Without a folder, what is
-mounted is listed.
-
-Examples:
-  cabana up work --share-root ~/src
-  cabana mount work ~/src/project:/project
-  cabana mount work --session chat-1 ~/src/docs:/mnt/docs:ro
-  cabana mount work
-  cabana unmount work /project"
-)]
-pub(crate) struct MountArgs {
-    /// The machine.
-    pub(crate) machine: String,
-
-    /// Folders of this host, and where they appear.
-    #[arg(value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
-    pub(crate) shares: Vec<ShareArg>,
-
-    /// In this session, in place of the machine.
-    #[arg(short, long, value_name = "NAME")]
-    pub(crate) session: Option<String>,
-
-    /// For programs.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Programs that have files of such a folder open get errors.")]
-pub(crate) struct UnmountArgs {
-    /// The machine.
-    pub(crate) machine: String,
-
-    /// Where in the guest.
-    #[arg(value_name = "GUEST", required = true)]
-    pub(crate) guests: Vec<String>,
-
-    /// In this session, in place of the machine.
-    #[arg(short, long, value_name = "NAME")]
-    pub(crate) session: Option<String>,
-
-    /// For programs.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(
     after_help = "Ports lead to loopback addresses unless another is given. They lead until this command ends.
 Port 0 is any free one; what it became is printed.
 
@@ -854,6 +908,8 @@ pub(crate) struct NetTestArgs {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Command, CommandFactory};
+
     use super::*;
 
     #[test]
@@ -884,5 +940,66 @@ mod tests {
         }
         let worker = ["cabana", "worker"].map(OsString::from);
         assert!(matches!(Cli::read(worker.into_iter()).unwrap().verb, Verb::Worker));
+    }
+
+    /// Verbs whose output is a command's, a protocol's or a shell's own; a log that is JSON as it stands, and a
+    /// question that the exit status answers.
+    const NOT_FOR_PROGRAMS: &[&str] = &[
+        "attach",
+        "boot",
+        "completions",
+        "hold",
+        "net log",
+        "net test",
+        "run",
+        "serve",
+        "shell",
+        "snapshot save",
+        "worker",
+    ];
+
+    fn leaves<'a>(command: &'a Command, name: &str, into: &mut Vec<(String, &'a Command)>) {
+        let mut is_leaf = true;
+        for verb in command.get_subcommands() {
+            is_leaf = false;
+            leaves(verb, format!("{name} {}", verb.get_name()).trim(), into);
+        }
+        if is_leaf {
+            into.push((name.to_owned(), command));
+        }
+    }
+
+    #[test]
+    fn every_verb_speaks_to_programs_too() {
+        let cli = Cli::command();
+        let mut all = Vec::new();
+        leaves(&cli, "", &mut all);
+        let silent = all.iter().filter(|(name, verb)| {
+            !NOT_FOR_PROGRAMS.contains(&name.as_str())
+                && !verb.get_arguments().any(|argument| argument.get_long() == Some("json"))
+        });
+        assert_eq!(silent.map(|(name, _)| name).collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+
+    #[test]
+    fn completions_know_every_verb_and_option() {
+        let cli = Cli::command();
+        let mut all = Vec::new();
+        leaves(&cli, "", &mut all);
+        for shell in
+            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+        {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cabana", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for (name, verb) in all.iter().filter(|(_, verb)| !verb.is_hide_set()) {
+                let last = name.rsplit(' ').next().unwrap();
+                assert!(script.contains(last), "{shell}: {name}");
+                let options = verb.get_arguments().filter(|argument| !argument.is_hide_set());
+                for option in options.filter_map(clap::Arg::get_long) {
+                    assert!(script.contains(option), "{shell}: {name} --{option}");
+                }
+            }
+        }
     }
 }

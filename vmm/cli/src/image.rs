@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering;
 use cabana_builder::{Flavour, Options, build_image};
 use cabana_store::{Kind, Listing, Store};
 use serde::Serialize;
+use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::args::{ImageArgs, ImageVerb};
+use crate::machines::print;
 use crate::{Failure, terminal};
 
 /// Back to the beginning of the line, and nothing on it (ECMA-48: CR, EL).
@@ -18,17 +20,21 @@ const CLEAR_LINE: &str = "\r\x1b[2K";
 pub(crate) fn image(args: ImageArgs) -> Result<u8, Failure> {
     let store = Store::open()?;
     match args.verb {
-        ImageVerb::Build { flavour, rebuild } => build(&store, &flavour, rebuild)?,
+        ImageVerb::Build { flavour, rebuild, json } => build(&store, &flavour, rebuild, json)?,
         ImageVerb::List { json } => list(&store, json)?,
-        ImageVerb::Remove { name } => {
+        ImageVerb::Remove { name, json } => {
             let freed = store.remove(Kind::Image, &name)?;
-            println!("removed image {name}: {freed} freed");
+            if json {
+                print(&json!({ "image": name, "freed": freed.0 }))?;
+            } else {
+                println!("removed image {name}: {freed} freed");
+            }
         }
     }
     Ok(0)
 }
 
-fn build(store: &Store, flavour: &str, rebuild: bool) -> Result<(), Failure> {
+fn build(store: &Store, flavour: &str, rebuild: bool, json: bool) -> Result<(), Failure> {
     let flavour = Flavour::find(flavour)?;
     let options = Options { rebuild, ..Options::default() };
     for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -54,6 +60,9 @@ fn build(store: &Store, flavour: &str, rebuild: bool) -> Result<(), Failure> {
         return Err(Failure { status: 130, sentence: "the build was stopped".to_owned() });
     }
     let built = built?;
+    if json {
+        return print(&json!({ "image": flavour.name, "size": built.size().0 }));
+    }
     println!("image {}: {}", flavour.name, built.size());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `cabana up`, `ps`, `exec`, `shell`, `logs`, `down`: machines that stay up in the background. Each has a
+//! `cabana up`, `ps`, `exec`, `attach`, `shell`, `logs`, `down`: machines that stay up in the background. Each has a
 //! holder ([`crate::hold`]), which is spoken to over its socket.
 
 use std::fs::{self, File};
@@ -9,16 +9,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use cabana_api::{
-    Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, Named,
-    Outcome, ProcessEvent, ShareSpec, TtySize,
+    BackgroundStatus, Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState,
+    MachineStatus, Named, Outcome, ProcessEvent, ShareSpec, TtySize,
 };
 use cabana_sandbox::Share;
 use cabana_serve::{Asker, Client, ClientError, Incoming, Place, PlaceError};
 use serde_json::json;
-use signal_hook::consts::SIGWINCH;
+use signal_hook::consts::{SIGHUP, SIGQUIT, SIGWINCH};
 
 use crate::Failure;
-use crate::args::{ExecArgs, NamedArgs, PsArgs, ShellArgs, UpArgs};
+use crate::args::{AttachArgs, ExecArgs, NamedArgs, PsArgs, ShellArgs, UpArgs};
 use crate::hold::READY;
 use crate::run::{self, environment};
 use crate::signals::Forwarder;
@@ -86,6 +86,9 @@ pub(crate) fn up(args: &UpArgs) -> Result<u8, Failure> {
 
 pub(crate) fn ps(args: &PsArgs) -> Result<u8, Failure> {
     let place = Place::open()?;
+    if let Some(machine) = &args.machine {
+        return background(&place, machine, args.json);
+    }
     let mut all = Vec::new();
     for name in place.names()? {
         // One may go while the others are asked.
@@ -120,6 +123,34 @@ pub(crate) fn ps(args: &PsArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// What runs in the background of a machine.
+fn background(place: &Place, machine: &str, json: bool) -> Result<u8, Failure> {
+    let mut client = connect(place, machine)?;
+    let Outcome::Backgrounds(all) = client.call(Call::BackgroundList(named(machine)), |_| {})?
+    else {
+        return Err(ClientError::Nonsense("no list".to_owned()).into());
+    };
+    if json {
+        print(&all)?;
+        return Ok(0);
+    }
+    let cells = |status: &BackgroundStatus| {
+        let BackgroundStatus { background, pid, session, command, attached, exit } = status;
+        let state = match exit {
+            Some(exit) => format!("ended with {}", exit.status()),
+            None if *attached => "attached".to_owned(),
+            None => "running".to_owned(),
+        };
+        let session = session.clone().unwrap_or_else(|| "-".to_owned());
+        // What a guest has written is not a terminal's business.
+        let command = command.escape_debug().to_string();
+        [background.to_string(), state, pid.to_string(), session, command]
+    };
+    let head = ["NUMBER", "STATE", "PID", "SESSION", "COMMAND"].map(str::to_owned);
+    table(&std::iter::once(head).chain(all.iter().map(cells)).collect::<Vec<_>>());
+    Ok(0)
+}
+
 pub(crate) fn exec(args: ExecArgs) -> Result<u8, Failure> {
     if args.tty && !terminal::is_terminal(io::stdin()) {
         return Err(Failure::new("standard input is no terminal; leave -t out"));
@@ -145,11 +176,55 @@ pub(crate) fn exec(args: ExecArgs) -> Result<u8, Failure> {
         env,
         cwd: args.workdir,
         tty: args.tty.then_some(TtySize { rows: size.rows, cols: size.cols }),
-        stdin: args.tty || args.interactive || !terminal::is_terminal(io::stdin()),
+        stdin: args.tty
+            || args.interactive
+            || (!args.detach && !terminal::is_terminal(io::stdin())),
         session: args.session,
+        background: args.detach,
         ..CommandSpec::default()
     };
-    run_in(&args.name, command)
+    if args.detach {
+        return detach(&args.name, command, args.json);
+    }
+    let streams = Streams { tty: args.tty, stdin: command.stdin, leaves: false };
+    run_in(&args.name, Call::Exec { machine: args.name.clone(), command }, streams)
+}
+
+/// Starts a command in the background and leaves it there.
+fn detach(name: &str, command: CommandSpec, json: bool) -> Result<u8, Failure> {
+    let mut client = connect(&Place::open()?, name)?;
+    let call = Call::Exec { machine: name.to_owned(), command };
+    let outcome = client.call(call, |_| {})?;
+    let Outcome::Process(process) = outcome else {
+        return Err(ClientError::Nonsense(format!("{outcome:?}")).into());
+    };
+    loop {
+        match client.next_line()? {
+            Incoming::Process(
+                number,
+                ProcessEvent::Started { pid, background: Some(background) },
+            ) if number == process => {
+                if json {
+                    print(&json!({ "background": background, "pid": pid }))?;
+                } else {
+                    println!("{background}");
+                }
+                return Ok(0);
+            }
+            Incoming::Process(number, ProcessEvent::Failed { message, status, .. })
+                if number == process =>
+            {
+                return Err(Failure { status, sentence: message });
+            }
+            _ => {}
+        }
+    }
+}
+
+pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
+    let call = Call::Attach { machine: args.name.clone(), background: args.number };
+    let stdin = args.interactive;
+    run_in(&args.name, call, Streams { tty: false, stdin, leaves: true })
 }
 
 pub(crate) fn shell(args: ShellArgs) -> Result<u8, Failure> {
@@ -161,6 +236,8 @@ pub(crate) fn shell(args: ShellArgs) -> Result<u8, Failure> {
         workdir: args.workdir,
         interactive: true,
         tty,
+        detach: false,
+        json: false,
         command: ["sh", "-c", SHELL].map(Into::into).into(),
     })
 }
@@ -224,14 +301,22 @@ pub(crate) fn share(arg: ShareArg) -> Result<ShareSpec, Failure> {
     Ok(ShareSpec { host, guest, read_only })
 }
 
-/// Runs a command in a machine that is up, with this process's streams, signals and terminal.
-fn run_in(name: &str, command: CommandSpec) -> Result<u8, Failure> {
-    let (tty, stdin) = (command.tty.is_some(), command.stdin);
+/// What a command has of this process.
+#[derive(Clone, Copy)]
+struct Streams {
+    tty: bool,
+    stdin: bool,
+    /// SIGQUIT and the terminal's end leave it running, in place of being the command's.
+    leaves: bool,
+}
+
+/// Follows a command in a machine that is up, with this process's streams, signals and terminal.
+fn run_in(name: &str, call: Call, streams: Streams) -> Result<u8, Failure> {
+    let Streams { tty, stdin, leaves } = streams;
     let signals = Forwarder::start()?;
     let mut client = connect(&Place::open()?, name)?;
-    let mut early = Vec::new();
-    let call = Call::Exec { machine: name.to_owned(), command };
-    let outcome = client.call(call, |incoming| early.push(incoming))?;
+    // Nothing is said of the process before the answer.
+    let outcome = client.call(call, |_| {})?;
     let Outcome::Process(process) = outcome else {
         return Err(ClientError::Nonsense(format!("{outcome:?}")).into());
     };
@@ -244,6 +329,7 @@ fn run_in(name: &str, command: CommandSpec) -> Result<u8, Failure> {
                 asker.ask(Call::Resize { process, size })
             }
             SIGWINCH => return,
+            SIGQUIT | SIGHUP if leaves => asker.ask(Call::Detach { process }),
             signal => asker.ask(Call::Signal { process, signal }),
         };
         // A holder that is gone is told of by what it no longer says.
@@ -310,6 +396,7 @@ fn pump(
             }
             ProcessEvent::Stderr { data } => stderr.write_all(&data.decode().ok_or_else(nonsense)?),
             ProcessEvent::Exited { exit } => return Ok(exit.status()),
+            ProcessEvent::Detached => return Ok(0),
             ProcessEvent::Failed { message, status, .. } => {
                 return Err(Failure { status, sentence: message });
             }

@@ -6,13 +6,13 @@ mod doctor;
 mod hold;
 mod image;
 mod machines;
-mod mounts;
 mod net;
 mod policy;
 mod run;
 mod serve;
 mod sessions;
 mod share;
+mod shares;
 mod signals;
 mod snapshot;
 mod terminal;
@@ -68,12 +68,11 @@ fn main() -> ExitCode {
         Verb::Up(args) => machines::up(&args),
         Verb::Ps(args) => machines::ps(&args),
         Verb::Exec(args) => machines::exec(args),
+        Verb::Attach(args) => machines::attach(&args),
         Verb::Shell(args) => machines::shell(args),
         Verb::Session(args) => sessions::session(args),
         Verb::Cp(args) => sessions::copy(args),
         Verb::Forward(args) => sessions::forward(args),
-        Verb::Mount(args) => mounts::mount(args),
-        Verb::Unmount(args) => mounts::unmount(args),
         Verb::Logs(args) => machines::logs(&args),
         Verb::Down(args) => machines::down(&args),
         Verb::Serve(args) => serve::serve(args),

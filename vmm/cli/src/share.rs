@@ -1,4 +1,5 @@
-//! `cabana share`: what guests did to folders that have a journal.
+//! `cabana share`: what guests did to folders that have a journal. What machines that are up are shown is in
+//! [`shares`].
 
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,13 +10,18 @@ use cabana_journal::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{DiffArgs, ShareArgs, ShareVerb};
+use crate::args::{DiffArgs, ShareArgs, ShareLsArgs, ShareVerb};
 use crate::units::Moment;
-use crate::{FAILED, Failure};
+use crate::{FAILED, Failure, shares};
 
 pub(crate) fn share(args: ShareArgs) -> Result<u8, Failure> {
     match args.verb {
-        ShareVerb::List { json } => list(json),
+        ShareVerb::Add(args) => shares::add(args),
+        ShareVerb::Ls(ShareLsArgs { machine: Some(machine), session, json }) => {
+            shares::list(machine, session, json)
+        }
+        ShareVerb::Ls(ShareLsArgs { json, .. }) => list(json),
+        ShareVerb::Rm(args) => shares::remove(args),
         ShareVerb::Log { folder, json } => show_log(&folder, json),
         ShareVerb::Diff(args) => show_diff(&args),
         ShareVerb::Rollback { what, force } => roll_back(&what, force),

@@ -9,8 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cabana_snapshot::Snapshot;
 use cabana_store::{Bytes, Store};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::args::{SaveArgs, SnapshotArgs, SnapshotVerb};
+use crate::machines::print;
 use crate::trace::Start;
 use crate::{Failure, run};
 
@@ -21,7 +23,7 @@ pub(crate) fn snapshot(args: SnapshotArgs, started: Start) -> Result<u8, Failure
     match args.verb {
         SnapshotVerb::Save(args) => save(*args, started),
         SnapshotVerb::List { json } => list(json),
-        SnapshotVerb::Remove { name } => remove(&name),
+        SnapshotVerb::Remove { name, json } => remove(&name, json),
     }
 }
 
@@ -117,9 +119,12 @@ fn ago(seconds: u64) -> String {
 }
 
 /// Machines that came out of it go on: they have it open.
-fn remove(name: &str) -> Result<u8, Failure> {
+fn remove(name: &str, json: bool) -> Result<u8, Failure> {
     let path = locate(name)?;
     fs::remove_file(&path)
         .map_err(|error| Failure::new(format!("cannot remove {}: {error}", path.display())))?;
+    if json {
+        print(&json!({ "snapshot": name, "removed": true }))?;
+    }
     Ok(0)
 }

@@ -73,6 +73,7 @@
 //! - Every handle may be dropped at any time, from any thread: a dropped [`Process`] is hung up, the last
 //!   clone of a [`Machine`] stops it. Every call that waits ends when the machine does.
 
+mod background;
 mod bare;
 mod config;
 mod copy;
@@ -91,8 +92,8 @@ mod worker;
 
 pub use bare::{Bare, BareSpec};
 pub use cabana_api::{
-    CommandSpec, Copied, Exit, MachineEvent, MachineSpec, MachineState, MachineStatus,
-    SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
+    BackgroundStatus, CommandSpec, Copied, Exit, MachineEvent, MachineSpec, MachineState,
+    MachineStatus, SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
 };
 pub use config::{EngineConfig, WorkerKind};
 pub use engine::Engine;

@@ -15,7 +15,7 @@ use crate::live::{self, Live};
 use crate::running::{Running, Starting, Use};
 use crate::session::{self, Known};
 use crate::worker::{Told, Worker};
-use crate::{Error, Events, Process};
+use crate::{Error, Events, Process, process};
 
 /// A machine: a description, and at times a worker that runs it. Cheap to clone; with the last clone, and
 /// the last process, it stops.
@@ -135,7 +135,8 @@ impl Machine {
 
     /// Lets its vCPUs stand still until it is used again. What is in its memory goes into a file without a name in
     /// [`EngineConfig::scratch`](crate::EngineConfig::scratch), from which it comes back as it is touched, unless
-    /// that folder is in memory itself or full. Nothing happens while a process runs; false then.
+    /// that folder is in memory itself or full. Nothing happens while a process runs, be it in the
+    /// background; false then.
     pub fn suspend(&self) -> Result<bool, Error> {
         let running = match &self.inner.life().stage {
             Stage::Running(running) => Arc::clone(running),
@@ -344,8 +345,8 @@ impl Machine {
         let running = Arc::new(starting.finish()?);
         let inner = Arc::downgrade(&self.inner);
         running.guest().on_event(move |event| {
-            if let (Some(inner), Some(event)) = (Weak::upgrade(&inner), told(event)) {
-                inner.listeners.tell(&event);
+            if let Some(inner) = Weak::upgrade(&inner) {
+                inner.listeners.tell(&told(event));
             }
         })?;
         live::restore(&running, self, lost);
@@ -379,17 +380,18 @@ fn hear(inner: &Inner, generation: u64, told: Told) {
 }
 
 /// What the guest tells, for applications.
-fn told(event: Event) -> Option<MachineEvent> {
-    Some(match event {
+fn told(event: Event) -> MachineEvent {
+    match event {
         Event::OutOfMemory { session, pid, command, memory } => {
             MachineEvent::OutOfMemory { session, pid, command, memory }
         }
         Event::ProcessLimit { session } => MachineEvent::ProcessLimit { session },
         Event::SessionDied { session } => MachineEvent::SessionDied { session },
         Event::Lost(events) => MachineEvent::Lost { events },
-        // Whoever started it hears of it.
-        Event::ProcessEnded { .. } => return None,
-    })
+        Event::ProcessEnded { process, status } => {
+            MachineEvent::BackgroundEnded { background: process, exit: process::exit(status) }
+        }
+    }
 }
 
 /// Suspends the machine whenever it has been idle for so long.

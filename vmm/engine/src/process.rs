@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use cabana_api::{CommandSpec, Exit, TtySize};
 use cabana_protocol::{Exec, ExitStatus};
+use cabana_sandbox::Guest;
 
 use crate::Error;
 use crate::running::Running;
 
-/// A command that runs in a guest. Dropping it without having seen its end hangs it up.
+/// A command that runs in a guest. Dropping it without having seen its end hangs it up; one in the background
+/// runs on.
 #[derive(Debug)]
 pub struct Process {
     inner: cabana_sandbox::Process,
+    /// It has started under this number, which is still to be told.
+    started: Option<u32>,
     ended: bool,
     /// Keeps the machine from being suspended, and from going with its last handle.
     running: Option<Arc<Running>>,
@@ -28,6 +32,9 @@ pub enum ProcessEvent<'a> {
     Stderr(&'a [u8]),
     /// It ended; nothing comes after.
     Exited(Exit),
+    /// It runs on in the background without this end: it was left, or somebody else has attached to it;
+    /// nothing comes after.
+    Detached,
 }
 
 /// The way into a [`Process`]. Cheap to clone, for any thread.
@@ -56,7 +63,14 @@ impl ProcessInput {
         self.0.resize(tty(size));
     }
 
-    /// Breaks the connection off: the command is ended, and whoever waits for it hears so.
+    /// Leaves a command in the background running. What is under way is still to be taken, up to
+    /// [`ProcessEvent::Detached`]. One that is not in the background is ended.
+    pub fn detach(&self) {
+        self.0.detach();
+    }
+
+    /// Breaks the connection off: the command is ended unless it is in the background, and whoever waits for
+    /// it hears so.
     pub fn hang_up(&self) {
         self.0.hang_up();
     }
@@ -75,9 +89,25 @@ pub struct Output {
 
 impl Process {
     pub(crate) fn start(running: Arc<Running>, command: &CommandSpec) -> Result<Self, Error> {
+        Self::begin(running, |guest| guest.exec(&exec(command)))
+    }
+
+    pub(crate) fn attach(running: Arc<Running>, background: u64) -> Result<Self, Error> {
+        let mut attached = Self::begin(running, |guest| guest.attach(background))?;
+        // Only then it is known how much input it takes, for which nobody should have to read events.
+        if let Some(ProcessEvent::Started(pid)) = attached.next_event()? {
+            attached.started = Some(pid);
+        }
+        Ok(attached)
+    }
+
+    fn begin(
+        running: Arc<Running>,
+        connect: impl FnOnce(&Guest) -> Result<cabana_sandbox::Process, cabana_sandbox::Error>,
+    ) -> Result<Self, Error> {
         running.begin()?;
-        match running.guest().exec(&exec(command)) {
-            Ok(inner) => Ok(Self { inner, ended: false, running: Some(running) }),
+        match connect(running.guest()) {
+            Ok(inner) => Ok(Self { inner, started: None, ended: false, running: Some(running) }),
             Err(error) => {
                 running.finish();
                 Err(error.into())
@@ -90,13 +120,26 @@ impl Process {
         ProcessInput(self.inner.input())
     }
 
+    /// What others attach to it by, once [`ProcessEvent::Started`] has come; `None` for one that is not in the
+    /// background.
+    pub fn background(&self) -> Option<u64> {
+        Some(self.inner.number()).filter(|number| *number != 0)
+    }
+
     /// Waits for what happens next; `None` after its end.
     pub fn next_event(&mut self) -> Result<Option<ProcessEvent<'_>>, Error> {
+        if let Some(pid) = self.started.take() {
+            return Ok(Some(ProcessEvent::Started(pid)));
+        }
         if self.ended {
             return Ok(None);
         }
         let event = self.inner.next_event();
-        if matches!(event, Err(_) | Ok(cabana_sandbox::ProcessEvent::Exited(_))) {
+        let last = |event: &_| {
+            use cabana_sandbox::ProcessEvent as Heard;
+            matches!(event, Heard::Exited(_) | Heard::Detached)
+        };
+        if event.as_ref().map_or(true, last) {
             self.ended = true;
             if let Some(running) = self.running.take() {
                 running.finish();
@@ -107,7 +150,7 @@ impl Process {
             cabana_sandbox::ProcessEvent::Stdout(bytes) => ProcessEvent::Stdout(bytes),
             cabana_sandbox::ProcessEvent::Stderr(bytes) => ProcessEvent::Stderr(bytes),
             cabana_sandbox::ProcessEvent::Exited(status) => ProcessEvent::Exited(exit(status)),
-            cabana_sandbox::ProcessEvent::Detached => return Ok(None),
+            cabana_sandbox::ProcessEvent::Detached => ProcessEvent::Detached,
         }))
     }
 
@@ -120,9 +163,10 @@ impl Process {
                 ProcessEvent::Stdout(bytes) => stdout.extend_from_slice(bytes),
                 ProcessEvent::Stderr(bytes) => stderr.extend_from_slice(bytes),
                 ProcessEvent::Exited(exit) => return Ok(Output { stdout, stderr, exit }),
+                ProcessEvent::Detached => break,
             }
         }
-        Err(Error::Invalid("the process has ended before".to_owned()))
+        Err(Error::Invalid("the process has ended or was left before".to_owned()))
     }
 }
 
@@ -134,7 +178,7 @@ impl Drop for Process {
     }
 }
 
-fn exit(status: ExitStatus) -> Exit {
+pub(crate) fn exit(status: ExitStatus) -> Exit {
     match status {
         ExitStatus::Code(code) => Exit::Code(code),
         ExitStatus::Signal(signal) => Exit::Signal(signal),
@@ -154,7 +198,7 @@ fn exec(command: &CommandSpec) -> Exec {
         stdin: command.stdin,
         timeout_ms: command.timeout_ms,
         session: command.session.clone(),
-        ..Exec::default()
+        background: command.background,
     }
 }
 

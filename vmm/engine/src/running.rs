@@ -200,10 +200,22 @@ impl Running {
         self.worker.call(|call| Request::Detach { call, name }, None).map(drop)
     }
 
-    /// Lets the vCPUs stand still, and puts memory on the disk. True if they ran before; false if they stood still or a process runs.
+    /// Lets the vCPUs stand still, and puts memory on the disk. True if they ran before; false if they stood still or
+    /// a process runs, be it in the background.
     pub(crate) fn suspend(&self) -> Result<bool, Error> {
+        let before = {
+            let activity = self.activity();
+            if activity.suspended || activity.is_busy() {
+                return Ok(false);
+            }
+            activity.events
+        };
+        // The guest may take its time, which nobody else should wait for.
+        if self.guest.processes()?.iter().any(|process| process.status.is_none()) {
+            return Ok(false);
+        }
         let mut activity = self.activity();
-        if activity.suspended || activity.is_busy() {
+        if activity.suspended || activity.events != before {
             return Ok(false);
         }
         // Without room for its memory it keeps it.
@@ -276,6 +288,10 @@ impl Use {
 
     pub(crate) fn running(&self) -> &Running {
         &self.0
+    }
+
+    pub(crate) fn running_machine(&self) -> Arc<Running> {
+        Arc::clone(&self.0)
     }
 }
 

@@ -95,10 +95,9 @@ impl Process {
         self.number
     }
 
-    /// Leaves a background command running. What is under way is still to be taken, up to
-    /// [`ProcessEvent::Detached`]. One that is not in the background ends.
+    /// [`ProcessInput::detach`].
     pub fn detach(&self) {
-        let _ = self.input.send(&ExecRequest::Detach);
+        self.input.detach();
     }
 
     /// The way in.
@@ -188,7 +187,13 @@ impl ProcessInput {
         let _ = self.send(&ExecRequest::Signal(signal));
     }
 
-    /// Breaks the connection off: the command is ended, and whoever waits for it hears so.
+    /// Leaves a background command running. What is under way is still to be taken, up to
+    /// [`ProcessEvent::Detached`]. One that is not in the background ends.
+    pub fn detach(&self) {
+        let _ = self.send(&ExecRequest::Detach);
+    }
+
+    /// Breaks the connection off: the command is ended unless it is in the background, and whoever waits for it hears so.
     pub fn hang_up(&self) {
         self.shared.ends.shutdown(Shutdown::Both);
         self.close_window();

@@ -130,7 +130,7 @@ pub(crate) fn serve(
             }
         }
     }
-    // Those that still run are nobody's.
+    // Those that still run are nobody's; those in the background run on.
     for inputs in connection.lock().processes.values() {
         inputs.direct.hang_up();
     }
@@ -165,6 +165,10 @@ impl Connection {
             Call::Resize { process, size } => {
                 let resized = self.process(process).map(|inputs| inputs.direct.resize(size));
                 self.answer(id, resized.map(|()| Outcome::Done(true)));
+            }
+            Call::Detach { process } => {
+                let left = self.process(process).map(|inputs| inputs.direct.detach());
+                self.answer(id, left.map(|()| Outcome::Done(true)));
             }
             call => self.begin(id, call),
         }
@@ -279,18 +283,21 @@ impl Connection {
             }
             Call::Exec { machine, command } => {
                 let started = server.find(&machine).and_then(|machine| machine.exec(&command));
-                match started.and_then(|process| self.register(process)) {
-                    Ok((number, process)) => {
-                        self.answer(id, Ok(Outcome::Process(number)));
-                        return self.pump(number, process);
-                    }
-                    Err(error) => Err(error),
-                }
+                return self.follow(id, started);
             }
+            Call::Attach { machine, background } => {
+                let attached = server.find(&machine).and_then(|machine| machine.attach(background));
+                return self.follow(id, attached);
+            }
+            Call::BackgroundList(named) => server
+                .find(&named.machine)
+                .and_then(|machine| machine.background_commands())
+                .map(Outcome::Backgrounds),
             Call::Stdin { .. }
             | Call::StdinClose { .. }
             | Call::Signal { .. }
-            | Call::Resize { .. } => {
+            | Call::Resize { .. }
+            | Call::Detach { .. } => {
                 return;
             }
         };
@@ -364,10 +371,24 @@ impl Connection {
         Ok((number, process))
     }
 
+    /// Answers with a process's number, and passes on what it says.
+    fn follow(self: &Arc<Self>, id: u64, process: Result<Process, Error>) {
+        match process.and_then(|process| self.register(process)) {
+            Ok((number, process)) => {
+                self.answer(id, Ok(Outcome::Process(number)));
+                self.pump(number, process);
+            }
+            Err(error) => self.answer(id, Err(error)),
+        }
+    }
+
     /// Passes on what a process says, to its end or the client's.
     fn pump(&self, number: u64, mut process: Process) {
         loop {
             let event = match process.next_event() {
+                Ok(Some(cabana_engine::ProcessEvent::Started(pid))) => {
+                    ProcessEvent::Started { pid, background: process.background() }
+                }
                 Ok(Some(event)) => told(&event),
                 Ok(None) => break,
                 Err(error) => {
@@ -375,7 +396,10 @@ impl Connection {
                     ProcessEvent::Failed { code, message, status: error.status() }
                 }
             };
-            let last = matches!(event, ProcessEvent::Exited { .. } | ProcessEvent::Failed { .. });
+            let last = matches!(
+                event,
+                ProcessEvent::Exited { .. } | ProcessEvent::Detached | ProcessEvent::Failed { .. }
+            );
             if last {
                 // Nobody is to find it after its end is known.
                 self.lock().processes.remove(&number);
@@ -391,10 +415,11 @@ impl Connection {
 fn told(event: &cabana_engine::ProcessEvent<'_>) -> ProcessEvent {
     use cabana_engine::ProcessEvent as Heard;
     match event {
-        Heard::Started(pid) => ProcessEvent::Started { pid: *pid },
+        Heard::Started(pid) => ProcessEvent::Started { pid: *pid, background: None },
         Heard::Stdout(bytes) => ProcessEvent::Stdout { data: Bytes::from(*bytes) },
         Heard::Stderr(bytes) => ProcessEvent::Stderr { data: Bytes::from(*bytes) },
         Heard::Exited(exit) => ProcessEvent::Exited { exit: *exit },
+        Heard::Detached => ProcessEvent::Detached,
     }
 }
 

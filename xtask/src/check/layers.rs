@@ -67,6 +67,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-engine", &["api", "worker", "sandbox", "protocol", "store", "os"]),
     ("cabana-serve", &["api", "engine"]),
     ("cabana-capi", &["api", "engine"]),
+    ("cabana-node", &["api", "engine"]),
     (
         "cabana-cli",
         &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "snapshot", "store"],

@@ -1,18 +1,15 @@
-//! `cabana mount` and `unmount`: folders of this host in a machine that is up.
+//! `cabana share add`, `ls` and `rm`: folders of this host in a machine that is up.
 
 use cabana_api::{Call, Outcome, Place, ShareSpec};
 use serde_json::json;
 
-use crate::args::{MountArgs, UnmountArgs};
+use crate::args::{ShareAddArgs, ShareRmArgs};
 use crate::machines::{print, table};
 use crate::sessions::{ask, nonsense};
 use crate::{Failure, machines};
 
-pub(crate) fn mount(args: MountArgs) -> Result<u8, Failure> {
+pub(crate) fn add(args: ShareAddArgs) -> Result<u8, Failure> {
     let place = Place { machine: args.machine, session: args.session };
-    if args.shares.is_empty() {
-        return list(place, args.json);
-    }
     for share in args.shares {
         let share = machines::share(share)?;
         let call = Call::ShareAdd { place: place.clone(), share: share.clone() };
@@ -26,9 +23,9 @@ pub(crate) fn mount(args: MountArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn list(place: Place, json: bool) -> Result<u8, Failure> {
-    let machine = place.machine.clone();
-    let Outcome::Shares(shares) = ask(&machine, Call::ShareList(place))? else {
+pub(crate) fn list(machine: String, session: Option<String>, json: bool) -> Result<u8, Failure> {
+    let place = Place { machine, session };
+    let Outcome::Shares(shares) = ask(&place.machine, Call::ShareList(place.clone()))? else {
         return Err(nonsense());
     };
     if json {
@@ -44,13 +41,13 @@ fn list(place: Place, json: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-pub(crate) fn unmount(args: UnmountArgs) -> Result<u8, Failure> {
+pub(crate) fn remove(args: ShareRmArgs) -> Result<u8, Failure> {
     let place = Place { machine: args.machine, session: args.session };
     for guest in args.guests {
         let call = Call::ShareRemove { place: place.clone(), guest: guest.clone() };
         ask(&place.machine, call)?;
         if args.json {
-            print(&json!({ "guest": guest, "unmounted": true }))?;
+            print(&json!({ "guest": guest, "removed": true }))?;
         } else {
             println!("{guest} is gone");
         }
