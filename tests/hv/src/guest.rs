@@ -46,8 +46,6 @@ const CODE_SELECTOR: u16 = 0x10;
 pub struct Guest {
     /// The VM.
     pub vm: Box<dyn X86Vm>,
-    cpus: u32,
-    tsc_khz: u32,
     // After the VM, which must not outlive it.
     ram: Mapping,
 }
@@ -61,6 +59,7 @@ impl Guest {
     /// Several vCPUs; they have to be started.
     pub fn with_cpus(backend: &Backend, payload: Payload, cpus: u32) -> Self {
         let vm = backend.hypervisor().create_x86_vm().expect("a VM");
+        vm.set_vcpus(processors(vm.as_ref(), cpus)).expect("the vCPUs are taken");
         let ram = Mapping::anonymous(layout::RAM_END as usize).expect("RAM");
         // SAFETY: the RAM outlives the VM (vCPUs end before the `Guest`, or their case has failed),
         // and nobody makes references to it.
@@ -74,8 +73,7 @@ impl Guest {
             })
         }
         .expect("RAM is mapped");
-        let tsc_khz = vm.tsc_khz().expect("the TSC's frequency");
-        let guest = Self { vm, cpus, tsc_khz, ram };
+        let guest = Self { vm, ram };
         guest.page_tables();
         // Null, unused, 64-bit code, data.
         for (at, descriptor) in
@@ -151,16 +149,7 @@ impl Guest {
 
     /// vCPU `index`, not bound.
     pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat> {
-        let supported = self.vm.supported_cpuid().expect("CPUID");
-        let options = Options {
-            index,
-            count: self.cpus,
-            tsc_khz: self.tsc_khz,
-            apic_khz: self.vm.apic_khz(),
-        };
-        let cpuid = cpuid::for_guest(&supported, options);
-        let msrs = cabana_hv::x86::firmware_msrs(&cpuid);
-        self.vm.vcpu_seat(VcpuSetup { index, cpuid, msrs }).expect("a vCPU")
+        self.vm.vcpu_seat(index).expect("a vCPU")
     }
 
     /// vCPU 0 on this thread, at the payload's first instruction.
@@ -176,6 +165,18 @@ impl Guest {
         runner.vcpu.set_state(state).expect("the saved state is taken");
         runner
     }
+}
+
+/// Processors as a machine makes them.
+fn processors(vm: &dyn X86Vm, count: u32) -> Vec<VcpuSetup> {
+    let supported = vm.supported_cpuid().expect("CPUID");
+    let (tsc_khz, apic_khz) = (vm.tsc_khz().expect("the TSC's frequency"), vm.apic_khz());
+    let processor = |index| {
+        let cpuid = cpuid::for_guest(&supported, Options { index, count, tsc_khz, apic_khz });
+        let msrs = cabana_hv::x86::firmware_msrs(&cpuid);
+        VcpuSetup { cpuid, msrs }
+    };
+    (0..count).map(processor).collect()
 }
 
 /// A vCPU on its thread that cannot run forever.

@@ -149,6 +149,7 @@ fn run(kvm: &Kvm, found: &mut Probe) -> Result<Verdict, HvError> {
     let memory = payload_memory()?;
     let vm = kvm.create_x86_vm()?;
     found.max_vcpus = Some(vm.max_vcpus());
+    vm.set_vcpus(vec![VcpuSetup { cpuid: vm.supported_cpuid()?, ..VcpuSetup::default() }])?;
     // SAFETY: `memory` outlives the VM and its vCPU, and is only accessed through pointers.
     unsafe {
         vm.map(&MemorySlot {
@@ -159,7 +160,7 @@ fn run(kvm: &Kvm, found: &mut Probe) -> Result<Verdict, HvError> {
             track_dirty: false,
         })
     }?;
-    let seat = vm.vcpu_seat(VcpuSetup { cpuid: vm.supported_cpuid()?, ..VcpuSetup::default() })?;
+    let seat = vm.vcpu_seat(0)?;
     let kicker = seat.kicker();
     let (finished, watch) = mpsc::channel::<()>();
     let watchdog = thread::spawn(move || {

@@ -33,9 +33,8 @@ pub(crate) struct KvmSeat {
 }
 
 impl KvmSeat {
-    pub(crate) fn new(vm: Arc<VmShared>, setup: &VcpuSetup) -> Result<Self, HvError> {
-        let mut fd =
-            vm.fd.create_vcpu(u64::from(setup.index)).map_err(failed("KVM_CREATE_VCPU"))?;
+    pub(crate) fn new(vm: Arc<VmShared>, index: u32, setup: &VcpuSetup) -> Result<Self, HvError> {
+        let mut fd = vm.fd.create_vcpu(u64::from(index)).map_err(failed("KVM_CREATE_VCPU"))?;
         if !setup.cpuid.is_empty() {
             let entries: Vec<_> = setup.cpuid.iter().map(convert::leaf_to_kvm).collect();
             let cpuid = CpuId::from_entries(&entries)

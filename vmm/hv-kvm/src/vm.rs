@@ -35,6 +35,8 @@ const IOEVENTFD_DATAMATCH: u32 = 1;
 #[derive(Debug)]
 pub(crate) struct KvmVm {
     shared: Arc<VmShared>,
+    /// What the vCPUs are to be that nobody has taken yet.
+    vcpus: Mutex<Vec<Option<VcpuSetup>>>,
 }
 
 /// What a VM and its vCPUs hold together.
@@ -70,7 +72,8 @@ impl KvmVm {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
         split.args[0] = u64::from(IOAPIC_PINS);
         fd.enable_cap(&split).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
-        Ok(Self { shared: Arc::new(VmShared { system, fd, slots: Mutex::default() }) })
+        let shared = VmShared { system, fd, slots: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared), vcpus: Mutex::default() })
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -161,8 +164,18 @@ impl Vm for KvmVm {
         Ok(())
     }
 
-    fn vcpu_seat(&self, setup: VcpuSetup) -> Result<Box<dyn VcpuSeat>, HvError> {
-        Ok(Box::new(KvmSeat::new(Arc::clone(&self.shared), &setup)?))
+    fn set_vcpus(&self, vcpus: Vec<VcpuSetup>) -> Result<(), HvError> {
+        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) =
+            vcpus.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError> {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        let setup = vcpus.get_mut(index as usize).and_then(Option::take);
+        let setup =
+            setup.ok_or_else(|| HvError::Invalid(format!("there is no vCPU {index} to give")))?;
+        Ok(Box::new(KvmSeat::new(Arc::clone(&self.shared), index, &setup)?))
     }
 
     fn max_vcpus(&self) -> u32 {

@@ -13,6 +13,16 @@ pub enum HvError {
         /// Its code and what that means.
         source: io::Error,
     },
+    /// The vendor's call failed with a code of the vendor's own.
+    #[error("{call} failed with {code:#010x}: {meaning}")]
+    Refused {
+        /// The vendor's name of the call (`WHvMapGpaRange`).
+        call: &'static str,
+        /// Its code (an `HRESULT`).
+        code: u32,
+        /// What the code means.
+        meaning: &'static str,
+    },
     /// This host's hypervisor has no such thing.
     #[error("this hypervisor has no {0}")]
     Unsupported(&'static str),

@@ -18,6 +18,8 @@ pub struct Record {
     pub script: VecDeque<VmExit>,
     /// Entries that vCPU 0 was given.
     pub entries: Vec<VmEntry>,
+    /// What the vCPUs are.
+    pub vcpus: Vec<VcpuSetup>,
     /// Messages sent.
     pub msis: Vec<Msi>,
     /// The route table set last.
@@ -111,8 +113,16 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn vcpu_seat(&self, setup: VcpuSetup) -> Result<Box<dyn VcpuSeat>, HvError> {
-        Ok(Box::new(FakeVcpu { fake: self.fake.clone(), index: setup.index }))
+    fn set_vcpus(&self, vcpus: Vec<VcpuSetup>) -> Result<(), HvError> {
+        self.fake.record().vcpus = vcpus;
+        Ok(())
+    }
+
+    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError> {
+        if index as usize >= self.fake.record().vcpus.len() {
+            return Err(HvError::Invalid(format!("there is no vCPU {index}")));
+        }
+        Ok(Box::new(FakeVcpu { fake: self.fake.clone(), index }))
     }
 
     fn max_vcpus(&self) -> u32 {

@@ -53,8 +53,11 @@ pub trait Vm: Send + Sync {
     /// hypervisor has no such thing: [`HvError::Unsupported`], and the write exits.
     fn doorbell(&self, doorbell: Doorbell, event: &Event) -> Result<(), HvError>;
 
-    /// The `index`-th vCPU, not yet bound to a thread.
-    fn vcpu_seat(&self, setup: VcpuSetup) -> Result<Box<dyn VcpuSeat>, HvError>;
+    /// Says what the vCPUs are, all of them: once, before memory is mapped and before the first seat.
+    fn set_vcpus(&self, vcpus: Vec<VcpuSetup>) -> Result<(), HvError>;
+
+    /// The `index`-th vCPU of [`Vm::set_vcpus`], not yet bound to a thread. Each is given once.
+    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError>;
 
     /// How many vCPUs one VM may have on this host.
     fn max_vcpus(&self) -> u32;
@@ -84,11 +87,9 @@ pub struct Doorbell {
     pub value: u32,
 }
 
-/// What a vCPU is from birth.
+/// What a vCPU is from birth. Its position, from 0, is its initial APIC id on x86.
 #[derive(Clone, Debug, Default)]
 pub struct VcpuSetup {
-    /// Position, from 0; the initial APIC id on x86.
-    pub index: u32,
     /// The processor that the guest sees (x86; see [`X86Vm::supported_cpuid`]).
     pub cpuid: Vec<x86::CpuidLeaf>,
     /// Model-specific registers that differ from reset before the guest's first instruction, as

@@ -167,7 +167,12 @@ impl Machine {
         };
         timeline.mark("devices made");
 
-        let command_line = setup.command_line + &board.command_line();
+        let supported = vm.supported_cpuid()?;
+        let (tsc_khz, apic_khz) = (vm.tsc_khz()?, vm.apic_khz());
+        let mut command_line = setup.command_line + &board.command_line();
+        if !cpuid::tells_tsc(&supported) {
+            command_line += &format!(" tsc_early_khz={tsc_khz}");
+        }
         let boot = Boot {
             kernel: &setup.kernel,
             initrd: setup.initrd.as_ref(),
@@ -178,21 +183,24 @@ impl Machine {
         };
         let start = x86_64::load(&boot, &ram)?;
         timeline.mark("kernel loaded");
-        map_ram(vm.as_ref(), &ram)?;
-        timeline.mark("memory mapped");
-
-        let supported = vm.supported_cpuid()?;
-        let (tsc_khz, apic_khz) = (vm.tsc_khz()?, vm.apic_khz());
-        let slots = Slots::of(&setup.device_memory);
-        let wired = Arc::clone(&board.wired);
-        let parts = Parts { vm, control, timeline, ram, tsc_khz };
-        let mut machine = Self::assemble(parts, board, serial, &setup.device_memory);
-        for index in 0..cpus {
+        let processors = (0..cpus).map(|index| {
             let options = cpuid::Options { index, count: cpus, tsc_khz, apic_khz };
             let cpuid = cpuid::for_guest(&supported, options);
             let msrs = x86::firmware_msrs(&cpuid);
-            let begin = if index == 0 { Begin::Boot(start) } else { Begin::Sleep };
-            machine.add_vcpu(VcpuSetup { index, cpuid, msrs }, begin)?;
+            VcpuSetup { cpuid, msrs }
+        });
+        let processors: Vec<_> = processors.collect();
+        let cpuids = processors.iter().map(|processor| processor.cpuid.clone()).collect();
+        vm.set_vcpus(processors)?;
+        map_ram(vm.as_ref(), &ram)?;
+        timeline.mark("memory mapped");
+
+        let slots = Slots::of(&setup.device_memory);
+        let wired = Arc::clone(&board.wired);
+        let parts = Parts { vm, control, timeline, ram, tsc_khz, cpuids };
+        let mut machine = Self::assemble(parts, board, serial, &setup.device_memory);
+        for index in 0..cpus {
+            machine.add_vcpu(if index == 0 { Begin::Boot(start) } else { Begin::Sleep })?;
         }
         machine.start_wiring(Some(slots), wired)?;
         Ok(machine)
@@ -205,7 +213,7 @@ impl Machine {
         serial: Option<SerialInput>,
         device_memory: &[DeviceMemory],
     ) -> Self {
-        let Parts { vm, control, timeline, ram, tsc_khz } = parts;
+        let Parts { vm, control, timeline, ram, tsc_khz, cpuids } = parts;
         let Board { mmio, pio, transports, ioapic, .. } = board;
         let counters = Counters::default();
         Self {
@@ -217,17 +225,16 @@ impl Machine {
             serial,
             ram,
             tsc_khz,
-            cpuids: Vec::new(),
+            cpuids,
             vm,
             _device_memory: device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect(),
         }
     }
 
     /// Makes the next vCPU and starts its thread.
-    pub(crate) fn add_vcpu(&mut self, setup: VcpuSetup, begin: Begin) -> Result<(), MachineError> {
-        let index = setup.index;
-        self.cpuids.push(setup.cpuid.clone());
-        let seat = self.vm.vcpu_seat(setup)?;
+    pub(crate) fn add_vcpu(&mut self, begin: Begin) -> Result<(), MachineError> {
+        let index = self.vcpus.len() as u32;
+        let seat = self.vm.vcpu_seat(index)?;
         let running = vcpu::spawn(index, seat, begin, Arc::clone(&self.shared))
             .map_err(MachineError::Host)?;
         self.vcpus.push(running);
@@ -410,6 +417,8 @@ pub(crate) struct Parts {
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) ram: GuestRam,
     pub(crate) tsc_khz: u32,
+    /// The processors that the guest sees.
+    pub(crate) cpuids: Vec<Vec<CpuidLeaf>>,
 }
 
 impl DeviceMemory {

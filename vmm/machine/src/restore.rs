@@ -42,6 +42,9 @@ impl Machine {
         let vm: Arc<dyn X86Vm> = Arc::from(vm);
         let Restore { state, ram, devices, device_memory, timeline } = restore;
         check(vm.as_ref(), &state, &ram)?;
+        let cpuids: Vec<_> = state.vcpus.iter().map(|vcpu| vcpu.cpuid.clone()).collect();
+        let setup = |cpuid: &Vec<_>| VcpuSetup { cpuid: cpuid.clone(), msrs: Vec::new() };
+        vm.set_vcpus(cpuids.iter().map(setup).collect())?;
         map_ram(vm.as_ref(), &ram)?;
         timeline.mark("memory mapped");
 
@@ -54,13 +57,12 @@ impl Machine {
         }
         board.add_virtio(&ram, devices)?;
         let wired = Arc::clone(&board.wired);
-        let parts =
-            Parts { vm, control: Arc::clone(&control), timeline, ram, tsc_khz: state.tsc_khz };
+        let (control, tsc_khz) = (Arc::clone(&control), state.tsc_khz);
+        let parts = Parts { vm, control, timeline, ram, tsc_khz, cpuids };
         let ioapic = Arc::clone(&board.ioapic);
         let mut machine = Self::assemble(parts, board, None, &device_memory);
-        for (index, vcpu) in (0..).zip(state.vcpus) {
-            let setup = VcpuSetup { index, cpuid: vcpu.cpuid, msrs: Vec::new() };
-            machine.add_vcpu(setup, Begin::Restored(Box::new(vcpu.state)))?;
+        for vcpu in state.vcpus {
+            machine.add_vcpu(Begin::Restored(Box::new(vcpu.state)))?;
         }
         // Beside the vCPUs' threads.
         machine.map_devices(&Slots::of(&device_memory))?;

@@ -1,5 +1,6 @@
 //! `cargo xtask check`: what no test can check.
 
+mod cross;
 mod layers;
 mod sources;
 
@@ -20,13 +21,16 @@ pub(crate) enum Check {
     Sources,
     /// Clippy warns of nothing.
     Clippy,
+    /// Clippy warns of nothing on other operating systems and processors.
+    Cross,
     /// Licences and advisories of the dependencies, where cargo-deny is installed.
     Deny,
 }
 
 impl Check {
     /// All of them, the quick ones first.
-    const ALL: [Self; 5] = [Self::Fmt, Self::Layers, Self::Sources, Self::Clippy, Self::Deny];
+    const ALL: [Self; 6] =
+        [Self::Fmt, Self::Layers, Self::Sources, Self::Clippy, Self::Cross, Self::Deny];
 }
 
 /// Makes the checks, all if none is named; goes on after a failure, to show them all.
@@ -37,6 +41,7 @@ pub(crate) fn check(checks: &[Check]) -> Result<ExitCode, Failure> {
         let result = match check {
             Check::Fmt => succeed(cargo::cargo().args(["fmt", "--all", "--check"])),
             Check::Clippy => clippy(),
+            Check::Cross => cross::check(),
             Check::Layers => layers::check(&cargo::metadata()?),
             Check::Sources => sources::check(cargo::workspace()),
             Check::Deny if !has_cargo_deny() => {

@@ -64,6 +64,12 @@ pub fn for_guest(supported: &[CpuidLeaf], options: Options) -> Vec<CpuidLeaf> {
     leaves
 }
 
+/// Does a guest with [`for_guest`]'s leaves of `supported` learn the frequency of its time-stamp counter from
+/// them? If not, its command line has to say it.
+pub fn tells_tsc(supported: &[CpuidLeaf]) -> bool {
+    is_kvm(supported) || is_intel(supported)
+}
+
 /// Takes XSAVE and all that needs it (AVX, AMX, protection keys) out of `leaves`.
 pub fn hide_xsave(leaves: &mut Vec<CpuidLeaf>) {
     // Leaf 1 ECX: FMA, XSAVE, OSXSAVE, AVX, F16C.
@@ -423,6 +429,11 @@ mod tests {
         let leaves = for_guest(&host(AMD), FOUR);
         assert!(find(&leaves, 0x15).is_none());
         assert_eq!(get(&leaves, PV_TIMING, None).eax, 2_600_000);
+        // Another hypervisor's guest on AMD finds neither.
+        let mut bare = host(AMD);
+        bare.retain(|leaf| leaf.function & 0x4000_0000 == 0);
+        let told = [&host(INTEL), &host(AMD), &bare].map(|supported| tells_tsc(supported));
+        assert_eq!(told, [true, true, false]);
     }
 
     #[test]

@@ -1,0 +1,65 @@
+//! An event: signalled by any thread or by the hypervisor, waited for by one loop (`CreateEventW`).
+
+use std::io;
+use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle};
+use std::ptr;
+
+use windows_sys::Win32::Foundation::WAIT_OBJECT_0;
+use windows_sys::Win32::System::Threading::{CreateEventW, SetEvent, WaitForSingleObject};
+
+/// A flag that wakes whoever waits for it. Signals that come before anyone looks are merged.
+#[derive(Debug)]
+pub struct Event {
+    handle: OwnedHandle,
+}
+
+impl Event {
+    /// A new event, not signalled.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: no security attributes and no name: nothing is pointed to. It resets itself when taken.
+        let handle = unsafe { CreateEventW(ptr::null(), 0, 0, ptr::null()) };
+        if handle.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the system made the handle for us alone.
+        Ok(Self { handle: unsafe { OwnedHandle::from_raw_handle(handle) } })
+    }
+
+    /// Another handle to the same event.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { handle: self.handle.try_clone()? })
+    }
+
+    /// Wakes the waiter.
+    pub fn signal(&self) {
+        // SAFETY: the handle is an event's and open.
+        unsafe { SetEvent(self.handle.as_raw_handle()) };
+    }
+
+    /// Takes the signal: true if there was one since the last call.
+    pub fn take(&self) -> bool {
+        // SAFETY: the handle is an event's and open; nobody waits.
+        unsafe { WaitForSingleObject(self.handle.as_raw_handle(), 0) == WAIT_OBJECT_0 }
+    }
+}
+
+impl AsHandle for Event {
+    fn as_handle(&self) -> BorrowedHandle<'_> {
+        self.handle.as_handle()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_merged_and_taken_once() {
+        let event = Event::new().unwrap();
+        assert!(!event.take());
+        event.signal();
+        event.try_clone().unwrap().signal();
+        assert!(event.take());
+        assert!(!event.take());
+    }
+}
