@@ -13,8 +13,10 @@
 //!   of change too. This costs round trips only after a change.
 //! - Pages that the guest has cached stay ([`wire::open::KEEP_CACHE`]) only if the stamp is the
 //!   same as when the file was opened last.
-//! - The host's clock for such times is coarse. A stamp younger than [`COARSE`] proves nothing:
-//!   such a file is neither cached by name nor keeps its pages.
+//! - The host's clock for such times is coarse, and a time of change is taken when a `write(2)` begins,
+//!   while its data come when the writer has the processor. A young stamp proves nothing ([`Young`]):
+//!   such a file is neither cached by name nor keeps its pages. A writer that is held up in the middle
+//!   for longer than that is heard of where the host is watched.
 //!
 //! Attributes of files that are not opened anew, and directories on the way that the host itself
 //! renames, may lag by [`VALID`].
@@ -31,8 +33,24 @@ use crate::host::{Stat, Time};
 /// How long the guest may use attributes, and the names of files and directories.
 pub(crate) const VALID: Duration = Duration::from_secs(1);
 
-/// Two changes within this time may bear the same time of change: a tick at 100 Hz, twice.
-const COARSE: Duration = Duration::from_millis(20);
+/// How long a stamp is young: no proof that nothing has changed since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Young {
+    /// Two changes within this time may bear the same time of change: a tick at 100 Hz, twice. Later ones
+    /// are heard of.
+    Watched,
+    /// Nobody would tell of what a writer brings later that has lost its processor in the middle.
+    Unwatched,
+}
+
+impl Young {
+    fn time(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Watched => 20,
+            Self::Unwatched => 250,
+        })
+    }
+}
 
 /// What changes whenever a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +65,9 @@ impl Stamp {
     }
 
     /// Is it old enough at `now` that a later change will bear another one?
-    fn is_settled(self, now: Duration) -> bool {
+    fn is_settled(self, now: Duration, young: Young) -> bool {
         let since = u64::try_from(self.changed.sec).unwrap_or(0);
-        Duration::new(since, self.changed.nsec).saturating_add(COARSE) < now
+        Duration::new(since, self.changed.nsec).saturating_add(young.time()) < now
     }
 }
 
@@ -127,20 +145,20 @@ pub(crate) enum Opening {
 
 impl Cached {
     /// A name is resolved to the file. Returns how long the guest may use the name.
-    pub(crate) fn resolved(&mut self, stat: &Stat, now: Duration) -> Duration {
+    pub(crate) fn resolved(&mut self, stat: &Stat, now: Duration, young: Young) -> Duration {
         let stamp = Stamp::of(stat);
         self.named = Some(stamp);
-        if stamp.is_settled(now) { VALID } else { Duration::ZERO }
+        if stamp.is_settled(now, young) { VALID } else { Duration::ZERO }
     }
 
     /// The guest opens the file; `anew` if it has just been sent back.
-    pub(crate) fn open(&mut self, stat: &Stat, now: Duration, anew: bool) -> Opening {
+    pub(crate) fn open(&mut self, stat: &Stat, now: Duration, young: Young, anew: bool) -> Opening {
         let stamp = Stamp::of(stat);
         let is_stale = self.named.is_some_and(|named| named != stamp);
         if is_stale && !anew {
             return Opening::Stale;
         }
-        let settled = stamp.is_settled(now).then_some(stamp);
+        let settled = stamp.is_settled(now, young).then_some(stamp);
         let before = std::mem::replace(&mut self.opened, settled);
         if before == Some(stamp) { Opening::Unchanged } else { Opening::Fresh }
     }
@@ -148,6 +166,7 @@ impl Cached {
 
 #[cfg(test)]
 mod tests {
+    use super::Young::{Unwatched, Watched};
     use super::*;
 
     fn file(changed: i64, size: u64) -> Stat {
@@ -161,21 +180,21 @@ mod tests {
     #[test]
     fn a_changed_file_is_resolved_anew_once() {
         let mut cached = Cached::default();
-        assert_eq!(cached.resolved(&file(10, 1), at(20)), VALID);
-        assert_eq!(cached.open(&file(10, 1), at(20), false), Opening::Fresh);
-        assert_eq!(cached.open(&file(10, 1), at(20), false), Opening::Unchanged);
-        assert_eq!(cached.open(&file(21, 1), at(22), false), Opening::Stale);
-        assert_eq!(cached.resolved(&file(21, 1), at(22)), VALID);
-        assert_eq!(cached.open(&file(21, 1), at(22), false), Opening::Fresh);
-        assert_eq!(cached.open(&file(21, 1), at(22), false), Opening::Unchanged);
+        assert_eq!(cached.resolved(&file(10, 1), at(20), Watched), VALID);
+        assert_eq!(cached.open(&file(10, 1), at(20), Watched, false), Opening::Fresh);
+        assert_eq!(cached.open(&file(10, 1), at(20), Watched, false), Opening::Unchanged);
+        assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Stale);
+        assert_eq!(cached.resolved(&file(21, 1), at(22), Watched), VALID);
+        assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Fresh);
+        assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Unchanged);
     }
 
     #[test]
     fn a_file_that_never_rests_opens_all_the_same() {
         let mut cached = Cached::default();
-        cached.resolved(&file(10, 1), at(20));
-        assert_eq!(cached.open(&file(20, 2), at(20), false), Opening::Stale);
-        assert_eq!(cached.open(&file(20, 3), at(20), true), Opening::Fresh);
+        cached.resolved(&file(10, 1), at(20), Watched);
+        assert_eq!(cached.open(&file(20, 2), at(20), Watched, false), Opening::Stale);
+        assert_eq!(cached.open(&file(20, 3), at(20), Watched, true), Opening::Fresh);
     }
 
     #[test]
@@ -204,9 +223,19 @@ mod tests {
     fn a_young_stamp_proves_nothing() {
         let mut cached = Cached::default();
         let (young, now) = (file(10, 1), at(10) + Duration::from_millis(15));
-        assert_eq!(cached.resolved(&young, now), Duration::ZERO);
-        assert_eq!(cached.open(&young, now, false), Opening::Fresh);
-        assert_eq!(cached.open(&young, now, false), Opening::Fresh);
-        assert_eq!(cached.resolved(&file(11, 1), at(10)), Duration::ZERO, "from the future");
+        assert_eq!(cached.resolved(&young, now, Watched), Duration::ZERO);
+        assert_eq!(cached.open(&young, now, Watched, false), Opening::Fresh);
+        assert_eq!(cached.open(&young, now, Watched, false), Opening::Fresh);
+        assert_eq!(
+            cached.resolved(&file(11, 1), at(10), Watched),
+            Duration::ZERO,
+            "from the future"
+        );
+        // Where nobody tells of later changes it is young for longer.
+        let later = at(10) + Duration::from_millis(200);
+        assert_eq!(cached.resolved(&young, later, Watched), VALID);
+        assert_eq!(cached.resolved(&young, later, Unwatched), Duration::ZERO);
+        assert_eq!(cached.open(&young, later, Unwatched, false), Opening::Fresh);
+        assert_eq!(cached.open(&young, later, Unwatched, false), Opening::Fresh);
     }
 }

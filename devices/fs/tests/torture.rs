@@ -218,7 +218,7 @@ fn torture(time: Duration) {
                 control.set(VERSION, version);
                 control.set(SEQUENCE, version * 2);
                 // Sometimes long enough for what is cached to stay.
-                let pause = if mix(!version).is_multiple_of(8) { 60_000 } else { 3000 };
+                let pause = if mix(!version).is_multiple_of(16) { 400_000 } else { 3000 };
                 std::thread::sleep(Duration::from_micros(mix(version) % pause));
             }
             unreachable!("there are enough numbers");

@@ -424,9 +424,12 @@ impl Left {
     fn done(&mut self, announced: Option<&Record>, after: Option<Ident>, session: u32) {
         let Some(record) = announced else { return };
         match (&record.event, after) {
-            (Event::Make { at, .. }, Some(after)) => {
+            (Event::Make { at, of }, Some(after)) => {
                 self.names.insert(at.clone(), Some(after.inode()));
-                self.inodes.insert(after.inode(), Inodes::default());
+                // What only gets one more name may be open, and written to, by another.
+                if of.is_none() {
+                    self.inodes.insert(after.inode(), Inodes::default());
+                }
                 self.note(after, session);
             }
             (Event::Swap { one, other, .. }, _) => {

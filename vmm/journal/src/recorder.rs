@@ -270,7 +270,12 @@ impl Shared {
             return make();
         }
         state.check_room_for_records()?;
-        let of = of.map(|of| tree::stat(of).map(|stat| self.place_of(of, &stat))).transpose()?;
+        let linked = of.map(|of| tree::stat(of).map(|stat| (of, stat))).transpose()?;
+        if linked.as_ref().is_some_and(|(_, stat)| self.is_nameless(stat)) {
+            // Nothing was written down of it: who has it open and goes on writing has to ask again.
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        let of = linked.map(|(of, stat)| self.place_of(of, &stat));
         let event = Event::Make { at: self.place(at)?, of };
         let mut found = None;
         let made = self.announce(state, event, make, || {

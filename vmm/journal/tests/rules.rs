@@ -2,16 +2,19 @@
 
 mod common;
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cabana_journal::{
-    Event, Home, JournalError, Limits, Outcome, Recorder, Request, What, accept, diff, log,
-    rollback,
+    Change, Event, Home, JournalError, Limits, Mark, Outcome, Recorder, Request, What, accept,
+    diff, log, rollback,
 };
+use cabana_os::tree::Entry;
 use common::{Guest, Op, Yard, assert_same, snapshot};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 impl Yard {
     /// What a guest does between two others.
@@ -50,6 +53,52 @@ fn refused(outcome: &Outcome) -> Vec<(&Path, &str)> {
     let why = |changed: &'_ cabana_journal::Changed| changed.refused.is_some();
     let changed = outcome.changed.iter().filter(|changed| why(changed));
     changed.map(|changed| (changed.path.as_path(), changed.refused.as_deref().unwrap())).collect()
+}
+
+#[test]
+fn a_file_that_got_another_name_while_it_was_written_to_is_the_guests() {
+    let yard = Yard::new();
+    yard.write("old", "before");
+    let recorder = yard.recorder();
+    let mut guest = Guest::new(&yard.share(), Some(&recorder));
+    for op in [
+        Op::Open(0, "old".into()),
+        Op::Write(0, 0, 5, b'g'),
+        Op::Link("old".into(), "new".into()),
+        Op::Write(0, 3, 900, b'h'),
+    ] {
+        guest.act(&op).unwrap();
+    }
+    // Its machine is killed: nobody closes the file.
+    drop(guest);
+    drop(recorder);
+    let outcome = yard.roll_back(&Request::default());
+    assert_eq!(refused(&outcome), []);
+    assert_eq!(yard.read("old"), "before");
+    assert!(!yard.share().join("new").exists());
+}
+
+#[test]
+fn a_file_that_got_its_first_name_while_it_was_written_to_is_the_guests() {
+    let yard = Yard::new();
+    let recorder = yard.recorder();
+    let folder = File::open(yard.share()).unwrap();
+    let flags = OFlags::TMPFILE | OFlags::RDWR;
+    let file = File::from(openat(&folder, ".", flags, Mode::from_raw_mode(0o600)).unwrap());
+    let mark = Mark::default();
+    recorder.before_content(&file, 0, &mark).unwrap();
+    file.write_all_at(b"before it had a name", 0).unwrap();
+    let at = Entry { directory: folder.as_fd(), name: c"named" };
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link =
+        || Ok::<_, std::io::Error>(linkat(CWD, path, &folder, "named", AtFlags::SYMLINK_FOLLOW)?);
+    recorder.change(&Change::Link(at, file.as_fd()), link).unwrap();
+    recorder.before_content(&file, 30, &mark).unwrap();
+    file.write_all_at(b"and when it had one", 30).unwrap();
+    recorder.closed(&file, &mark);
+    drop(recorder);
+    assert_eq!(refused(&yard.roll_back(&Request::default())), []);
+    assert!(!yard.share().join("named").exists());
 }
 
 #[test]

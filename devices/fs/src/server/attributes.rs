@@ -90,7 +90,7 @@ impl FileServer {
         let mut valid = match node.kind {
             mode::REGULAR => {
                 let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-                cached.resolved(stat, realtime_coarse())
+                cached.resolved(stat, realtime_coarse(), self.young())
             }
             mode::DIRECTORY => VALID,
             // Nothing is opened behind a link, so nothing would notice another one in its place.

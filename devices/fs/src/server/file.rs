@@ -82,7 +82,8 @@ impl FileServer {
         let (file, stat) = open_node(&node, access)?;
         let opening = {
             let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-            cached.open(&stat, realtime_coarse(), self.sent_back.take(header.pid, node.id))
+            let anew = self.sent_back.take(header.pid, node.id);
+            cached.open(&stat, realtime_coarse(), self.young(), anew)
         };
         if opening == Opening::Stale {
             self.sent_back.note(header.pid, node.id);

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use cabana_os::{EntryChange, Event, FolderWatch};
 use rustc_hash::FxHashSet;
 
+use crate::coherence::Young;
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
 use crate::nodes::{Node, Seen, hash_name};
@@ -61,6 +62,11 @@ impl FileServer {
     /// What the thread is at; `None` once it is done.
     pub fn set_replay(&self, replay: Option<Replay>) {
         *self.replay.lock().unwrap_or_else(PoisonError::into_inner) = replay;
+    }
+
+    /// How long a change proves nothing of later ones.
+    pub(super) fn young(&self) -> Young {
+        if self.folders.get().is_some() { Young::Watched } else { Young::Unwatched }
     }
 
     pub(super) fn is_replayer(&self, header: &InHeader) -> bool {

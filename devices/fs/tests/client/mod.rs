@@ -254,7 +254,7 @@ fn entries(mut body: &[u8], plus: bool) -> Vec<Listed> {
 
 /// Lets the files' last change become old enough to be cached.
 pub fn settle() {
-    std::thread::sleep(std::time::Duration::from_millis(60));
+    std::thread::sleep(std::time::Duration::from_millis(300));
 }
 
 /// A string with its NUL.
