@@ -43,7 +43,7 @@ fn memory_that_a_guest_frees_is_the_hosts_again() {
     let Some(host) = host() else { return };
     let program = PROGRAM.replace("FILLED", &FILLED.to_string());
     let words = ["run", "--memory", "1536M", "--", "python3", "-c", &program];
-    let mut machine = host.cabana(&words).open_input().start();
+    let mut machine = host.cabana(words).open_input().start();
     machine.wait_for("filled");
     let full = memory(machine.id());
     assert!(full > FILLED, "{full} MiB when full");
