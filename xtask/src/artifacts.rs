@@ -30,13 +30,13 @@ pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
     let options = cabana_kernel::Options::new("", "");
     let inputs = cabana_kernel::inputs_hash(&options)?;
-    if has(store, Kind::Kernel, &inputs) {
+    if has(store, Kind::Kernel, NAME, &inputs) {
         return Ok(());
     }
     let task = board.task("guest kernel");
     let staging = store.stage(Kind::Kernel, NAME)?;
     // While this one waited for its turn, another may have built the same.
-    if has(store, Kind::Kernel, &inputs) {
+    if has(store, Kind::Kernel, NAME, &inputs) {
         task.done();
         return Ok(());
     }
@@ -56,13 +56,27 @@ pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
 
 /// Builds the default root image unless the store has one of the same definition.
 pub(crate) fn image(store: &Store, board: &Board) -> Result<(), Failure> {
-    let flavour = Flavour::find(NAME)?;
-    if has(store, Kind::Image, &flavour.inputs_hash()) {
+    flavour(store, board, &Flavour::find(NAME)?, "root image")
+}
+
+/// The same for the image in which the guest suite runs tools on shared folders.
+pub(crate) fn tools_image(store: &Store, board: &Board) -> Result<(), Failure> {
+    let definition = cargo::workspace().join("tests/guest/tools.list");
+    flavour(store, board, &Flavour::find(&definition.to_string_lossy())?, "tools image")
+}
+
+fn flavour(
+    store: &Store,
+    board: &Board,
+    flavour: &Flavour,
+    task: &'static str,
+) -> Result<(), Failure> {
+    if has(store, Kind::Image, &flavour.name, &flavour.inputs_hash()) {
         return Ok(());
     }
-    let task = board.task("root image");
+    let task = board.task(task);
     let options = cabana_builder::Options::default();
-    cabana_builder::build_image(store, &flavour, &options, &mut |progress| {
+    cabana_builder::build_image(store, flavour, &options, &mut |progress| {
         let part = f64::from(progress.fraction.unwrap_or(0.0));
         task.at((f64::from(progress.step as u8) + part) / IMAGE_STEPS, &progress.to_string());
     })?;
@@ -77,7 +91,7 @@ pub(crate) fn agent(store: &Store) -> Result<(), Failure> {
     let program = fs::read(&built).map_err(Failure::file(&built))?;
     let initramfs = initramfs::pack(&program);
     let inputs = format!("{:x}", Sha256::digest(&initramfs));
-    if has(store, Kind::Agent, &inputs) {
+    if has(store, Kind::Agent, NAME, &inputs) {
         return Ok(());
     }
     let staging = store.stage(Kind::Agent, NAME)?;
@@ -88,8 +102,8 @@ pub(crate) fn agent(store: &Store) -> Result<(), Failure> {
 }
 
 /// Whether the store has this artifact, whole, of these inputs.
-fn has(store: &Store, kind: Kind, inputs: &str) -> bool {
-    store.find(kind, NAME).is_ok_and(|artifact| artifact.manifest.inputs == inputs)
+fn has(store: &Store, kind: Kind, name: &str, inputs: &str) -> bool {
+    store.find(kind, name).is_ok_and(|artifact| artifact.manifest.inputs == inputs)
 }
 
 /// Moves a file into a folder of the same file system.

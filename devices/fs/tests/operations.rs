@@ -424,6 +424,10 @@ fn user_attributes_pass_and_no_others() {
         assert_eq!(set(name, b"x", 0).unwrap_err(), Errno::EOPNOTSUPP, "{name}");
         assert_eq!(get(opcode::GETXATTR, &c(name), 9).unwrap_err(), Errno::EOPNOTSUPP, "{name}");
     }
+    // A link has none, which is an answer too: tar and cp ask.
+    let link = guest.symlink(share, "link", "file").unwrap().nodeid;
+    let input = wire::GetxattrIn { size: 100, padding: 0 };
+    assert_eq!(guest.ask(opcode::LISTXATTR, link, &[bytes(&input)]).unwrap(), b"");
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use cabana_sandbox::{
-    Command as GuestCommand, Machine, MachineConfig, ProcessEvent, Scratch, Share,
+    Command as GuestCommand, Machine, MachineConfig, ProcessEvent, Scratch, SessionSpec, Share,
+    ShareMount,
 };
 use cabana_test_guest::{host, sh};
 use tempfile::TempDir;
@@ -197,6 +198,56 @@ fn what_is_the_users_is_roots_in_the_guest_and_stays_so() {
     let (before, after) =
         (fs::metadata(&folder).unwrap(), fs::metadata(folder.join("new")).unwrap());
     assert_eq!(after.uid(), before.uid());
+}
+
+#[test]
+fn a_sessions_user_has_a_share_as_its_own() {
+    let Some(shared) = shared() else { return };
+    let folder = shared.folder("session");
+    fs::write(folder.join("host"), "from the host").unwrap();
+    fs::set_permissions(folder.join("host"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(folder.join("program"), "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(folder.join("program"), fs::Permissions::from_mode(0o700)).unwrap();
+    let guest = shared.machine.guest();
+    let mount = |guest_path: &str, name: &str, read_only| ShareMount {
+        name: name.into(),
+        guest_path: guest_path.into(),
+        read_only,
+    };
+    let shares = vec![mount("/w", "share0", false), mount("/r", "share0", true)];
+    let spec = SessionSpec { name: "owner".into(), shares, ..SessionSpec::default() };
+    guest.create_session(&spec).unwrap();
+    let script = "cd /w/session; cat host; ./program; umask 022; echo x > file; mkdir -p dir/sub; \
+                  ln -s file link; ln file hard; mkfifo fifo; echo y > dir/sub/file; chmod 750 file; \
+                  chmod u+s,g+s file; touch -d @1234567890 dir/sub/file; mv dir/sub moved; \
+                  echo more >> host; chown $(id -u):$(id -g) file; \
+                  python3 -c 'import os; f = os.open(\".\", os.O_TMPFILE | os.O_RDWR); os.write(f, b\"x\"); \
+                  os.setxattr(\"file\", \"user.x\", b\"y\"); os.truncate(\"moved/file\", 1)'; \
+                  for name in . host program file dir link hard fifo moved moved/file; do \
+                  stat -c %u:%g $name; done | sort -u | sed s/$(id -u):$(id -g)/mine/; \
+                  (chown 0:0 file || chmod 4755 /r/session/file || echo x > /r/session/host) 2>/dev/null \
+                  || echo refused; stat -c %a file; rm -r dir hard";
+    let command =
+        GuestCommand { session: Some("owner".into()), ..GuestCommand::new(["sh", "-ec", script]) };
+    let text = cabana_test_guest::exec(&shared.machine, &command).unwrap().succeeded();
+    assert_eq!(text, "from the hostran\nmine\nrefused\n750\n");
+    guest.remove_session("owner").unwrap();
+
+    let own = fs::metadata(shared.writable.path()).unwrap();
+    for (name, mode) in [
+        ("host", 0o100_600),
+        ("program", 0o100_700),
+        ("file", 0o100_750),
+        ("fifo", 0o010_644),
+        ("moved", 0o040_755),
+        ("moved/file", 0o100_644),
+    ] {
+        let metadata = fs::symlink_metadata(folder.join(name)).unwrap();
+        assert_eq!(format!("{:o}", metadata.mode()), format!("{mode:o}"), "{name}");
+        assert_eq!((metadata.uid(), metadata.gid()), (own.uid(), own.gid()), "{name}");
+    }
+    assert_eq!(fs::read_to_string(folder.join("host")).unwrap(), "from the hostmore\n");
+    assert_eq!(fs::read_link(folder.join("link")).unwrap(), Path::new("file"));
 }
 
 #[test]

@@ -11,10 +11,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use cabana_lab::{Lab, Options, Parts};
+use cabana_store::Store;
 
-use crate::artifacts::MUSL;
+use crate::artifacts::{self, MUSL};
 use crate::failure::{Failure, succeed};
-use crate::progress::say;
+use crate::progress::{Board, say};
 use crate::{cargo, kvm, setup};
 use build::Binary;
 use libtest::Report;
@@ -56,6 +57,11 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     let suites = if suites.is_empty() { &Suite::ALL[..] } else { suites };
     if suites.contains(&Suite::Guest) {
         setup::cabana()?;
+        if let Err(failure) = artifacts::tools_image(&Store::open()?, &Board::new()) {
+            say(&format!(
+                "xtask: no image for tools on shares, whose tests are skipped: {failure}"
+            ));
+        }
         // The guest suite boots it, wherever it runs.
         cabana_lab::debian_kernel(&mut |step| say(&format!("guest suite: {step}")))?;
     } else {

@@ -59,7 +59,12 @@ impl FileServer {
         reply: &mut impl Reply,
     ) -> Result<()> {
         let input: wire::GetxattrIn = message::read(request)?;
-        let all = self.xattr_node(header.nodeid)?.handle.xattr_names()?;
+        let all = match self.xattr_node(header.nodeid) {
+            Ok(node) => node.handle.xattr_names()?,
+            // Links, fifos and sockets have none, and to ask for them is no mistake.
+            Err(Errno::EOPNOTSUPP) => Vec::new(),
+            Err(error) => return Err(error),
+        };
         let names: Vec<u8> = all
             .split_inclusive(|byte| *byte == 0)
             .filter(|name| name.starts_with(NAMESPACE))
