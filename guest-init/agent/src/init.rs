@@ -119,6 +119,7 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         monotonic_ns: settings::monotonic_ns(),
         warnings,
     }))?;
+    settings::keep_few_free_pages();
     if !setup.shares.is_empty() {
         watch::start(shares::ROOT);
     }
