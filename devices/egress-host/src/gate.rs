@@ -175,6 +175,17 @@ impl Egress {
         self.0.wake();
     }
 
+    /// Gives the addresses of a slot (`cabana_netstack::session_addresses`) to a session; `None` takes them back.
+    pub fn assign_session(&self, slot: u16, session: Option<&str>) {
+        let Some((v4, v6)) = cabana_netstack::session_addresses(slot) else { return };
+        for source in [IpAddr::V4(v4), IpAddr::V6(v6)] {
+            match session {
+                Some(session) => self.assign(source, Some(session.to_owned())),
+                None => self.unassign(source),
+            }
+        }
+    }
+
     /// Puts another policy in the place of the one that holds; its number. Open flows that it does not allow are
     /// reset.
     ///

@@ -14,7 +14,8 @@ use std::time::Duration;
 use cabana_egress_host::{Egress, EgressConfig, EgressPolicy, Event, SessionPolicy, What, egress};
 use cabana_netstack::testing::{Guest, Weather};
 use cabana_netstack::{
-    GATEWAY_V4, Limits, MACHINE_V4, MACHINE_V6, MAX_MTU, Network, NetworkConfig, session_addresses,
+    GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, MAX_MTU,
+    Network, NetworkConfig, session_addresses, session_mac,
 };
 use cabana_os::EventLoop;
 use common::{EVIL, GOOD, Log, Names, in_namespace, wait};
@@ -93,7 +94,7 @@ struct Lab {
     next: u16,
     failures: Vec<String>,
     attempts: Vec<&'static str>,
-    _network: Network,
+    network: Network,
     _events: EventLoop,
 }
 
@@ -178,7 +179,7 @@ impl Lab {
             next: 20_000,
             failures,
             attempts,
-            _network: network,
+            network,
             _events: events,
         }
     }
@@ -327,6 +328,7 @@ fn nothing_gets_through() {
     addresses(&mut lab);
     names(&mut lab);
     sources(&mut lab);
+    cards(&mut lab);
     tls(&mut lab);
     http(&mut lab);
     packets(&mut lab);
@@ -537,6 +539,37 @@ fn sources(lab: &mut Lab) {
                 frames::udp(from, addr(&format!("{EVIL}:53")), message),
                 frames::udp(from, SocketAddr::new(GATEWAY_V4.into(), 53), message),
             ])
+        });
+    }
+}
+
+/// Packets with a session's addresses, in frames of another's card. The session may do what they ask for.
+fn cards(lab: &mut Lab) {
+    let (v4, v6) = session_addresses(1).unwrap();
+    let (v4, v6) = (SocketAddr::new(v4.into(), 4100), SocketAddr::new(v6.into(), 4100));
+    let mut question = Message::new(7, MessageType::Query, OpCode::Query);
+    let name = Name::from_ascii("other.example.").unwrap();
+    question.add_query(Query::query(name, RecordType::A));
+    let question = question.to_vec().unwrap();
+    for (name, card) in [
+        ("session-address-by-the-machines-card", GUEST_MAC),
+        ("session-address-by-another-sessions-card", session_mac(2)),
+        ("session-address-by-a-card-of-nobody", session_mac(0)),
+        ("session-address-by-the-gateways-card", GATEWAY_MAC),
+    ] {
+        lab.attempt(name, |lab| {
+            let mut frames = [
+                frames::syn(v4, addr(&format!("{OTHER_SESSION_HOST}:443"))),
+                frames::udp(v4, SocketAddr::new(GATEWAY_V4.into(), 53), &question),
+                frames::syn(v6, addr(&format!("[{EVIL_V6}]:443"))),
+                frames::udp(v6, SocketAddr::new(GATEWAY_V6.into(), 53), &question),
+            ];
+            for frame in &mut frames {
+                frame[6..12].copy_from_slice(&card.0);
+            }
+            let forged = lab.network.counters().stack.forged;
+            let count = frames.len() as u64;
+            lab.throw(frames) && lab.network.counters().stack.forged == forged + count
         });
     }
 }

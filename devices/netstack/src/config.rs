@@ -1,10 +1,10 @@
 //! Addresses and bounds.
 //!
-//! | who | IPv4 | IPv6 |
-//! |---|---|---|
-//! | the gateway, which answers names | `10.107.0.1` | `fd00:107::1` |
-//! | the machine | `10.107.0.2/16` | `fd00:107::2/64` |
-//! | session slot *n*, 1 to 60,000 | `10.107.x.y`, `x = 1 + n / 256`, `y = n % 256` | `fd00:107::1:n` |
+//! | who | hardware | IPv4 | IPv6 |
+//! |---|---|---|---|
+//! | the gateway, which answers names | `02:ca:ba:00:00:01` | `10.107.0.1` | `fd00:107::1` |
+//! | the machine | `02:ca:ba:00:00:02` | `10.107.0.2/16` | `fd00:107::2/64` |
+//! | session slot *n*, 1 to 60,000 | `02:ca:ba:01:n` | `10.107.x.y`, `x = 1 + n / 256`, `y = n % 256` | `fd00:107::1:n` |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -44,21 +44,28 @@ pub fn session_addresses(slot: u16) -> Option<(Ipv4Addr, Ipv6Addr)> {
     })
 }
 
-/// Whether it is the machine's or a session's: nobody else in the guest may speak. Which session may use which is
-/// the guest kernel's matter.
-pub(crate) fn is_guest(address: IpAddr) -> bool {
+/// The hardware address of session slot `slot`.
+pub fn session_mac(slot: u16) -> EthernetAddress {
+    let [high, low] = slot.to_be_bytes();
+    EthernetAddress([0x02, 0xca, 0xba, 0x01, high, low])
+}
+
+/// The hardware address that goes with an address of the machine's or a session's; `None`: nobody in the guest may
+/// speak so. The guest's kernel gives each session a card whose hardware address its programs cannot change, so a
+/// frame tells whose it is whatever stands in its packet.
+pub fn hardware_of(address: IpAddr) -> Option<EthernetAddress> {
     let slot = match address {
-        IpAddr::V4(MACHINE_V4) | IpAddr::V6(MACHINE_V6) => return true,
+        IpAddr::V4(MACHINE_V4) | IpAddr::V6(MACHINE_V6) => return Some(GUEST_MAC),
         IpAddr::V4(v4) => match v4.octets() {
             [10, 107, high, low] if high > 0 => u16::from_be_bytes([high - 1, low]),
-            _ => return false,
+            _ => return None,
         },
         IpAddr::V6(v6) => match v6.segments() {
             [0xfd00, 0x107, 0, 0, 0, 0, 1, slot] => slot,
-            _ => return false,
+            _ => return None,
         },
     };
-    (1..=MAX_SESSIONS).contains(&slot)
+    (1..=MAX_SESSIONS).contains(&slot).then(|| session_mac(slot))
 }
 
 /// Whether it is the gateway's.
@@ -107,10 +114,13 @@ mod tests {
     #[test]
     fn every_session_has_addresses_of_its_own_within_the_guests_network() {
         let mut seen = std::collections::HashSet::new();
+        let mut macs = std::collections::HashSet::new();
         for slot in 1..=MAX_SESSIONS {
             let (v4, v6) = session_addresses(slot).unwrap();
-            assert!(is_guest(v4.into()) && is_guest(v6.into()), "{slot}");
+            let mac = session_mac(slot);
+            assert_eq!([hardware_of(v4.into()), hardware_of(v6.into())], [Some(mac); 2], "{slot}");
             assert!(v4 != MACHINE_V4 && v6 != MACHINE_V6, "{slot}");
+            assert!(![GUEST_MAC, GATEWAY_MAC].contains(&mac) && macs.insert(mac), "{slot}");
             assert!(seen.insert(IpAddr::V4(v4)) && seen.insert(IpAddr::V6(v6)), "{slot}");
         }
         for none in [
@@ -121,7 +131,7 @@ mod tests {
             "10.108.1.1",
             "fd00:107::1",
         ] {
-            assert!(!is_guest(none.parse().unwrap()), "{none}");
+            assert_eq!(hardware_of(none.parse().unwrap()), None, "{none}");
         }
         assert_eq!(session_addresses(0), None);
         assert_eq!(session_addresses(MAX_SESSIONS + 1), None);

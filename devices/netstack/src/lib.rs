@@ -13,6 +13,7 @@
 //! until the other side is there; a guest that answers nothing holds buffers for [`Limits::handshake`]. Buffers
 //! grow smaller as memory runs out. What is beyond a limit is dropped, as on any network, and counted.
 
+mod cable;
 mod capture;
 mod config;
 mod gate;
@@ -23,10 +24,11 @@ mod tcp;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use cable::{Cable, Plug};
 pub use capture::Capture;
 pub use config::{
     GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, MAX_MTU,
-    MAX_SESSIONS, MIN_MTU, PREFIX_V4, PREFIX_V6, session_addresses,
+    MAX_SESSIONS, MIN_MTU, PREFIX_V4, PREFIX_V6, hardware_of, session_addresses, session_mac,
 };
 pub use gate::{DenyAll, Flow, FlowId, Gate, Inspection, Opening, Order, Protocol, Waker};
 pub use packet::Unreachable;

@@ -28,6 +28,8 @@ pub(crate) const TCP_CHECKSUM: usize = 16;
 /// A packet, cut to the length that its header tells.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ip<'a> {
+    /// The hardware address that the frame came from.
+    pub(crate) sender: EthernetAddress,
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
     pub(crate) protocol: IpProtocol,
@@ -38,7 +40,8 @@ pub(crate) struct Ip<'a> {
 /// What a frame holds.
 #[derive(Debug)]
 pub(crate) enum Content<'a> {
-    Arp(&'a [u8]),
+    /// A question or answer about hardware addresses, and where it came from.
+    Arp(EthernetAddress, &'a [u8]),
     Ip(Ip<'a>),
 }
 
@@ -46,14 +49,16 @@ pub(crate) enum Content<'a> {
 /// nobody needs them, and they hide what is in them.
 pub(crate) fn parse(frame: &[u8]) -> Option<Content<'_>> {
     let frame = EthernetFrame::new_checked(frame).ok()?;
+    let sender = frame.src_addr();
     match frame.ethertype() {
-        EthernetProtocol::Arp => Some(Content::Arp(frame.payload())),
+        EthernetProtocol::Arp => Some(Content::Arp(sender, frame.payload())),
         EthernetProtocol::Ipv4 => {
             let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
             if packet.version() != 4 || packet.more_frags() || packet.frag_offset() != 0 {
                 return None;
             }
             Some(Content::Ip(Ip {
+                sender,
                 source: packet.src_addr().into(),
                 destination: packet.dst_addr().into(),
                 protocol: packet.next_header(),
@@ -67,6 +72,7 @@ pub(crate) fn parse(frame: &[u8]) -> Option<Content<'_>> {
                 return None;
             }
             Some(Content::Ip(Ip {
+                sender,
                 source: packet.src_addr().into(),
                 destination: packet.dst_addr().into(),
                 protocol: packet.next_header(),
@@ -117,7 +123,7 @@ pub(crate) fn arp_reply(request: &[u8], guest: EthernetAddress) -> Option<Vec<u8
 }
 
 /// The answer to a neighbour solicitation for the gateway (RFC 4861 §7.2.4).
-pub(crate) fn neighbor_reply(ip: &Ip<'_>, guest: EthernetAddress) -> Option<Vec<u8>> {
+pub(crate) fn neighbor_reply(ip: &Ip<'_>) -> Option<Vec<u8>> {
     let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip.source, ip.destination) else {
         return None;
     };
@@ -139,7 +145,7 @@ pub(crate) fn neighbor_reply(ip: &Ip<'_>, guest: EthernetAddress) -> Option<Vec<
     } else {
         source
     };
-    Some(icmpv6(&advert, GATEWAY_V6, to, LINK_HOP_LIMIT, guest))
+    Some(icmpv6(&advert, GATEWAY_V6, to, LINK_HOP_LIMIT, ip.sender))
 }
 
 /// An echo request.

@@ -102,7 +102,6 @@ struct Entry {
 pub struct Stack {
     limits: Limits,
     shape: Shape,
-    guest_mac: EthernetAddress,
     flows: HashMap<FlowId, Entry>,
     by_key: HashMap<Flow, FlowId>,
     next_id: FlowId,
@@ -125,7 +124,6 @@ impl Stack {
         Self {
             limits,
             shape: Shape { mtu: mtu.clamp(MIN_MTU, MAX_MTU), trusting: false },
-            guest_mac: GUEST_MAC,
             flows: HashMap::new(),
             by_key: HashMap::new(),
             next_id: 1,
@@ -184,8 +182,8 @@ impl Stack {
     pub fn input(&mut self, now: Duration, frame: &[u8]) {
         self.counters.frames_in += 1;
         match packet::parse(frame) {
-            Some(Content::Arp(request)) => {
-                let reply = packet::arp_reply(request, self.guest_mac);
+            Some(Content::Arp(sender, request)) => {
+                let reply = packet::arp_reply(request, sender);
                 self.answer(reply);
             }
             Some(Content::Ip(ip)) => self.input_ip(now, &ip),
@@ -196,7 +194,7 @@ impl Stack {
     fn input_ip(&mut self, now: Duration, ip: &Ip<'_>) {
         // A guest that asks for a neighbour may do so from a link-local address, or from none.
         if ip.protocol == IpProtocol::Icmpv6
-            && let Some(reply) = packet::neighbor_reply(ip, self.guest_mac)
+            && let Some(reply) = packet::neighbor_reply(ip)
         {
             return self.answer(Some(reply));
         }
@@ -204,7 +202,7 @@ impl Stack {
             self.counters.ignored += 1;
             return;
         }
-        if !config::is_guest(ip.source) {
+        if config::hardware_of(ip.source) != Some(ip.sender) {
             self.counters.forged += 1;
             return;
         }
@@ -221,7 +219,7 @@ impl Stack {
             IpProtocol::Icmp | IpProtocol::Icmpv6 => self.input_echo(now, ip),
             _ => {
                 self.counters.ignored += 1;
-                let error = packet::unreachable(Unreachable::Prohibited, ip.whole, self.guest_mac);
+                let error = packet::unreachable(Unreachable::Prohibited, ip.whole, ip.sender);
                 self.answer(error);
             }
         }
@@ -237,7 +235,7 @@ impl Stack {
             Some(&id) => self.input_segment(now, id, ip.whole),
             None if segment.opens => self.open_tcp(now, flow, ip.whole),
             None => {
-                let reset = packet::reset(ip.whole, self.guest_mac);
+                let reset = packet::reset(ip.whole, ip.sender);
                 self.answer(reset);
             }
         }
@@ -266,10 +264,12 @@ impl Stack {
             }
             return;
         };
+        let guest = hardware(&entry.flow);
         connection.input(now, packet, &mut self.outbox);
         if let Some(reply) = self.outbox.take() {
-            let reply = reply.to_vec();
-            self.answer_ip(reply);
+            let mut reply = reply.to_vec();
+            packet::put_ethernet(&mut reply, guest);
+            self.answer(Some(reply));
         }
         self.touch(id);
         self.tell(id);
@@ -303,7 +303,7 @@ impl Stack {
             return;
         };
         if config::is_gateway(ip.destination) {
-            let reply = packet::echo_reply(ip.destination, ip.source, &echo, self.guest_mac);
+            let reply = packet::echo_reply(ip.destination, ip.source, &echo, ip.sender);
             return self.answer(reply);
         }
         let mut message = echo.sequence.to_be_bytes().to_vec();
@@ -348,8 +348,10 @@ impl Stack {
     }
 
     fn refuse(&mut self, id: FlowId, first: &[u8]) {
-        let reset = packet::reset(first, self.guest_mac);
-        self.answer(reset);
+        if let Some(entry) = self.flows.get(&id) {
+            let reset = packet::reset(first, hardware(&entry.flow));
+            self.answer(reset);
+        }
         self.remove(id, true);
     }
 
@@ -361,10 +363,10 @@ impl Stack {
             return;
         }
         // The error quotes what the guest sent.
-        let sent = packet::udp_frame(source, destination, payload, self.shape.mtu, self.guest_mac);
-        let error = sent.and_then(|frame| {
-            packet::unreachable(why, frame.get(packet::ETHERNET..)?, self.guest_mac)
-        });
+        let guest = hardware(&entry.flow);
+        let sent = packet::udp_frame(source, destination, payload, self.shape.mtu, guest);
+        let error =
+            sent.and_then(|frame| packet::unreachable(why, frame.get(packet::ETHERNET..)?, guest));
         self.answer(error);
     }
 
@@ -378,7 +380,7 @@ impl Stack {
         let flow = Flow { protocol: Protocol::Tcp, source: guest, destination: from };
         let buffer = self.buffer();
         if self.by_key.contains_key(&flow)
-            || !config::is_guest(guest.ip())
+            || config::hardware_of(guest.ip()).is_none()
             || self.half_open >= self.limits.half_open
             || self.flows.len() >= self.limits.flows
             || self.memory + 2 * buffer > self.limits.memory
@@ -401,13 +403,14 @@ impl Stack {
         let Some(entry) = self.flows.get_mut(&id) else { return false };
         entry.used = now;
         let Flow { source, destination, protocol } = entry.flow;
+        let guest = hardware(&entry.flow);
         let frame = match protocol {
             Protocol::Icmp => payload.split_at_checked(2).and_then(|(sequence, data)| {
                 let sequence = u16::from_be_bytes([*sequence.first()?, *sequence.get(1)?]);
                 let echo = Echo { ident: source.port(), sequence, data };
-                packet::echo_reply(destination.ip(), source.ip(), &echo, self.guest_mac)
+                packet::echo_reply(destination.ip(), source.ip(), &echo, guest)
             }),
-            _ => packet::udp_frame(destination, source, payload, self.shape.mtu, self.guest_mac),
+            _ => packet::udp_frame(destination, source, payload, self.shape.mtu, guest),
         };
         let fits = frame
             .as_ref()
@@ -500,9 +503,11 @@ impl Stack {
             self.last_reply = reply;
             return Some(Outgoing { frame: &self.last_reply, checksum_from: None });
         }
+        let mut guest = GUEST_MAC;
         while let Some(id) = self.ready.pop_front() {
             let Some(entry) = self.flows.get_mut(&id) else { continue };
             entry.queued = false;
+            guest = hardware(&entry.flow);
             let State::Live(connection) = &mut entry.state else { continue };
             if connection.output(now, &mut self.outbox) {
                 self.touch(id);
@@ -510,7 +515,7 @@ impl Stack {
             }
             self.settle(now, id);
         }
-        let (guest, trusting) = (self.guest_mac, self.shape.trusting);
+        let trusting = self.shape.trusting;
         let frame = self.outbox.take()?;
         packet::put_ethernet(frame, guest);
         self.counters.frames_out += 1;
@@ -640,11 +645,6 @@ impl Stack {
         }
     }
 
-    fn answer_ip(&mut self, mut frame: Vec<u8>) {
-        packet::put_ethernet(&mut frame, self.guest_mac);
-        self.answer(Some(frame));
-    }
-
     /// How large a new connection's buffers are: less as memory runs out, so that many small ones fit where
     /// few large ones did not.
     fn buffer(&self) -> usize {
@@ -682,6 +682,12 @@ fn flow(protocol: Protocol, ip: &Ip<'_>, source: u16, destination: u16) -> Flow 
         source: SocketAddr::new(ip.source, source),
         destination: SocketAddr::new(ip.destination, destination),
     }
+}
+
+/// Where frames of a flow go.
+fn hardware(flow: &Flow) -> EthernetAddress {
+    // A flow begins at an address of the guest's only.
+    config::hardware_of(flow.source.ip()).unwrap_or(GUEST_MAC)
 }
 
 /// Whether an address means nobody or more than one: such packets never leave.

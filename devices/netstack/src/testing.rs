@@ -91,6 +91,8 @@ struct Kernel {
     /// Frames that no socket of the guest's is for: what a test looks at itself.
     seen: Vec<Vec<u8>>,
     keep_seen: bool,
+    /// Frames of the test's own, sent as they are.
+    own: Vec<Vec<u8>>,
 }
 
 /// A guest behind a link.
@@ -141,6 +143,7 @@ impl Guest {
                 random: 0x1234_5678_9abc_def1,
                 seen: Vec::new(),
                 keep_seen: false,
+                own: Vec::new(),
             }),
             stepped: Condvar::new(),
             doorbell: Wake::new().unwrap(),
@@ -247,7 +250,7 @@ impl Guest {
     pub fn send_frame(&self, frame: Vec<u8>) {
         self.with(|kernel| {
             kernel.keep_seen = true;
-            kernel.card.outbound.push_back(frame);
+            kernel.own.push(frame);
         });
     }
 
@@ -315,13 +318,16 @@ impl Shared {
                 if kernel.keep_seen {
                     kernel.seen.push(frame.clone());
                 }
-                for frame in kernel.weathered(frame) {
+                for mut frame in kernel.weathered(frame) {
+                    // All of the guest's cards are one here.
+                    frame[..6].copy_from_slice(&GUEST_MAC.0);
                     kernel.card.inbound.push_back(frame);
                 }
             }
             let now = smoltcp::time::Instant::from_micros(self.began.elapsed().as_micros() as i64);
             kernel.interface.poll(now, &mut kernel.card, &mut kernel.sockets);
-            let outbound: Vec<_> = kernel.card.outbound.drain(..).collect();
+            let sent = kernel.card.outbound.drain(..).map(by_its_own_card);
+            let outbound: Vec<_> = sent.chain(kernel.own.drain(..)).collect();
             let silent = outbound.is_empty();
             for frame in outbound {
                 for frame in kernel.weathered(frame) {
@@ -363,6 +369,19 @@ impl Kernel {
         self.random ^= self.random << 17;
         self.random % 1000 < out_of_1000
     }
+}
+
+/// The frame as the card of its packet's source would send it.
+fn by_its_own_card(mut frame: Vec<u8>) -> Vec<u8> {
+    let source: Option<IpAddr> = match frame.get(14).map(|byte| byte >> 4) {
+        Some(4) => frame.get(26..30).map(|bytes| <[u8; 4]>::try_from(bytes).unwrap().into()),
+        Some(6) => frame.get(22..38).map(|bytes| <[u8; 16]>::try_from(bytes).unwrap().into()),
+        _ => None,
+    };
+    if let Some(mac) = source.and_then(crate::hardware_of) {
+        frame[6..12].copy_from_slice(&mac.0);
+    }
+    frame
 }
 
 fn new_socket() -> Socket<'static> {

@@ -74,7 +74,8 @@ fn answer(random: &mut Random, sent: &[u8]) -> Option<Vec<u8>> {
         _ => 0,
     };
     let mut frame = vec![0; 14 + 40 + data];
-    frame[..12].copy_from_slice(&sent[..12]);
+    let (to, from) = sent.get(..12)?.split_at(6);
+    frame[..12].copy_from_slice(&[from, to].concat());
     frame[12] = 8;
     let total = (40 + data) as u16;
     frame[14] = 0x45;

@@ -4,11 +4,13 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cabana_netstack::testing::{Guest, Weather};
-use cabana_netstack::{Limits, MACHINE_V4, Publish};
+use cabana_netstack::{Cable, FrameLink, Limits, MACHINE_V4, Plug, Publish};
+use cabana_os::{EventLoop, Packets};
 use common::{Open, World, noise, wait_until};
 use smoltcp::socket::tcp::{Socket, State};
 
@@ -28,6 +30,12 @@ fn serve(serve: impl FnOnce(TcpStream) + Send + 'static) -> (SocketAddr, thread:
 
 /// Sends 8 MiB each way at once, through whatever weather, and compares.
 fn both_ways(address: &str, weather: Weather, len: usize, mtu: u16) {
+    let world = World::new(Open::everything());
+    let guest = Guest::with_mtu(world.network.clone(), &world.events.handle(), weather, mtu);
+    both_ways_of(guest, &world, address, len);
+}
+
+fn both_ways_of(mut guest: Guest, world: &World, address: &str, len: usize) {
     let (there, back) = (noise(1, len), noise(2, len));
     let (expected, answer) = (there.clone(), back.clone());
     let (to, server) = serve_on(address, move |mut stream| {
@@ -41,8 +49,6 @@ fn both_ways(address: &str, weather: Weather, len: usize, mtu: u16) {
         stream.shutdown(Shutdown::Write).unwrap();
         assert!(reader.join().unwrap() == expected, "what the guest sent arrived otherwise");
     });
-    let world = World::new(Open::everything());
-    let mut guest = Guest::with_mtu(world.network.clone(), &world.events.handle(), weather, mtu);
     let socket = guest.connect(to);
     let mut sent = 0;
     let mut received = Vec::new();
@@ -74,6 +80,37 @@ fn both_ways(address: &str, weather: Weather, len: usize, mtu: u16) {
 #[test]
 fn bytes_go_both_ways_at_once() {
     both_ways("127.0.0.1:0", Weather::default(), 8 << 20, 65_520);
+}
+
+#[test]
+fn bytes_go_both_ways_over_a_cable_between_processes() {
+    let world = World::new(Open::everything());
+    let (here, there) = Packets::pair().unwrap();
+    let card = EventLoop::spawn("card").unwrap();
+    let plug = Plug::new(world.network.clone(), there, world.events.handle()).unwrap();
+    let cable = Cable::new(here, card.handle()).unwrap();
+    let guest = Guest::new(cable, &card.handle(), Weather::default());
+    both_ways_of(guest, &world, "127.0.0.1:0", 8 << 20);
+    drop(plug);
+}
+
+#[test]
+fn a_cable_outlives_neither_of_its_ends() {
+    let world = World::new(Open::everything());
+    let (here, there) = Packets::pair().unwrap();
+    let card = EventLoop::spawn("card").unwrap();
+    let plug = Plug::new(world.network.clone(), there, world.events.handle()).unwrap();
+    let cable = Cable::new(here, card.handle()).unwrap();
+    // A card that takes nothing hears of the end all the same, and its loop comes to rest.
+    cable.start(true, Arc::new(|| {}));
+    drop(plug);
+    wait_until(|| !cable.receive(&mut |_| {}));
+    cable.transmit(&[0; 60]);
+    let (here, there) = Packets::pair().unwrap();
+    let _plug = Plug::new(world.network.clone(), there, world.events.handle()).unwrap();
+    here.send(&[9, 9, 9], &[]).unwrap();
+    here.send(&[0], &[]).unwrap();
+    drop(here);
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod connections;
 mod control;
 pub(crate) mod freeze;
 mod mounts;
-mod network;
+pub(crate) mod network;
 mod processes;
 pub(crate) mod settings;
 pub(crate) mod shares;

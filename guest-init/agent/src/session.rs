@@ -7,6 +7,7 @@
 //!
 //! Nothing here costs anything before the first session.
 
+mod card;
 mod cgroup;
 pub(crate) mod confine;
 mod disk;
@@ -370,7 +371,7 @@ fn assemble(ground: &Ground, spec: &SessionSpec, uid: u32) -> Result<Arc<Session
         folder,
         shared_memory: limits.memory.map(|memory| memory / 2),
         shares: ready,
-        own_network: !network,
+        card: network.as_ref(),
     };
     let keeper = on_a_thread(|| {
         view::enter(plan)?;
@@ -384,7 +385,7 @@ fn assemble(ground: &Ground, spec: &SessionSpec, uid: u32) -> Result<Arc<Session
             keeper: keeper.pidfd,
             keeper_pid: keeper.pid,
             ending: AtomicBool::new(false),
-            network: *network,
+            network: network.is_some(),
             limits: Mutex::new(*limits),
             shares: Mutex::new(shares.iter().map(|share| share.guest_path.clone()).collect()),
         })),

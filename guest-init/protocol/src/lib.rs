@@ -39,10 +39,10 @@ pub use frame::{
     write_message,
 };
 pub use service::{Cause, Entry, Failed, ProcessInfo, Reply, Request};
-pub use session::{Event, SessionInfo, SessionLimits, SessionSpec};
+pub use session::{Event, SessionCard, SessionInfo, SessionLimits, SessionSpec};
 
 /// The generation of messages that this crate speaks; [`Hello::protocol`] carries it.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The host's vsock context identifier (virtio 1.3 §5.10.4).
 pub const HOST_CID: u32 = 2;

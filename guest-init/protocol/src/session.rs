@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ShareMount;
+use crate::{NetworkSetup, ShareMount};
 
 /// The most bytes of a session's name.
 pub const MAX_NAME: usize = 64;
@@ -28,9 +28,19 @@ pub struct SessionSpec {
     pub limits: SessionLimits,
     /// The connected folders that it sees, and where; it sees no others.
     pub shares: Vec<ShareMount>,
-    /// Whether it reaches the machine's network; otherwise it has a loopback interface of its own and
-    /// nothing else.
-    pub network: bool,
+    /// Its network card; without one it has a loopback interface of its own and nothing else.
+    pub network: Option<SessionCard>,
+}
+
+/// A session's network card: a child of the machine's, with addresses that nobody else in the guest has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCard {
+    /// The name of the machine's card, for example `eth0`.
+    pub parent: String,
+    /// Its hardware address, by which the host knows the session's frames.
+    pub mac: [u8; 6],
+    /// How it is to be set up.
+    pub network: NetworkSetup,
 }
 
 /// What a session may use. What is absent is bounded by the machine alone: by all of its memory,
@@ -66,7 +76,7 @@ pub struct SessionInfo {
     pub limits: SessionLimits,
     /// The absolute paths at which it sees connected folders.
     pub shares: Vec<String>,
-    /// Whether it reaches the machine's network.
+    /// Whether it has a network card.
     pub network: bool,
     /// Processes and threads that it has now.
     pub pids: u32,

@@ -17,8 +17,8 @@ use std::{env, fs};
 use cabana_protocol::{
     Cause, Decoder, Entry, Event, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, Failed,
     FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, NetworkSetup, PROTOCOL_VERSION,
-    ProcessInfo, Ready, Renew, Reply, Request, RootSetup, SessionInfo, SessionLimits, SessionSpec,
-    Setup, SetupFailed, ShareMount, TtySize, write_frame,
+    ProcessInfo, Ready, Renew, Reply, Request, RootSetup, SessionCard, SessionInfo, SessionLimits,
+    SessionSpec, Setup, SetupFailed, ShareMount, TtySize, write_frame,
 };
 
 /// Every message has a sample: a variant that is new does not compile here until it has a name, and
@@ -162,6 +162,18 @@ fn guest_samples() -> Vec<GuestMessage> {
     ]
 }
 
+fn network() -> NetworkSetup {
+    NetworkSetup {
+        interface: "eth0".into(),
+        v4: [10, 107, 0, 2],
+        v4_prefix: 16,
+        v4_gateway: [10, 107, 0, 1],
+        v6: [0xfd, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+        v6_prefix: 64,
+        v6_gateway: [0xfd, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    }
+}
+
 fn host_samples() -> Vec<HostMessage> {
     let entropy = std::array::from_fn(|index| index as u8);
     vec![
@@ -178,15 +190,7 @@ fn host_samples() -> Vec<HostMessage> {
                 ShareMount { name: "src".into(), guest_path: "/src".into(), read_only: false },
                 ShareMount { name: "doc".into(), guest_path: "/usr/doc".into(), read_only: true },
             ],
-            network: Some(NetworkSetup {
-                interface: "eth0".into(),
-                v4: [10, 107, 0, 2],
-                v4_prefix: 16,
-                v4_gateway: [10, 107, 0, 1],
-                v6: [0xfd, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
-                v6_prefix: 64,
-                v6_gateway: [0xfd, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
-            }),
+            network: Some(network()),
         }),
         HostMessage::Ping(300),
         HostMessage::Shutdown,
@@ -280,7 +284,11 @@ fn service_samples() -> Vec<Request> {
             name: name.clone(),
             limits: limits(),
             shares: vec![share.clone()],
-            network: true,
+            network: Some(SessionCard {
+                parent: "eth0".into(),
+                mac: [2, 0xca, 0xba, 1, 0, 1],
+                network: network(),
+            }),
         }),
         Request::UpdateSession { name: name.clone(), limits: SessionLimits::default() },
         Request::RemoveSession { name },

@@ -6,6 +6,7 @@
 pub mod archive;
 mod cabana;
 mod engine;
+pub mod namespaces;
 mod terminal;
 
 use std::env;

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, ShareSpec};
+use crate::{Bytes, NetworkEvent, ShareSpec};
 
 /// What happens to a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,6 +61,16 @@ pub enum MachineEvent {
         background: u64,
         /// How.
         exit: Exit,
+    },
+    /// Something happened in its network.
+    Network {
+        /// What.
+        event: NetworkEvent,
+    },
+    /// Its network has died; a fresh start has one again.
+    NetworkDied {
+        /// One sentence.
+        message: String,
     },
     /// The guest had more to tell than was listened to.
     Lost {

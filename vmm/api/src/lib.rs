@@ -7,12 +7,17 @@
 mod bytes;
 mod event;
 mod message;
+mod network;
 mod session;
 mod spec;
 
 pub use bytes::Bytes;
 pub use event::{BackgroundStatus, Exit, MachineEvent, MachineState, MachineStatus, ProcessEvent};
 pub use message::{Call, Fault, Greeting, Named, Outcome, Reply, Request, VERSION, schema};
+pub use network::{
+    NetworkEvent, NetworkSpec, NetworkStatus, NetworkVerdict, NetworkWhat, PolicySpec, PublishSpec,
+    Remember,
+};
 pub use session::{
     Copied, CopySpec, ForwardStatus, Place, SessionLimits, SessionSpec, SessionStatus,
 };

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BackgroundStatus, Bytes, CommandSpec, Copied, CopySpec, ForwardStatus, MachineEvent,
-    MachineSpec, MachineStatus, Place, ProcessEvent, SessionLimits, SessionSpec, SessionStatus,
-    ShareSpec, TtySize,
+    MachineSpec, MachineStatus, NetworkStatus, Place, PolicySpec, ProcessEvent, Remember,
+    SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
 };
 
 /// The generation of this schema.
@@ -163,6 +163,30 @@ pub enum Call {
         /// Its number.
         forward: u64,
     },
+    /// How a machine's network is. Answer: `network`.
+    NetworkStatus(Named),
+    /// Put other rules in place of a machine's or, absent for the machine's, a session's. They hold at once, for
+    /// open connections too. Answer: `policy`, their number.
+    NetworkPolicy {
+        /// Whose.
+        #[serde(flatten)]
+        place: Place,
+        /// The rules.
+        #[serde(default)]
+        policy: Option<PolicySpec>,
+    },
+    /// Answer a question of a machine's network. Answer: `done`.
+    NetworkAnswer {
+        /// The machine.
+        machine: String,
+        /// The question's number.
+        ask: u64,
+        /// May it pass?
+        allow: bool,
+        /// For how long and for whom the answer holds.
+        #[serde(default)]
+        remember: Remember,
+    },
     /// Start a command. Answer: `process`; its events follow, to the last.
     Exec {
         /// The machine.
@@ -281,6 +305,10 @@ pub enum Outcome {
     Data(Bytes),
     /// A port that leads elsewhere.
     Forward(ForwardStatus),
+    /// A network.
+    Network(NetworkStatus),
+    /// The number of a policy.
+    Policy(u64),
     /// It could not be done.
     Error(Fault),
 }

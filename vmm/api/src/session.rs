@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ShareSpec;
+use crate::{PolicySpec, ShareSpec};
 
 /// A session. Everything but the name has a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,9 +18,11 @@ pub struct SessionSpec {
     pub limits: SessionLimits,
     /// Folders that it sees; it sees no others. They lie below the machine's shares or its `share_roots`.
     pub shares: Vec<ShareSpec>,
-    /// It reaches the machine's network; otherwise it has a loopback interface of its own and nothing
-    /// else.
+    /// It has a network card of its own, with addresses that no other session has; otherwise a loopback interface
+    /// of its own and nothing else.
     pub network: bool,
+    /// What may leave it, in place of the machine's rules; with `network` alone.
+    pub policy: Option<PolicySpec>,
 }
 
 /// What a session may use. What is absent is bounded by the machine alone.
@@ -54,8 +56,11 @@ pub struct SessionStatus {
     pub limits: SessionLimits,
     /// What it sees of the host.
     pub shares: Vec<ShareSpec>,
-    /// It reaches the machine's network.
+    /// It has a network card.
     pub network: bool,
+    /// Its own rules; absent: the machine's.
+    #[serde(default)]
+    pub policy: Option<PolicySpec>,
     /// Processes and threads that it has now.
     pub pids: u32,
     /// Bytes of memory that it uses now.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::NetworkSpec;
+
 /// An engine, for frontends that are no Rust programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -39,6 +41,8 @@ pub struct MachineSpec {
     pub shares: Vec<ShareSpec>,
     /// Folders below which shares may be added while the machine runs.
     pub share_roots: Vec<PathBuf>,
+    /// The network; without one there is only the guest's loopback.
+    pub network: Option<NetworkSpec>,
     /// Another kernel than the store's.
     pub kernel: Option<PathBuf>,
     /// More words for the kernel's command line.
@@ -57,6 +61,7 @@ impl Default for MachineSpec {
             disk: None,
             shares: Vec::new(),
             share_roots: Vec::new(),
+            network: None,
             kernel: None,
             command_line: String::new(),
             suspend_after_ms: None,

@@ -7,9 +7,10 @@ use std::{env, fs};
 
 use cabana_api::{
     BackgroundStatus, Bytes, Call, CommandSpec, Copied, CopySpec, Exit, Fault, ForwardStatus,
-    Greeting, MachineEvent, MachineSpec, MachineState, MachineStatus, Named, Outcome, Place,
-    ProcessEvent, Reply, Request, SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
-    VERSION, schema,
+    Greeting, MachineEvent, MachineSpec, MachineState, MachineStatus, Named, NetworkEvent,
+    NetworkSpec, NetworkStatus, NetworkVerdict, NetworkWhat, Outcome, Place, PolicySpec,
+    ProcessEvent, PublishSpec, Remember, Reply, Request, SessionLimits, SessionSpec, SessionStatus,
+    ShareSpec, TtySize, VERSION, schema,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,6 +45,76 @@ fn shares() -> Vec<ShareSpec> {
     vec![ShareSpec { host: PathBuf::from("/h"), guest: "/g".to_owned(), read_only: true }]
 }
 
+fn policy() -> PolicySpec {
+    PolicySpec {
+        allow: vec!["pypi".to_owned()],
+        deny: vec!["a.example".to_owned()],
+        ask: true,
+        ech: false,
+    }
+}
+
+fn network() -> NetworkSpec {
+    NetworkSpec {
+        policy: policy(),
+        sessions: [("s".to_owned(), PolicySpec::default())].into(),
+        publish: vec![PublishSpec { host: ([127, 0, 0, 1], 8080).into(), guest: 80 }],
+        secrets: vec!["TOKEN=x@a.example".to_owned()],
+        proxy: Some("none".to_owned()),
+        host_trust: true,
+        log: Some("/log".into()),
+        capture: Some("/pcap".into()),
+        mtu: Some(1500),
+    }
+}
+
+fn network_status() -> NetworkStatus {
+    NetworkStatus {
+        published: vec![([127, 0, 0, 1], 8080).into()],
+        version: 2,
+        policy: policy(),
+        flows: 3,
+        bytes_sent: 1000,
+        ..NetworkStatus::default()
+    }
+}
+
+fn network_events() -> Vec<NetworkEvent> {
+    let verdict = || NetworkVerdict {
+        allowed: true,
+        rule: Some("pypi: pypi.org".to_owned()),
+        code: "allow-rule".to_owned(),
+        reason: "a rule allows it".to_owned(),
+        policy: 1,
+    };
+    let address = [93, 184, 216, 34].into();
+    let (host, protocol) = (|| "pypi.org".to_owned(), || "tcp".to_owned());
+    let what = [
+        NetworkWhat::Flow {
+            flow: 7,
+            protocol: protocol(),
+            host: Some(host()),
+            address,
+            port: 443,
+            verdict: verdict(),
+        },
+        NetworkWhat::Query { host: host(), addresses: vec![address], verdict: verdict() },
+        NetworkWhat::Closed { flow: 7, sent: 10, received: 20 },
+        NetworkWhat::Failed { flow: 7, why: "the proxy refused".to_owned() },
+        NetworkWhat::Ask {
+            ask: 1,
+            protocol: protocol(),
+            host: host(),
+            port: Some(443),
+            process: Some("pip (42)".to_owned()),
+        },
+        NetworkWhat::Answered { ask: 1, allowed: false },
+        NetworkWhat::Policy { policy: 2 },
+        NetworkWhat::Lost { events: 5 },
+    ];
+    what.into_iter().map(|what| NetworkEvent { session: Some("s".to_owned()), what }).collect()
+}
+
 #[test]
 fn requests() {
     let spec = MachineSpec {
@@ -51,6 +122,7 @@ fn requests() {
         disk: Some("/disk".into()),
         shares: shares(),
         share_roots: vec!["/home".into()],
+        network: Some(network()),
         suspend_after_ms: Some(1000),
         ..MachineSpec::default()
     };
@@ -85,7 +157,7 @@ fn requests() {
         Call::Attach { machine: "m".to_owned(), background: 3 },
         Call::Detach { process: 1 },
     ];
-    let calls = calls.into_iter().chain(of_sessions()).chain(background);
+    let calls = calls.into_iter().chain(of_sessions()).chain(background).chain(of_networks());
     let requests: Vec<_> = (1..).zip(calls).map(|(id, call)| Request { id, call }).collect();
     golden("requests.jsonl", &requests);
 }
@@ -102,9 +174,29 @@ fn limits() -> SessionLimits {
     }
 }
 
+fn of_networks() -> [Call; 3] {
+    let place = Place { machine: "m".to_owned(), session: Some("s".to_owned()) };
+    [
+        Call::NetworkStatus(named()),
+        Call::NetworkPolicy { place, policy: Some(policy()) },
+        Call::NetworkAnswer {
+            machine: "m".to_owned(),
+            ask: 1,
+            allow: true,
+            remember: Remember::Session,
+        },
+    ]
+}
+
 fn of_sessions() -> [Call; 14] {
     let (machine, session) = (|| "m".to_owned(), || "s".to_owned());
-    let spec = SessionSpec { name: session(), limits: limits(), shares: shares(), network: true };
+    let spec = SessionSpec {
+        name: session(),
+        limits: limits(),
+        shares: shares(),
+        network: true,
+        policy: Some(policy()),
+    };
     let place = || Place { machine: machine(), session: Some(session()) };
     let copy = || CopySpec { host: "/h".into(), guest: "g".to_owned() };
     let local = |port| ([127, 0, 0, 1], port).into();
@@ -151,6 +243,7 @@ fn replies() {
         limits: limits(),
         shares: shares(),
         network: false,
+        policy: None,
         pids: 3,
         memory: 1 << 20,
         disk: 4096,
@@ -176,6 +269,8 @@ fn replies() {
         Outcome::Forward(ForwardStatus { forward: 1, listens: ([127, 0, 0, 1], 8080).into() }),
         Outcome::Shares(shares()),
         Outcome::Backgrounds(vec![background]),
+        Outcome::Network(network_status()),
+        Outcome::Policy(2),
         Outcome::Error(Fault { code: "not-found".to_owned(), message: "there is no m".to_owned() }),
     ];
     let answers = (1..).zip(outcomes).map(|(id, outcome)| Reply::Answer { id, outcome });
@@ -216,6 +311,9 @@ fn replies() {
         MachineEvent::Died { code: "worker-died".to_owned(), message: "signal 9".to_owned() },
         MachineEvent::Stopped,
     ];
+    let networks = network_events().into_iter().map(|event| MachineEvent::Network { event });
+    let died = MachineEvent::NetworkDied { message: "signal 9".to_owned() };
+    let machines = machines.into_iter().chain(networks).chain([died]);
     let machines =
         machines.into_iter().map(|event| Reply::Machine { machine: "m".to_owned(), event });
     let misread = [Reply::Misread { misread: "expected value".to_owned() }];

@@ -201,6 +201,34 @@ char *cabana_session_list(const cabana_machine *machine);
 // `machine` is a machine, `session` a string.
 int cabana_session_remove(const cabana_machine *machine, const char *session);
 
+// How a machine's network is: JSON (`NetworkStatus`), to be freed.
+//
+// # Safety
+//
+// `machine` is a machine.
+char *cabana_network_status(const cabana_machine *machine);
+
+// Puts other rules, a JSON object (`PolicySpec`), in place of those of a session, or of the machine itself if
+// `session` is NULL. They hold at once, for what is open too. 0, or -1.
+//
+// # Safety
+//
+// `machine` is a machine, `session` a string or NULL, `policy` a string.
+int cabana_network_policy(const cabana_machine *machine,
+                          const char *session,
+                          const char *policy);
+
+// Answers a question of a machine's network, which an event told of by its number. `remember` is JSON (`Remember`):
+// `"once"`, `"session"` or `"machine"`. 0, or -1.
+//
+// # Safety
+//
+// `machine` is a machine, `remember` a string.
+int cabana_network_answer(const cabana_machine *machine,
+                          uint64_t ask,
+                          bool allow,
+                          const char *remember);
+
 // Copies a file or a folder of the host's into a session, or into the machine itself if `session` is NULL: JSON
 // (`Copied`), to be freed. A `guest` that ends with a slash is a folder to put it in.
 //

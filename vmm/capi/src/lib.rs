@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use cabana_api::{CommandSpec, EngineSpec, MachineSpec, SessionLimits, SessionSpec, TtySize};
 use cabana_engine::{
-    Engine, Error, Events, Exit, Forward, Machine, Place, Process, ProcessEvent, ProcessInput,
+    Engine, Error, Events, Exit, Forward, Machine, Place, PolicySpec, Process, ProcessEvent,
+    ProcessInput, Remember,
 };
 
 /// Makes machines.
@@ -454,6 +455,72 @@ pub unsafe extern "C" fn cabana_session_remove(
     status(machine.zip(session).and_then(|(machine, session)| {
         note(machine.machine.session(session).and_then(|session| session.remove()))
     }))
+}
+
+/// How a machine's network is: JSON (`NetworkStatus`), to be freed.
+///
+/// # Safety
+///
+/// `machine` is a machine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_network_status(machine: *const CabanaMachine) -> *mut c_char {
+    // SAFETY: as this function asks.
+    let machine = unsafe { known("machine", machine) };
+    string(
+        machine
+            .and_then(|machine| note(machine.machine.network()))
+            .and_then(|status| json(&status)),
+    )
+}
+
+/// Puts other rules, a JSON object (`PolicySpec`), in place of those of a session, or of the machine itself if
+/// `session` is NULL. They hold at once, for what is open too. 0, or -1.
+///
+/// # Safety
+///
+/// `machine` is a machine, `session` a string or NULL, `policy` a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_network_policy(
+    machine: *const CabanaMachine,
+    session: *const c_char,
+    policy: *const c_char,
+) -> c_int {
+    // SAFETY: as this function asks.
+    let (machine, policy) =
+        unsafe { (known("machine", machine), parse::<PolicySpec>("policy", policy)) };
+    let Some((machine, policy)) = machine.zip(policy) else { return -1 };
+    if session.is_null() {
+        return status(note(machine.machine.set_policy(policy)).map(drop));
+    }
+    // SAFETY: as this function asks.
+    let session = unsafe { text("session", session) };
+    status(session.and_then(|session| {
+        let session = note(machine.machine.session(session))?;
+        note(session.set_policy(Some(policy))).map(drop)
+    }))
+}
+
+/// Answers a question of a machine's network, which an event told of by its number. `remember` is JSON (`Remember`):
+/// `"once"`, `"session"` or `"machine"`. 0, or -1.
+///
+/// # Safety
+///
+/// `machine` is a machine, `remember` a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cabana_network_answer(
+    machine: *const CabanaMachine,
+    ask: u64,
+    allow: bool,
+    remember: *const c_char,
+) -> c_int {
+    // SAFETY: as this function asks.
+    let (machine, remember) =
+        unsafe { (known("machine", machine), parse::<Remember>("remember", remember)) };
+    status(
+        machine
+            .zip(remember)
+            .and_then(|(machine, remember)| note(machine.machine.answer(ask, allow, remember))),
+    )
 }
 
 /// Copies a file or a folder of the host's into a session, or into the machine itself if `session` is NULL: JSON

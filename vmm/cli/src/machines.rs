@@ -283,6 +283,7 @@ fn spec(args: &UpArgs) -> Result<MachineSpec, Failure> {
         kernel: args.kernel.as_ref().map(absolute).transpose()?,
         command_line: args.cmdline.clone(),
         share_roots: args.share_roots.iter().map(absolute).collect::<Result<_, _>>()?,
+        network: args.network.spec(args.ask)?,
         suspend_after_ms: args.suspend_after.map(|idle| idle.as_millis() as u64),
         ..MachineSpec::default()
     };

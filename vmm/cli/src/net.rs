@@ -5,28 +5,69 @@ use std::io::{BufRead, BufReader, Write};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use cabana_sandbox::egress::{self, LogLine, Protocol, Verdict, What};
+use cabana_api::{
+    Call, MachineEvent, NetworkEvent, NetworkStatus, NetworkVerdict, NetworkWhat, Outcome,
+    PolicySpec, Remember,
+};
+use cabana_sandbox::egress::{self, EgressPolicy, LogLine, Protocol, SessionPolicy, Verdict, What};
+use cabana_serve::{ClientError, Incoming, Place};
+use serde_json::json;
 
 use crate::Failure;
-use crate::args::{NetArgs, NetTestArgs, NetVerb};
+use crate::args::{NetAnswerArgs, NetArgs, NetLogArgs, NetSetArgs, NetTestArgs, NetVerb};
+use crate::machines::{connect, named, print};
+use crate::sessions::{ask, nonsense};
 
 /// How often a log that is followed is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) fn net(args: NetArgs) -> Result<u8, Failure> {
     match args.verb {
-        NetVerb::Log { file, follow, denied } => {
-            let log = File::open(&file)
-                .map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
-            show(BufReader::new(log), follow, denied, &mut std::io::stdout().lock())?;
-            Ok(0)
-        }
+        NetVerb::Log(args) => log(&args),
         NetVerb::Test(args) => test(&args),
+        NetVerb::Status(args) => status(&args.name, args.json),
+        NetVerb::Set(args) => set(&args),
+        NetVerb::Answer(args) => answer(&args),
     }
 }
 
+fn log(args: &NetLogArgs) -> Result<u8, Failure> {
+    let mut out = std::io::stdout().lock();
+    if let Some(file) = &args.file {
+        let log = File::open(file)
+            .map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
+        show(BufReader::new(log), args.follow, args.denied, &mut out)?;
+    } else if let Some(machine) = &args.machine {
+        // A machine that has none says so.
+        ask(machine, Call::NetworkStatus(named(machine)))?;
+        let mut client = connect(&Place::open()?, machine)?;
+        loop {
+            match client.next_line() {
+                Ok(Incoming::Machine(_, MachineEvent::Network { event })) => {
+                    if args.denied && !is_bad(&event.what) {
+                        continue;
+                    }
+                    if args.json {
+                        writeln!(out, "{}", serde_json::to_string(&event)?)?;
+                    } else {
+                        writeln!(out, "{}", live(&event))?;
+                    }
+                    out.flush()?;
+                }
+                Ok(_) => {}
+                Err(ClientError::Gone) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(0)
+}
+
 fn test(args: &NetTestArgs) -> Result<u8, Failure> {
-    let policy = args.policy.read()?;
+    let policy = match &args.machine {
+        Some(machine) => of_machine(&network(machine)?),
+        None => args.policy.read()?,
+    };
     if let Some(session) = args.session.as_ref().filter(|name| !policy.session.contains_key(*name))
     {
         println!("the policy has no rules for the session {session}, which then has the machine's");
@@ -39,6 +80,128 @@ fn test(args: &NetTestArgs) -> Result<u8, Failure> {
     }
     println!("{host} port {port}: {}", if explanation.allowed { "allowed" } else { "denied" });
     Ok(u8::from(!explanation.allowed))
+}
+
+fn network(machine: &str) -> Result<NetworkStatus, Failure> {
+    match ask(machine, Call::NetworkStatus(named(machine)))? {
+        Outcome::Network(status) => Ok(status),
+        _ => Err(nonsense()),
+    }
+}
+
+fn of_machine(status: &NetworkStatus) -> EgressPolicy {
+    let PolicySpec { allow, deny, ask, ech } = status.policy.clone();
+    let session = status.sessions.iter().map(|(name, own)| {
+        let PolicySpec { allow, deny, ask, ech } = own.clone();
+        (name.clone(), SessionPolicy { allow, deny, ask, ech })
+    });
+    EgressPolicy { allow, deny, ask, ech, session: session.collect() }
+}
+
+fn status(machine: &str, json: bool) -> Result<u8, Failure> {
+    let status = network(machine)?;
+    if json {
+        print(&status)?;
+        return Ok(0);
+    }
+    println!("policy {}", status.version);
+    rules("the machine", &status.policy);
+    for (session, policy) in &status.sessions {
+        rules(&format!("session {session}"), policy);
+    }
+    for address in &status.published {
+        println!("published: {address}");
+    }
+    println!(
+        "{} flows of {}, {} refused; {} bytes out, {} bytes in",
+        status.flows, status.flows_opened, status.denied, status.bytes_sent, status.bytes_received
+    );
+    println!(
+        "dropped: {} packets with a forged source, {} of no use, {} over a limit; {} bytes of buffers",
+        status.forged, status.ignored, status.over_limit, status.memory
+    );
+    Ok(0)
+}
+
+fn rules(whose: &str, policy: &PolicySpec) {
+    let list =
+        |words: &[String]| if words.is_empty() { "nothing".to_owned() } else { words.join(" ") };
+    let deny = if policy.deny.is_empty() {
+        String::new()
+    } else {
+        format!("; denies {}", list(&policy.deny))
+    };
+    let rest = if policy.ask { "; asks about the rest" } else { "" };
+    println!("{whose} allows {}{deny}{rest}", list(&policy.allow));
+}
+
+fn set(args: &NetSetArgs) -> Result<u8, Failure> {
+    let place = cabana_api::Place { machine: args.machine.clone(), session: args.session.clone() };
+    let policy = args.rules.spec()?;
+    match ask(&args.machine, Call::NetworkPolicy { place, policy })? {
+        Outcome::Policy(policy) if args.json => print(&json!({ "policy": policy }))?,
+        Outcome::Policy(policy) => println!("policy {policy} from now on"),
+        _ => return Err(nonsense()),
+    }
+    Ok(0)
+}
+
+fn answer(args: &NetAnswerArgs) -> Result<u8, Failure> {
+    let (machine, allow) = (args.machine.clone(), args.answer == "yes");
+    let remember = match args.remember.as_str() {
+        "session" => Remember::Session,
+        "machine" => Remember::Machine,
+        _ => Remember::Once,
+    };
+    let call = Call::NetworkAnswer { machine, ask: args.ask, allow, remember };
+    ask(&args.machine, call)?;
+    Ok(0)
+}
+
+fn is_bad(what: &NetworkWhat) -> bool {
+    match what {
+        NetworkWhat::Flow { verdict, .. } | NetworkWhat::Query { verdict, .. } => !verdict.allowed,
+        NetworkWhat::Answered { allowed, .. } => !allowed,
+        NetworkWhat::Failed { .. } | NetworkWhat::Lost { .. } => true,
+        _ => false,
+    }
+}
+
+/// An event of a machine that is up, as a line for people.
+fn live(event: &NetworkEvent) -> String {
+    let word = |verdict: &NetworkVerdict| if verdict.allowed { "allow" } else { "DENY " };
+    let why = |verdict: &NetworkVerdict| {
+        let rule = verdict.rule.as_ref().map(|rule| format!("rule {rule}, ")).unwrap_or_default();
+        format!("{} ({rule}policy {})", verdict.reason, verdict.policy)
+    };
+    let what = match &event.what {
+        NetworkWhat::Flow { flow, protocol, host, address, port, verdict } => {
+            let host = host.as_ref().map(|host| format!("{host} ")).unwrap_or_default();
+            let (word, why) = (word(verdict), why(verdict));
+            format!("{word} #{flow} {protocol} {host}{address} port {port}: {why}")
+        }
+        NetworkWhat::Query { host, addresses, verdict } => {
+            let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            format!("{} dns {host} [{}]: {}", word(verdict), list.join(" "), why(verdict))
+        }
+        NetworkWhat::Closed { flow, sent, received } => {
+            format!("close #{flow} {sent} bytes out, {received} bytes in")
+        }
+        NetworkWhat::Failed { flow, why } => format!("FAIL  #{flow} {why}"),
+        NetworkWhat::Ask { ask, host, port, process, .. } => {
+            let port = port.map(|port| format!(" port {port}")).unwrap_or_default();
+            let process = process.as_ref().map(|name| format!(" for {name}")).unwrap_or_default();
+            format!("ask   ?{ask} {host}{port}{process}")
+        }
+        NetworkWhat::Answered { ask, allowed } => {
+            format!("reply ?{ask} {}", if *allowed { "yes" } else { "no" })
+        }
+        NetworkWhat::Policy { policy } => format!("policy {policy} from now on"),
+        NetworkWhat::Lost { events } => format!("{events} events were lost"),
+    };
+    let session = event.session.as_deref().map(|name| format!("[{name}] ")).unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{} {session}{}", clock(now.as_millis() as u64), clean(&what))
 }
 
 fn host_and_port(text: &str) -> Result<(&str, u16), Failure> {

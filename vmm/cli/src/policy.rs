@@ -4,10 +4,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use cabana_sandbox::egress::{Egress, EgressPolicy, Proxies, Secret};
+use cabana_api::{NetworkSpec, PolicySpec, PublishSpec};
+use cabana_sandbox::egress::{Egress, EgressPolicy, Proxies, Secret, SessionPolicy};
 
 use crate::Failure;
-use crate::args::PolicyArgs;
+use crate::args::{NetworkArgs, PolicyArgs, RulesArgs};
 
 /// How often the policy's file is looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -56,6 +57,59 @@ impl PolicyArgs {
         thread::Builder::new().name("policy".to_owned()).stack_size(256 << 10).spawn(watch)?;
         Ok(())
     }
+}
+
+impl NetworkArgs {
+    /// The network of a machine that is to be up; none if none is asked for.
+    pub(crate) fn spec(&self, ask: bool) -> Result<Option<NetworkSpec>, Failure> {
+        if !self.any() && !ask {
+            return Ok(None);
+        }
+        let policy = self.policy.read()?;
+        let absolute = |path: &std::path::PathBuf| std::path::absolute(path);
+        let publish =
+            self.publish.iter().map(|port| PublishSpec { host: port.host, guest: port.guest });
+        let sessions = policy.session.iter().map(|(name, own)| {
+            let SessionPolicy { allow, deny, ask, ech } = own.clone();
+            (name.clone(), PolicySpec { allow, deny, ask, ech })
+        });
+        Ok(Some(NetworkSpec {
+            sessions: sessions.collect(),
+            policy: rules(policy, ask),
+            publish: publish.collect(),
+            secrets: self.secrets.iter().map(|word| with_value(word)).collect::<Result<_, _>>()?,
+            proxy: Some(self.proxy.clone()),
+            host_trust: self.host_trust,
+            log: self.net_log.as_ref().map(absolute).transpose()?,
+            capture: self.pcap.as_ref().map(absolute).transpose()?,
+            mtu: None,
+        }))
+    }
+}
+
+impl RulesArgs {
+    /// The rules; none if none are given.
+    pub(crate) fn spec(&self) -> Result<Option<PolicySpec>, Failure> {
+        if self.policy.is_empty() && !self.ask {
+            return Ok(None);
+        }
+        Ok(Some(rules(self.policy.read()?, self.ask)))
+    }
+}
+
+/// A policy without what it says of sessions.
+fn rules(policy: EgressPolicy, ask: bool) -> PolicySpec {
+    PolicySpec { allow: policy.allow, deny: policy.deny, ask: policy.ask || ask, ech: policy.ech }
+}
+
+/// A secret's word with its value, which may be in this process's environment.
+fn with_value(word: &str) -> Result<String, Failure> {
+    let Some((name, rest)) = word.split_once('@').filter(|(name, _)| !name.contains('=')) else {
+        return Ok(word.to_owned());
+    };
+    let value = std::env::var(name);
+    let value = value.map_err(|_| Failure::new(format!("the environment has no {name}")))?;
+    Ok(format!("{name}={value}@{rest}"))
 }
 
 /// What changes when the file does.

@@ -57,12 +57,12 @@ fn run_in(args: RunArgs, started: Start, keep: Option<&Path>) -> Result<u8, Fail
     let signals = Forwarder::start()?;
     let expiry = args.timeout.map(Expiry::start).transpose()?;
     let mut command = command(&args)?;
-    let secrets = policy::secrets(&args.secrets)?;
+    let secrets = policy::secrets(&args.network.secrets)?;
     for secret in &secrets {
         let placeholder = secret.placeholder().text.into_bytes();
         command.env.push((secret.name().as_bytes().to_vec(), placeholder));
     }
-    let (host_trust, followed) = (args.host_trust, args.policy.clone());
+    let (host_trust, followed) = (args.network.host_trust, args.network.policy.clone());
     let trace_file = args.trace_boot.clone();
     let timeline = Arc::new(Timeline::new());
     started.mark(&timeline);
@@ -274,20 +274,15 @@ fn outside(
     args: RunArgs,
     secrets: Vec<Secret>,
 ) -> Result<(Option<NetworkConfig>, Vec<Share>), Failure> {
-    let network = args.net
-        || !args.policy.is_empty()
-        || !args.secrets.is_empty()
-        || !args.publish.is_empty()
-        || args.pcap.is_some()
-        || args.net_log.is_some();
-    let network = if network {
+    let asked = args.network;
+    let network = if asked.any() {
         Some(NetworkConfig {
-            publish: args.publish,
-            capture: args.pcap,
-            egress: args.policy.read()?,
+            egress: asked.policy.read()?,
+            publish: asked.publish,
+            capture: asked.pcap,
             secrets,
-            proxies: policy::proxies(&args.proxy)?,
-            log: args.net_log,
+            proxies: policy::proxies(&asked.proxy)?,
+            log: asked.net_log,
             ..NetworkConfig::default()
         })
     } else {

@@ -24,11 +24,13 @@ pub(crate) fn session(args: SessionArgs) -> Result<u8, Failure> {
 }
 
 fn add(args: SessionMakeArgs) -> Result<u8, Failure> {
+    let policy = args.rules.spec()?;
     let spec = SessionSpec {
         name: args.which.session.clone(),
         limits: overlay(SessionLimits::default(), &args.limits),
         shares: args.shares.into_iter().map(machines::share).collect::<Result<_, _>>()?,
-        network: args.network,
+        network: args.network || policy.is_some(),
+        policy,
     };
     let machine = args.which.machine.clone();
     match ask(&machine, Call::SessionCreate { machine: machine.clone(), spec })? {

@@ -9,6 +9,7 @@ use cabana_api::MachineSpec;
 use cabana_store::{Kind, Store};
 
 use crate::machine::{Inner, Machine};
+use crate::network;
 use crate::{Bare, BareSpec, EngineConfig, Error};
 
 /// The longest name of a machine.
@@ -50,6 +51,9 @@ impl Engine {
         check_name("machine", &spec.name)?;
         for share in &spec.shares {
             check_share(&share.guest)?;
+        }
+        if let Some(network) = &spec.network {
+            network::check(network)?;
         }
         let name = spec.name.clone();
         let mut machines = self.house.machines.lock().unwrap_or_else(PoisonError::into_inner);

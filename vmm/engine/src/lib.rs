@@ -84,16 +84,20 @@ mod events;
 mod forward;
 mod live;
 mod machine;
+mod network;
 mod place;
 mod process;
 mod running;
 mod session;
+mod verdicts;
 mod worker;
 
 pub use bare::{Bare, BareSpec};
 pub use cabana_api::{
     BackgroundStatus, CommandSpec, Copied, Exit, MachineEvent, MachineSpec, MachineState,
-    MachineStatus, SessionLimits, SessionSpec, SessionStatus, ShareSpec, TtySize,
+    MachineStatus, NetworkEvent, NetworkSpec, NetworkStatus, NetworkVerdict, NetworkWhat,
+    PolicySpec, PublishSpec, Remember, SessionLimits, SessionSpec, SessionStatus, ShareSpec,
+    TtySize,
 };
 pub use config::{EngineConfig, WorkerKind};
 pub use engine::Engine;

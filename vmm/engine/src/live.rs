@@ -32,7 +32,7 @@ impl Place {
             return Err(Error::NotFound { what: "session", name: session.to_owned() });
         };
         known.spec.shares.push(share.clone());
-        known.shares.push(name);
+        known.made.shares.push(name);
         Ok(())
     }
 
@@ -68,7 +68,7 @@ impl Place {
         let known = known.get_mut(session)?;
         let index = known.spec.shares.iter().position(|spec| spec.guest == guest)?;
         known.spec.shares.remove(index);
-        Some(known.shares.remove(index))
+        Some(known.made.shares.remove(index))
     }
 
     /// The folders that are shown here, those of the start first.

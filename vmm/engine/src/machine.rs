@@ -1,6 +1,7 @@
 //! A machine over all of its lives.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use cabana_worker::link::{Fault, Progress, Request};
 use crate::engine::House;
 use crate::events::Listeners;
 use crate::live::{self, Live};
+use crate::network::{Network, Policies};
 use crate::running::{Running, Starting, Use};
 use crate::session::{self, Known};
 use crate::worker::{Told, Worker};
@@ -35,6 +37,8 @@ pub(crate) struct Inner {
     sessions: Mutex<BTreeMap<String, Known>>,
     /// Folders that a fresh machine is shown again.
     live: Mutex<Vec<Live>>,
+    /// What may leave, now and after a fresh start.
+    policies: Mutex<Policies>,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +63,8 @@ impl Inner {
     pub(crate) fn new(house: Arc<House>, spec: MachineSpec) -> Self {
         let (life, changed, listeners) = (Mutex::default(), Condvar::new(), Listeners::default());
         let (sessions, live) = (Mutex::default(), Mutex::default());
-        Self { house, spec, life, changed, listeners, sessions, live }
+        let policies = Mutex::new(Policies::of(spec.network.as_ref()));
+        Self { house, spec, life, changed, listeners, sessions, live, policies }
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
@@ -263,6 +268,19 @@ impl Machine {
         self.inner.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What may leave.
+    pub(crate) fn policies(&self) -> MutexGuard<'_, Policies> {
+        self.inner.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine as it runs, awake or not.
+    pub(crate) fn if_started(&self) -> Option<Arc<Running>> {
+        match &self.inner.life().stage {
+            Stage::Running(running) => Some(Arc::clone(running)),
+            Stage::Idle | Stage::Starting(_) => None,
+        }
+    }
+
     fn wake(&self, running: &Running) -> Result<(), Error> {
         if running.resume()? {
             self.inner.listeners.tell(&MachineEvent::Resumed);
@@ -305,6 +323,10 @@ impl Machine {
             Ok(running) => {
                 let mut warnings = running.guest().warnings().to_vec();
                 warnings.extend(lost);
+                let caught_up = running.network().map(|network| self.catch_up(network));
+                if let Some(Err(error)) = caught_up {
+                    warnings.push(format!("its network has an older policy: {error}"));
+                }
                 self.inner.listeners.tell(&MachineEvent::Ready { warnings });
             }
             Err(_) if asked => self.inner.listeners.tell(&MachineEvent::Stopped),
@@ -326,6 +348,19 @@ impl Machine {
         started
     }
 
+    /// Starts its network, if it is to have one.
+    fn start_network(&self) -> Result<Option<(Network, OwnedFd)>, Error> {
+        let Some(spec) = &self.inner.spec.network else { return Ok(None) };
+        let inner = Arc::downgrade(&self.inner);
+        let tell = move |event: &MachineEvent| {
+            if let Some(inner) = Weak::upgrade(&inner) {
+                inner.listeners.tell(event);
+            }
+        };
+        let policies = self.policies().clone();
+        Network::start(&self.inner.house.config.worker, spec, &policies, tell).map(Some)
+    }
+
     /// Starts it, with its sessions and shares; says which of them it could not make again.
     fn start_now(&self, generation: u64, lost: &mut Vec<String>) -> Result<Arc<Running>, Error> {
         let inner = Arc::downgrade(&self.inner);
@@ -334,7 +369,8 @@ impl Machine {
                 hear(&inner, generation, told);
             }
         };
-        let starting = Starting::begin(&self.inner.house, &self.inner.spec, tell)?;
+        let network = self.start_network()?;
+        let starting = Starting::begin(&self.inner.house, &self.inner.spec, network, tell)?;
         {
             let mut life = self.inner.life();
             life.stage = Stage::Starting(Some(Arc::clone(&starting.worker)));
@@ -353,7 +389,7 @@ impl Machine {
         self.known().retain(|name, known| {
             let made = session::make(&running, &self.inner.spec, &known.spec);
             let failed = |error| lost.push(format!("session {name} is not there again: {error}"));
-            made.map(|shares| known.shares = shares).map_err(failed).is_ok()
+            made.map(|made| known.made = made).map_err(failed).is_ok()
         });
         if let Some(idle) = self.inner.spec.suspend_after_ms {
             watch_idle(&self.inner, &running, Duration::from_millis(idle))?;
@@ -374,6 +410,8 @@ fn hear(inner: &Inner, generation: u64, told: Told) {
             .to_owned(),
         },
         Told::DiskFailed(message) => MachineEvent::DiskFailed { message },
+        // Its network has a worker of its own.
+        Told::Network(_) => return,
         Told::Ended(ended) => return inner.ended(generation, &ended),
     };
     inner.listeners.tell(&event);

@@ -89,7 +89,11 @@ pub struct Output {
 
 impl Process {
     pub(crate) fn start(running: Arc<Running>, command: &CommandSpec) -> Result<Self, Error> {
-        Self::begin(running, |guest| guest.exec(&exec(command)))
+        let mut command = exec(command);
+        if let Some(network) = running.network() {
+            network.prepare(&mut command);
+        }
+        Self::begin(running, |guest| guest.exec(&command))
     }
 
     pub(crate) fn attach(running: Arc<Running>, background: u64) -> Result<Self, Error> {

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use cabana_api::{MachineSpec, ShareSpec};
 use cabana_protocol::ShareMount;
-use cabana_sandbox::{Guest, Introduction, Stream, Timeline};
+use cabana_sandbox::{Guest, Introduction, Stream, Timeline, machine_card};
 use cabana_worker::link::{self, Request, Role, Start, VERSION};
 
 use crate::engine::House;
+use crate::network::Network;
 use crate::worker::{Handles, Told, Worker};
 use crate::{Error, disk};
 
@@ -27,6 +28,7 @@ pub(crate) struct Running {
     // Before the conversation, whose end would make the agent shut down.
     worker: Arc<Worker>,
     guest: Guest,
+    network: Option<Network>,
     activity: Mutex<Activity>,
     changed: Condvar,
     room: Room,
@@ -63,13 +65,16 @@ pub(crate) struct Starting {
     control: UnixStream,
     introduction: Introduction,
     room: Room,
+    network: Option<Network>,
 }
 
 impl Starting {
-    /// Starts the worker and its machine; returns as soon as they are on their way.
+    /// Starts the worker and its machine, with its network and the other end of the network's cable if it has one;
+    /// returns as soon as they are on their way.
     pub(crate) fn begin(
         house: &House,
         spec: &MachineSpec,
+        network: Option<(Network, OwnedFd)>,
         tell: impl Fn(Told) + Send + 'static,
     ) -> Result<Self, Error> {
         let artifacts = house.artifacts(spec)?;
@@ -99,6 +104,10 @@ impl Starting {
         for root in &spec.share_roots {
             handles.add(Role::ShareRoot, root.display().to_string(), open_folder(root)?);
         }
+        let network = network.map(|(network, cable)| {
+            handles.add(Role::Cable { mtu: network.mtu() }, "the network's cable", cable);
+            network
+        });
         handles.add_parent()?;
         let (control, theirs) = UnixStream::pair().map_err(Error::host("a socket"))?;
         handles.add(Role::Control, "the control socket", theirs);
@@ -116,19 +125,22 @@ impl Starting {
             hostname: spec.name.clone(),
             has_disk: true,
             shares: mounts,
-            network: None,
+            network: network.is_some().then(machine_card),
         };
         let room = Room { bytes: spec.memory, folder: house.scratch() };
-        Ok(Self { worker: Arc::new(worker), control, introduction, room })
+        Ok(Self { worker: Arc::new(worker), control, introduction, room, network })
     }
 
     /// Waits until the agent takes commands, or for the machine's end.
     pub(crate) fn finish(self) -> Result<Running, Error> {
-        let Self { worker, control, introduction, room } = self;
+        let Self { worker, control, introduction, room, network } = self;
         let control = Stream::from(control);
         let guest = Guest::greet(worker.link(), control, introduction, &Timeline::new())?;
+        if let Some(network) = &network {
+            network.introduce(&guest)?;
+        }
         let (activity, changed) = (Mutex::default(), Condvar::new());
-        Ok(Running { worker, guest, activity, changed, room, shares: AtomicU64::new(0) })
+        Ok(Running { worker, guest, network, activity, changed, room, shares: AtomicU64::new(0) })
     }
 }
 
@@ -139,6 +151,10 @@ impl Running {
 
     pub(crate) fn worker(&self) -> &Worker {
         &self.worker
+    }
+
+    pub(crate) fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     pub(crate) fn processes(&self) -> u64 {

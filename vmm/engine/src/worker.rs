@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use cabana_os::Channel;
 use cabana_protocol::ProtocolError;
+use cabana_sandbox::egress::Event;
 use cabana_sandbox::{Duplex, Link, Stream};
 use cabana_worker::link::{self, Fault, Handle, Notice, Progress, Request, Role, Start};
 
@@ -39,6 +40,7 @@ pub(crate) struct Worker {
 pub(crate) enum Told {
     Progress(Progress),
     DiskFailed(String),
+    Network(Box<Event>),
     Ended(Result<(), Fault>),
 }
 
@@ -77,6 +79,20 @@ impl Worker {
         handles: &[OwnedFd],
         tell: impl Fn(Told) + Send + 'static,
     ) -> Result<Self, Error> {
+        let worker = Self::spawn(kind, &[], tell)?;
+        let handles: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
+        let request = Request::Start(Box::new(start));
+        // A worker that is gone already is told of by the thread that listens.
+        let _ = link::send(&worker.remote.channel, &request, &handles);
+        Ok(worker)
+    }
+
+    /// Starts a worker that knows nothing yet but these variables.
+    pub(crate) fn spawn(
+        kind: &WorkerKind,
+        environment: &[(String, String)],
+        tell: impl Fn(Told) + Send + 'static,
+    ) -> Result<Self, Error> {
         let (ours, theirs) = Channel::pair().map_err(Error::host("a socket"))?;
         let child = match kind.command()? {
             None => {
@@ -87,6 +103,7 @@ impl Worker {
                 let program = command.get_program().to_owned();
                 command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
                 command.env_clear().current_dir("/");
+                command.envs(environment.iter().map(|(name, value)| (name, value)));
                 Some(command.spawn().map_err(|source| Error::Open {
                     what: "the worker",
                     path: program.into(),
@@ -105,10 +122,6 @@ impl Worker {
         let worker = Self { remote: Arc::clone(&remote) };
         let builder = thread::Builder::new().name("worker link".to_owned()).stack_size(256 << 10);
         builder.spawn(move || remote.listen(tell)).map_err(Error::host("a thread"))?;
-        let handles: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
-        let request = Request::Start(Box::new(start));
-        // A worker that is gone already is told of by the thread that listens.
-        let _ = link::send(&worker.remote.channel, &request, &handles);
         Ok(worker)
     }
 
@@ -145,6 +158,16 @@ impl Worker {
         request: impl FnOnce(u64) -> Request,
         handle: Option<&OwnedFd>,
     ) -> Result<String, Error> {
+        let handles: Vec<_> = handle.map(AsFd::as_fd).into_iter().collect();
+        self.call_with(request, &handles)
+    }
+
+    /// As [`call`](Self::call), with any number of handles.
+    pub(crate) fn call_with(
+        &self,
+        request: impl FnOnce(u64) -> Request,
+        handles: &[BorrowedFd<'_>],
+    ) -> Result<String, Error> {
         let call = self.remote.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = mpsc::channel();
         {
@@ -156,8 +179,12 @@ impl Worker {
                 drop(sender);
             }
         }
-        let handles: Vec<_> = handle.map(AsFd::as_fd).into_iter().collect();
-        let _ = link::send(&self.remote.channel, &request(call), &handles);
+        if let Err(error) = link::send(&self.remote.channel, &request(call), handles)
+            && error.kind() == io::ErrorKind::ArgumentListTooLong
+        {
+            self.remote.lock().calls.remove(&call);
+            return Err(Error::Invalid("the request is too large".to_owned()));
+        }
         // Without an answer there was an end.
         match answer.recv() {
             Ok(result) => result.map_err(|fault| error(&fault).into()),
@@ -204,6 +231,7 @@ impl Remote {
             match notice {
                 Notice::Progress(progress) => tell(Told::Progress(progress)),
                 Notice::DiskFailed(message) => tell(Told::DiskFailed(message)),
+                Notice::Network(event) => tell(Told::Network(event)),
                 Notice::Refused { conversation, fault } => {
                     self.refusals.add(conversation, fault);
                 }

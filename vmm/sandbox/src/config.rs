@@ -1,6 +1,7 @@
 //! What a machine is made of.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,6 +31,9 @@ pub struct MachineConfig {
     pub shares: Vec<Share>,
     /// The network card; without one there is only the guest's loopback.
     pub network: Option<NetworkConfig>,
+    /// The network card's way to a network in another process ([`NetworkHost`](crate::NetworkHost)), in place of one
+    /// in this process.
+    pub cable: Option<CableConfig>,
     /// The guest's name for itself.
     pub hostname: String,
     /// Added to the kernel's command line.
@@ -49,6 +53,7 @@ impl Default for MachineConfig {
             scratch: Scratch::Memory,
             shares: Vec::new(),
             network: None,
+            cable: None,
             hostname: "cabana".to_owned(),
             extra_command_line: String::new(),
             timeline: Arc::new(Timeline::new()),
@@ -129,6 +134,15 @@ impl Default for NetworkConfig {
             log: None,
         }
     }
+}
+
+/// A network card whose network is in another process.
+#[derive(Clone, Debug)]
+pub struct CableConfig {
+    /// The card's end of a packet socket (`cabana_os::Packets`).
+    pub socket: Arc<OwnedFd>,
+    /// The largest IP packet, as of the network at the other end.
+    pub mtu: u16,
 }
 
 /// A port of the host's that leads to one of the guest's.

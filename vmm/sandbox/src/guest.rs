@@ -15,7 +15,7 @@ use cabana_protocol::control::{
 };
 use cabana_protocol::{EXEC_PORT, PROTOCOL_VERSION, ProtocolError, frame};
 
-use crate::{Command, Error, MachineConfig, Process, Scratch, Share, Stream, network};
+use crate::{Command, Error, MachineConfig, Process, Scratch, Share, Stream, network, trust};
 
 /// How long an orderly shutdown may take before the machine is stopped all the same: the agent's own
 /// grace for processes, and time to flush a disk.
@@ -49,9 +49,10 @@ pub struct Introduction {
 impl Introduction {
     /// What a machine of this configuration tells its agent.
     pub fn of(config: &MachineConfig) -> Self {
-        let MachineConfig { hostname, shares, network, .. } = config;
+        let MachineConfig { hostname, shares, network, cable, .. } = config;
         let has_disk = config.scratch != Scratch::Memory;
-        Self { has_disk, ..Self::new(hostname, shares, network.is_some()) }
+        let has_card = network.is_some() || cable.is_some();
+        Self { has_disk, ..Self::new(hostname, shares, has_card) }
     }
 
     pub(crate) fn new(hostname: &str, shares: &[Share], network: bool) -> Self {
@@ -64,7 +65,7 @@ impl Introduction {
             hostname: hostname.to_owned(),
             has_disk: false,
             shares: shares.iter().enumerate().map(mount).collect(),
-            network: network.then(network::setup),
+            network: network.then(network::machine_card),
         }
     }
 }
@@ -176,6 +177,13 @@ impl Guest {
     /// Goes on with a background command, by the number that it was started with.
     pub fn attach(&self, process: u64) -> Result<Process, Error> {
         Process::attach(self.link.connect(EXEC_PORT)?, process, Arc::clone(&self.link))
+    }
+
+    /// Makes programs in the guest trust these certificates (PEM) too, by adding them to the file in which Debian
+    /// and most programs have them. Commands that are started with [`trusting`](crate::trusting) find it even
+    /// if they bring roots of their own.
+    pub fn trust(&self, pem: &str) -> Result<(), Error> {
+        trust::add(self, pem)
     }
 
     /// What did not work at the start but does not stand in the way, one sentence each.

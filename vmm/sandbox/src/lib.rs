@@ -44,18 +44,19 @@ pub use bare::{BareConfig, BareDisk, BareMachine};
 pub use cabana_egress_host as egress;
 pub use cabana_hv::{Probe, Verdict};
 pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
-pub use cabana_netstack::NetworkCounters;
+pub use cabana_netstack::{MAX_SESSIONS, NetworkCounters};
 pub use cabana_os::process::{raise_open_files, random_bytes, share_heap};
 pub use cabana_platform::SerialInput;
 pub use cabana_protocol::{
-    Cause, Entry, Event, Exec as Command, ExitStatus, ProcessInfo, SessionInfo, SessionLimits,
-    SessionSpec, ShareMount, TtySize,
+    Cause, Entry, Event, Exec as Command, ExitStatus, ProcessInfo, SessionCard, SessionInfo,
+    SessionLimits, SessionSpec, ShareMount, TtySize,
 };
-pub use config::{MachineConfig, NetworkConfig, Publish, Scratch, Share};
+pub use config::{CableConfig, MachineConfig, NetworkConfig, Publish, Scratch, Share};
 pub use console::ConsoleTail;
 pub use error::Error;
 pub use guest::{Guest, Introduction, Link, Stamps};
 pub use machine::{Machine, Vmm};
+pub use network::{NetworkHost, machine_card, session_card};
 pub use process::{Process, ProcessEvent, ProcessInput};
 pub use session::{Listener, Pull, Pulled, Push, Tunnel};
 pub use snapshot::RestoreConfig;

@@ -28,8 +28,8 @@ use crate::fate::Fate;
 use crate::guest::share_name;
 use crate::watch::Watch;
 use crate::{
-    Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig, NetworkConfig,
-    NetworkCounters, Process, Scratch, Share, Stream, backend, network, trust,
+    CableConfig, Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig,
+    NetworkConfig, NetworkCounters, Process, Scratch, Share, Stream, backend, network,
 };
 
 /// What every machine's kernel is told.
@@ -103,11 +103,9 @@ impl Machine {
         self.vmm.egress()
     }
 
-    /// Makes programs in the guest trust these certificates (PEM) too, by adding them to the file in which Debian
-    /// and most programs have them. Commands that are started with [`trusting`](crate::trusting) find it even
-    /// if they bring roots of their own.
+    /// Makes programs in the guest trust these certificates (PEM) too: [`Guest::trust`].
     pub fn trust(&self, pem: &str) -> Result<(), Error> {
-        trust::add(self, pem)
+        self.guest.trust(pem)
     }
 
     /// Where the host listens for the guest, in the order of the configuration: what port 0 became.
@@ -152,6 +150,7 @@ pub struct Vmm {
     listener: VsockListener,
     shares: Arc<FileServer>,
     network: Option<(Network, Egress)>,
+    has_card: bool,
     disk: Option<Arc<Disk>>,
     image: PathBuf,
     /// Somebody has asked for a pause.
@@ -180,6 +179,7 @@ impl Vmm {
             memory: config.memory,
             shares,
             network: config.network.as_ref(),
+            cable: config.cable.as_ref(),
             disk: scratch(&config.scratch)?,
         };
         Self::equip(equipment, |devices, device_memory| {
@@ -206,7 +206,7 @@ impl Vmm {
             Vec<DeviceMemory>,
         ) -> Result<cabana_machine::Machine, Error>,
     ) -> Result<Self, Error> {
-        let Equipment { image, image_path, memory, shares, network: card, disk: scratch } =
+        let Equipment { image, image_path, memory, shares, network: card, cable, disk: scratch } =
             equipment;
         let fate = Arc::new(Fate::default());
         let spawn = |name| EventLoop::spawn(name).map_err(Error::host("a thread"));
@@ -233,11 +233,18 @@ impl Vmm {
         }
         let mut loops = vec![io, disk, folders];
         let mut network = None;
-        if let Some(config) = card {
+        let has_card = card.is_some() || cable.is_some();
+        if has_card {
             let events = spawn("net")?;
-            let (behind, card, egress) = network::make(config, &events.handle())?;
-            devices.push(Box::new(card));
-            network = Some((behind, egress));
+            match (cable, card) {
+                (Some(cable), _) => devices.push(network::cabled(cable, &events.handle())?),
+                (None, Some(config)) => {
+                    let (behind, egress) = network::behind(config, &events.handle())?;
+                    devices.push(network::card(behind.clone(), config.mtu, &events.handle()));
+                    network = Some((behind, egress));
+                }
+                (None, None) => {}
+            }
             loops.push(events);
         }
         let device_memory = vec![DeviceMemory {
@@ -261,6 +268,7 @@ impl Vmm {
             listener,
             shares,
             network,
+            has_card,
             disk: scratch_disk,
             image: image_path.to_owned(),
             paused: AtomicBool::new(false),
@@ -349,6 +357,11 @@ impl Vmm {
         Some(self.board()?.observe())
     }
 
+    /// Whether it has a network card.
+    pub(crate) fn has_card(&self) -> bool {
+        self.has_card
+    }
+
     /// The board; `None` once the machine has ended.
     pub(crate) fn board(&self) -> Option<Arc<cabana_machine::Machine>> {
         lock(&self.board).clone()
@@ -382,6 +395,8 @@ pub(crate) struct Equipment<'a> {
     pub(crate) memory: u64,
     pub(crate) shares: Arc<FileServer>,
     pub(crate) network: Option<&'a NetworkConfig>,
+    /// Goes before `network`.
+    pub(crate) cable: Option<&'a CableConfig>,
     pub(crate) disk: Option<Disk>,
 }
 

@@ -1,23 +1,84 @@
 //! The network card and what stands behind it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use cabana_egress_host::{Egress, EgressConfig, Trust, egress};
 use cabana_net::Net;
 use cabana_netstack::{
-    Capture, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, Network, PREFIX_V4,
-    PREFIX_V6,
+    Cable, Capture, FrameLink, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6,
+    Network, NetworkCounters, PREFIX_V4, PREFIX_V6, Plug, session_addresses, session_mac,
 };
-use cabana_os::LoopHandle;
-use cabana_protocol::NetworkSetup;
+use cabana_os::{EventLoop, LoopHandle, Packets};
+use cabana_protocol::{NetworkSetup, SessionCard};
+use cabana_virtio::VirtioDevice;
 
-use crate::{Error, NetworkConfig};
+use crate::{CableConfig, Error, NetworkConfig};
 
-/// Makes the network and its card; both are served on `events`.
-pub(crate) fn make(
+/// The card's name in the guest, and that of a session's, which has to be another: the kernel looks for it in the
+/// machine's network too.
+const INTERFACE: &str = "eth0";
+const SESSION_INTERFACE: &str = "net0";
+
+/// A network without a machine: the card is in another process, at the other end of a cable
+/// ([`MachineConfig::cable`](crate::MachineConfig)). It ends when this is dropped.
+pub struct NetworkHost {
+    network: Network,
+    egress: Egress,
+    _plug: Plug,
+    _events: EventLoop,
+}
+
+impl NetworkHost {
+    /// Begins to serve the card at the other end of `socket`.
+    pub fn start(config: &NetworkConfig, socket: OwnedFd) -> Result<Self, Error> {
+        let events = EventLoop::spawn("net").map_err(Error::host("a thread"))?;
+        let (network, egress) = behind(config, &events.handle())?;
+        let plug = Plug::new(network.clone(), Packets::from(socket), events.handle());
+        let plug = plug.map_err(Error::host("an event"))?;
+        Ok(Self { network, egress, _plug: plug, _events: events })
+    }
+
+    /// What may leave.
+    pub fn egress(&self) -> &Egress {
+        &self.egress
+    }
+
+    /// Figures of it.
+    pub fn counters(&self) -> NetworkCounters {
+        self.network.counters()
+    }
+
+    /// Where the host listens for the guest, in the order of the configuration.
+    pub fn published(&self) -> Vec<SocketAddr> {
+        self.network.published()
+    }
+}
+
+/// A card plugged into a network.
+pub(crate) fn card(
+    link: impl FrameLink + Sync + 'static,
+    mtu: u16,
+    events: &LoopHandle,
+) -> Box<dyn VirtioDevice> {
+    Box::new(Net::new(link, GUEST_MAC, mtu, events.clone()))
+}
+
+/// A card whose network is in another process.
+pub(crate) fn cabled(
+    config: &CableConfig,
+    events: &LoopHandle,
+) -> Result<Box<dyn VirtioDevice>, Error> {
+    let socket = config.socket.try_clone().map_err(Error::host("a descriptor"))?;
+    let cable = Cable::new(Packets::from(socket), events.clone());
+    Ok(card(cable.map_err(Error::host("an event"))?, config.mtu, events))
+}
+
+/// Makes what stands behind a card; it is served on `events`.
+pub(crate) fn behind(
     config: &NetworkConfig,
     events: &LoopHandle,
-) -> Result<(Network, Net<Network>, Egress), Error> {
+) -> Result<(Network, Egress), Error> {
     // Reading the host's roots takes milliseconds, which only who needs them spends.
     let needs_trust = !config.secrets.is_empty() || !config.proxies.is_empty();
     let (egress, gate) = egress(EgressConfig {
@@ -51,18 +112,32 @@ pub(crate) fn make(
         },
         events.clone(),
     )?;
-    let card = Net::new(network.clone(), GUEST_MAC, config.mtu, events.clone());
-    Ok((network, card, egress))
+    Ok((network, egress))
 }
 
-/// What the agent is told of the card.
-pub(crate) fn setup() -> NetworkSetup {
+/// What the agent is told of the machine's card.
+pub fn machine_card() -> NetworkSetup {
+    addressed(INTERFACE, MACHINE_V4.octets(), MACHINE_V6.octets())
+}
+
+/// The card of the session in `slot`, 1 to [`MAX_SESSIONS`](crate::MAX_SESSIONS): what the host knows its traffic by,
+/// once [`Egress::assign_session`] has told whose the slot is.
+pub fn session_card(slot: u16) -> Option<SessionCard> {
+    let (v4, v6) = session_addresses(slot)?;
+    Some(SessionCard {
+        parent: INTERFACE.to_owned(),
+        mac: session_mac(slot).0,
+        network: addressed(SESSION_INTERFACE, v4.octets(), v6.octets()),
+    })
+}
+
+fn addressed(interface: &str, v4: [u8; 4], v6: [u8; 16]) -> NetworkSetup {
     NetworkSetup {
-        interface: "eth0".to_owned(),
-        v4: MACHINE_V4.octets(),
+        interface: interface.to_owned(),
+        v4,
         v4_prefix: PREFIX_V4,
         v4_gateway: GATEWAY_V4.octets(),
-        v6: MACHINE_V6.octets(),
+        v6,
         v6_prefix: PREFIX_V6,
         v6_gateway: GATEWAY_V6.octets(),
     }

@@ -113,7 +113,7 @@ impl Vmm {
         let description = Description {
             image: self.image_id()?,
             image_path: self.image_path().as_os_str().as_bytes().to_vec(),
-            network: self.network_counters().is_some(),
+            network: self.has_card(),
             disk: self.disk().map(Disk::offers_flush),
         };
         let made_by = concat!("Cabana ", env!("CARGO_PKG_VERSION"));
@@ -152,6 +152,7 @@ impl Vmm {
             memory: state.memory,
             shares,
             network: config.network.as_ref(),
+            cable: None,
             disk,
         };
         Self::equip(equipment, |devices, device_memory| {

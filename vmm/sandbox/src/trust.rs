@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::{Command, Error, Machine, ProcessEvent};
+use crate::{Command, Error, Guest, ProcessEvent};
 
 /// Where Debian, Alpine, Arch and most programs look.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -16,7 +16,7 @@ const VARIABLES: &[&str] = &[
     "GIT_SSL_CAINFO",
 ];
 
-/// Lets the command's programs trust what [`Machine::trust`] added, unless its environment says otherwise.
+/// Lets the command's programs trust what [`Guest::trust`] added, unless its environment says otherwise.
 pub fn trusting(command: &mut Command) {
     for variable in VARIABLES {
         let name = variable.as_bytes();
@@ -26,11 +26,11 @@ pub fn trusting(command: &mut Command) {
     }
 }
 
-pub(crate) fn add(machine: &Machine, pem: &str) -> Result<(), Error> {
+pub(crate) fn add(guest: &Guest, pem: &str) -> Result<(), Error> {
     let script = format!("mkdir -p \"$(dirname {BUNDLE})\" && cat >>{BUNDLE}");
     let mut command = Command::new(["/bin/sh", "-c", &script]);
     command.stdin = true;
-    let mut process = machine.exec(&command)?;
+    let mut process = guest.exec(&command)?;
     // Beside the reading below, which makes room for more.
     let (input, pem) = (process.input(), pem.to_owned());
     let write = move || {

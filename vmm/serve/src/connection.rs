@@ -240,6 +240,21 @@ impl Connection {
                 .find(&machine)
                 .and_then(|machine| machine.session(&session)?.remove())
                 .map(done),
+            Call::NetworkStatus(named) => server
+                .find(&named.machine)
+                .and_then(|machine| machine.network())
+                .map(Outcome::Network),
+            Call::NetworkPolicy { place, policy } => server
+                .find(&place.machine)
+                .and_then(|machine| match &place.session {
+                    Some(session) => machine.session(session)?.set_policy(policy),
+                    None => machine.set_policy(policy.unwrap_or_default()),
+                })
+                .map(Outcome::Policy),
+            Call::NetworkAnswer { machine, ask, allow, remember } => server
+                .find(&machine)
+                .and_then(|machine| machine.answer(ask, allow, remember))
+                .map(done),
             Call::ShareAdd { place, share } => {
                 self.place(&place).and_then(|place| place.add_share(&share)).map(done)
             }

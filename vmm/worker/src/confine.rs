@@ -1,14 +1,19 @@
-//! What a worker may do once it is confined: serve its machine with the handles that it has.
+//! What a worker may do once it is confined: serve its machine, or its machine's network, with the handles that it
+//! has.
 //!
 //! Two walls, each for itself. A **seccomp** filter leaves the system calls that a machine needs; all
 //! others do not exist (`ENOSYS`): no program can be started, no other process be traced or signalled,
 //! no socket be made. A **Landlock** domain leaves the files that were handed over, `/dev/kvm`, and what
 //! stands below shares; no TCP port, no abstract socket and no other process is in reach. A kernel
 //! without one of them gives the other alone, and the engine hears of it.
+//!
+//! A worker for a network ([`confine_network`]) may make sockets and read the system's configuration, which the
+//! host's resolver needs, and has neither `/dev/kvm` nor any folder of the user's.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
@@ -45,10 +50,29 @@ pub fn confine<'a>(
 ) -> Result<Confinement, ConfineError> {
     let uses = files.into_iter();
     let uses = uses.map(|(file, write)| (file, if write { Use::Write } else { Use::Read }));
-    let files = confine_files(uses)?;
-    confine_system_calls()?;
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let files = confine_files(uses, &[("/dev/kvm", device)], AccessNet::from_all(ASKED))?;
+    confine_system_calls(&[COMMON, FILES])?;
     Ok(Confinement { system_calls: true, files })
 }
+
+/// As [`confine`], for a process that serves a network: `files` are written. `roots` are where the certificates are
+/// that this host trusts, if somewhere else than usual.
+pub(crate) fn confine_network<'a>(
+    files: impl IntoIterator<Item = BorrowedFd<'a>>,
+    roots: &[String],
+) -> Result<Confinement, ConfineError> {
+    let uses = files.into_iter().map(|file| (file, Use::Write));
+    let paths = SYSTEM.into_iter().chain(roots.iter().map(String::as_str));
+    let readable: Vec<_> =
+        paths.map(|path| (path, rights(Use::Read, Path::new(path).is_dir()))).collect();
+    let files = confine_files(uses, &readable, BitFlags::empty())?;
+    confine_system_calls(&[COMMON, READING, SOCKETS])?;
+    Ok(Confinement { system_calls: true, files })
+}
+
+/// What a resolver reads: its configuration, the modules that it loads, and who answers for the network at the moment.
+const SYSTEM: [&str; 6] = ["/etc", "/usr", "/lib", "/lib64", "/run", "/var/run"];
 
 /// Why a worker cannot confine itself.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +88,24 @@ pub enum ConfineError {
     Handle(#[from] io::Error),
 }
 
+/// `paths` are what is there beside the handles, with its rights; one that is missing stays so. `ports` are those
+/// uses of TCP that there are not.
 fn confine_files<'a>(
     files: impl Iterator<Item = (BorrowedFd<'a>, Use)>,
+    paths: &[(&str, BitFlags<AccessFs>)],
+    ports: BitFlags<AccessNet>,
 ) -> Result<bool, ConfineError> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ASKED))?
-        .handle_access(AccessNet::from_all(ASKED))?
-        .scope(Scope::from_all(ASKED))?
-        .create()?;
-    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    if let Ok(kvm) = PathFd::new("/dev/kvm") {
-        rules = add(rules, kvm, device)?;
+        .handle_access(AccessFs::from_all(ASKED))?;
+    if !ports.is_empty() {
+        rules = rules.handle_access(ports)?;
+    }
+    let mut rules = rules.scope(Scope::from_all(ASKED))?.create()?;
+    for (path, rights) in paths {
+        if let Ok(there) = PathFd::new(path) {
+            rules = add(rules, there, *rights)?;
+        }
     }
     for (file, purpose) in files {
         let metadata = std::fs::File::from(file.try_clone_to_owned()?).metadata()?;
@@ -103,20 +133,21 @@ fn rights(purpose: Use, is_folder: bool) -> BitFlags<AccessFs> {
     if is_folder { all } else { all & AccessFs::from_file(ASKED) }
 }
 
-fn confine_system_calls() -> Result<(), ConfineError> {
+fn confine_system_calls(allowed: &[&[i64]]) -> Result<(), ConfineError> {
     let refused = |error: &dyn std::fmt::Display| ConfineError::SystemCalls(error.to_string());
     let arch: TargetArch = std::env::consts::ARCH.try_into().map_err(|error| refused(&error))?;
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
-    let rules = rules().map_err(|error| refused(&error))?;
+    let rules = rules(allowed).map_err(|error| refused(&error))?;
     let filter = SeccompFilter::new(rules, missing, SeccompAction::Allow, arch)
         .map_err(|error| refused(&error))?;
     let program: BpfProgram = filter.try_into().map_err(|error| refused(&error))?;
     apply_filter(&program).map_err(|error| refused(&error))
 }
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+fn rules(allowed: &[&[i64]]) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+    let allowed = allowed.iter().flat_map(|calls| calls.iter());
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+        allowed.map(|call| (*call, Vec::new())).collect();
     let only = |argument, operator, value| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
         SeccompRule::new(vec![condition])
@@ -134,8 +165,8 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     Ok(rules)
 }
 
-/// What a machine needs, whatever its arguments.
-const ALLOWED: &[i64] = &[
+/// What every worker needs, whatever its arguments.
+const COMMON: &[i64] = &[
     // Memory.
     libc::SYS_brk,
     libc::SYS_madvise,
@@ -204,7 +235,10 @@ const ALLOWED: &[i64] = &[
     libc::SYS_shutdown,
     libc::SYS_write,
     libc::SYS_writev,
-    // Files, within what Landlock leaves.
+];
+
+/// Files, within what Landlock leaves.
+const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_fadvise64,
     libc::SYS_faccessat,
@@ -280,4 +314,50 @@ const ALLOWED: &[i64] = &[
     libc::SYS_symlink,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
+];
+
+/// Files that are read, within what Landlock leaves.
+const READING: &[i64] = &[
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_getdents64,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_readlinkat,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+];
+
+/// Sockets of any kind that an ordinary user may have.
+const SOCKETS: &[i64] = &[
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_listen,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_setsockopt,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_sysinfo,
 ];

@@ -1,18 +1,21 @@
 //! What an engine and its worker say to each other: one JSON message a packet, with open handles
 //! beside it.
 //!
-//! The engine's first message is [`Request::Start`]. Everything else may come in any order. A worker
-//! serves one machine and ends with it.
+//! The engine's first message is [`Request::Start`], or [`Request::Network`] to a worker that is to serve a machine's
+//! network in place of a machine. Everything else may come in any order. A worker serves one machine, or one network,
+//! and ends with it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use cabana_os::Channel;
+use cabana_sandbox::egress::{Answer, AskId, EgressPolicy, Event};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The generation of these messages. A worker of another one refuses to start.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the engine asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +63,95 @@ pub enum Request {
     },
     /// End the machine as if its power had failed.
     Stop,
+    /// Serve a network. Handles: those of [`NetworkStart::handles`], in its order. The answer is [`NetworkBegun`], as
+    /// JSON.
+    Network {
+        /// Named in the answer.
+        call: u64,
+        /// The network.
+        start: Box<NetworkStart>,
+    },
+    /// Give the addresses of a slot to a session, or take them back, and reset what was open.
+    Assign {
+        /// Named in the answer.
+        call: u64,
+        /// The slot.
+        slot: u16,
+        /// Whose it is from now on.
+        session: Option<String>,
+    },
+    /// Put another policy in the place of the one that holds. The answer is its number.
+    Policy {
+        /// Named in the answer.
+        call: u64,
+        /// The policy.
+        policy: EgressPolicy,
+    },
+    /// Answer a question.
+    Reply {
+        /// Named in the answer.
+        call: u64,
+        /// The question.
+        ask: AskId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Tell figures of the network. The answer is [`NetworkFigures`], as JSON.
+    Figures {
+        /// Named in the answer.
+        call: u64,
+    },
+}
+
+/// What a network is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkStart {
+    /// [`VERSION`] of the engine.
+    pub version: u32,
+    /// The largest IP packet.
+    pub mtu: u16,
+    /// What may leave.
+    pub policy: EgressPolicy,
+    /// Ports of the host's, and of the guest's to which they lead.
+    pub publish: Vec<(SocketAddr, u16)>,
+    /// Which proxy is for what: `none`, `env` for what the worker's environment says, or a URL.
+    pub proxy: String,
+    /// Secrets, as words with their values, and the bytes that make their placeholders.
+    pub secrets: Vec<(String, [u8; 16])>,
+    /// What comes with this message, in order.
+    pub handles: Vec<Handle>,
+}
+
+/// A network that has begun.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetworkBegun {
+    /// Where the host listens, in the order of [`NetworkStart::publish`].
+    pub published: Vec<SocketAddr>,
+    /// The authority that the guest has to trust for the sake of secrets, in PEM.
+    pub authority: Option<String>,
+}
+
+/// Figures of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkFigures {
+    /// Flows that there are.
+    pub flows: u64,
+    /// Flows that there have been.
+    pub flows_opened: u64,
+    /// Flows that the policy refused.
+    pub denied: u64,
+    /// Bytes that left the guest.
+    pub bytes_sent: u64,
+    /// Bytes that came to it.
+    pub bytes_received: u64,
+    /// Packets whose source is an address that is not the sender's.
+    pub forged: u64,
+    /// Frames with nothing that is served.
+    pub ignored: u64,
+    /// Packets that found a limit reached.
+    pub over_limit: u64,
+    /// Bytes of connections' buffers.
+    pub memory: u64,
 }
 
 /// What a machine is made of.
@@ -128,6 +220,15 @@ pub enum Role {
     Control,
     /// Where the serial port's output goes.
     Serial,
+    /// The packet socket between a card and its network; one end each.
+    Cable {
+        /// The largest IP packet.
+        mtu: u16,
+    },
+    /// The file for a network's log.
+    Log,
+    /// The file for a network's frames.
+    Capture,
 }
 
 /// What the worker says.
@@ -151,6 +252,8 @@ pub enum Notice {
     },
     /// The host could not do what the guest asked of its disk.
     DiskFailed(String),
+    /// Something happened in the network.
+    Network(Box<Event>),
     /// The machine has ended, and the worker ends too; nothing comes after.
     Ended(Result<(), Fault>),
 }
@@ -178,6 +281,12 @@ pub struct Fault {
     pub code: String,
     /// One sentence.
     pub message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(code: &str, message: impl std::fmt::Display) -> Self {
+        Self { code: code.to_owned(), message: message.to_string() }
+    }
 }
 
 impl From<&cabana_sandbox::Error> for Fault {

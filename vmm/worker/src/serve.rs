@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use cabana_os::{Channel, process};
 use cabana_sandbox::{
-    BareConfig, BareMachine, Error, Link, MachineConfig, Outcome, Scratch, Share, Vmm,
+    BareConfig, BareMachine, CableConfig, Error, Link, MachineConfig, Outcome, Scratch, Share, Vmm,
 };
 
 use crate::confine::{Confinement, confine};
 use crate::link::{self, Fault, Guest, Notice, Progress, Request, Role, Start, VERSION};
+use crate::network;
 use crate::splice::splice;
 
 /// A worker was called by hand.
@@ -56,7 +57,7 @@ pub fn in_this_process(channel: Channel) -> io::Result<()> {
 
 /// Where a worker lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     /// In a process of its own.
     Process,
     /// On a thread of the engine's process.
@@ -72,6 +73,9 @@ struct Parts {
 fn serve(channel: Channel, place: Place) -> io::Result<()> {
     let (start, handles) = match link::receive(&channel)? {
         Some((Request::Start(start), handles)) => (*start, handles),
+        Some((Request::Network { call, start }, handles)) => {
+            return network::serve(channel, place, call, &start, handles);
+        }
         Some(_) => return Err(io::Error::other("the first message is no start")),
         None => return Ok(()),
     };
@@ -93,11 +97,7 @@ fn serve(channel: Channel, place: Place) -> io::Result<()> {
             Err(message) => return end(Fault { code: "confine".to_owned(), message }),
         }
         report_panics(&channel);
-        let watched = Arc::clone(&channel);
-        spawn("parent", move || {
-            watched.wait_gone(parent.as_ref().map(OwnedFd::as_fd));
-            process::end_now(0);
-        })?;
+        end_with_parent(&channel, parent)?;
     }
     let served = match parts.start.guest {
         Guest::Agent => serve_agent(&channel, parts, place),
@@ -108,6 +108,15 @@ fn serve(channel: Channel, place: Place) -> io::Result<()> {
         process::end_now(0);
     }
     served
+}
+
+/// Ends this process when the engine's link or its process does.
+pub(crate) fn end_with_parent(channel: &Arc<Channel>, parent: Option<OwnedFd>) -> io::Result<()> {
+    let watched = Arc::clone(channel);
+    spawn("parent", move || {
+        watched.wait_gone(parent.as_ref().map(OwnedFd::as_fd));
+        process::end_now(0);
+    })
 }
 
 impl Parts {
@@ -133,8 +142,8 @@ impl Parts {
         let files = self.each().filter_map(|(role, handle)| match role {
             Role::Kernel | Role::Initrd | Role::Image => Some((handle, false)),
             Role::Share { read_only, .. } => Some((handle, !read_only)),
-            Role::Disk { .. } | Role::ShareRoot => Some((handle, true)),
-            Role::Parent | Role::Control | Role::Serial => None,
+            Role::Disk { .. } | Role::ShareRoot | Role::Log | Role::Capture => Some((handle, true)),
+            Role::Parent | Role::Control | Role::Serial | Role::Cable { .. } => None,
         });
         confine(files).map_err(|error| error.to_string())
     }
@@ -166,8 +175,16 @@ impl Parts {
             }),
             _ => None,
         });
+        let cable = self.each().find_map(|(role, handle)| match role {
+            Role::Cable { mtu } => {
+                Some(handle.try_clone_to_owned().map(|socket| (Arc::new(socket), *mtu)))
+            }
+            _ => None,
+        });
+        let cable = cable.transpose().unwrap_or_default();
         let path = |role| self.path(|other| *other == role).unwrap_or_default();
         MachineConfig {
+            cable: cable.map(|(socket, mtu)| CableConfig { socket, mtu }),
             cpus: self.start.cpus,
             memory: self.start.memory,
             kernel: path(Role::Kernel),
@@ -265,7 +282,7 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
     Ok(())
 }
 
-fn answer(channel: &Channel, call: u64, result: &Result<(), Error>) -> io::Result<()> {
+pub(crate) fn answer(channel: &Channel, call: u64, result: &Result<(), Error>) -> io::Result<()> {
     let result = result.as_ref().map(|()| String::new()).map_err(Fault::from);
     link::send(channel, &Notice::Answer { call, result }, &[])
 }
@@ -325,7 +342,7 @@ fn serve_bare(channel: &Arc<Channel>, mut parts: Parts) -> io::Result<()> {
 }
 
 /// Tells the engine of a panic, which ends this process.
-fn report_panics(channel: &Arc<Channel>) {
+pub(crate) fn report_panics(channel: &Arc<Channel>) {
     let channel = Arc::clone(channel);
     std::panic::set_hook(Box::new(move |panic| {
         let fault = Fault { code: "worker-died".to_owned(), message: panic.to_string() };
@@ -333,7 +350,7 @@ fn report_panics(channel: &Arc<Channel>) {
     }));
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(body)?;
     Ok(())
 }

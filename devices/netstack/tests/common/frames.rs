@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use cabana_netstack::{GATEWAY_MAC, GUEST_MAC};
+use cabana_netstack::{GATEWAY_MAC, GUEST_MAC, hardware_of};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, IpRepr,
@@ -19,7 +19,7 @@ fn ip(
     let repr = IpRepr::new(from.into(), to.into(), protocol, len, 64);
     let mut frame = vec![0; 14 + repr.buffer_len()];
     let mut ethernet = EthernetFrame::new_unchecked(&mut frame);
-    ethernet.set_src_addr(GUEST_MAC);
+    ethernet.set_src_addr(hardware_of(from).unwrap_or(GUEST_MAC));
     ethernet.set_dst_addr(GATEWAY_MAC);
     let v4 = from.is_ipv4();
     ethernet.set_ethertype(if v4 { EthernetProtocol::Ipv4 } else { EthernetProtocol::Ipv6 });

@@ -31,7 +31,7 @@ struct Ipv6Route {
     interface: libc::c_int,
 }
 
-/// Sets the card up and says where names are answered.
+/// Sets the machine's card up and says where names are answered.
 pub(super) fn set_up(setup: &NetworkSetup, warnings: &mut Vec<String>) {
     let interface = &setup.interface;
     let mut attempt = |what: &str, result: io::Result<()>| {
@@ -43,6 +43,21 @@ pub(super) fn set_up(setup: &NetworkSetup, warnings: &mut Vec<String>) {
     attempt("its IPv4 address", ipv4(setup));
     attempt("its IPv6 address", ipv6(setup));
     attempt("/etc/resolv.conf", name_servers(setup));
+}
+
+/// Sets a card of this thread's network up.
+pub(crate) fn configure(setup: &NetworkSetup) -> io::Result<()> {
+    settings(&setup.interface)?;
+    ipv4(setup)?;
+    ipv6(setup)
+}
+
+/// The number of a card of this thread's network.
+pub(crate) fn index(interface: &str) -> io::Result<u32> {
+    let mut named = request(interface)?;
+    ioctl(&socket(libc::AF_INET)?, libc::SIOCGIFINDEX, &raw mut named)?;
+    // SAFETY: the kernel has just put the index there.
+    Ok(unsafe { named.ifr_ifru.ifru_ifindex } as u32)
 }
 
 /// Nobody else is on the link: there are no addresses to detect twice and no routers to ask, and a packet
@@ -76,10 +91,7 @@ fn ipv4(setup: &NetworkSetup) -> io::Result<()> {
 
 fn ipv6(setup: &NetworkSetup) -> io::Result<()> {
     let socket = socket(libc::AF_INET6)?;
-    let mut named = request(&setup.interface)?;
-    ioctl(&socket, libc::SIOCGIFINDEX, &raw mut named)?;
-    // SAFETY: the kernel has just put the index there.
-    let interface = unsafe { named.ifr_ifru.ifru_ifindex };
+    let interface = index(&setup.interface)? as libc::c_int;
     let address = Ipv6Request { address: setup.v6, prefix: setup.v6_prefix.into(), interface };
     ioctl(&socket, libc::SIOCSIFADDR, &raw const address)?;
     let route = Ipv6Route {

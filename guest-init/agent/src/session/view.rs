@@ -19,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use cabana_protocol::SessionCard;
 use rustix::fs::{CWD, Dev, FileType, Mode, makedev, mknodat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_bind,
@@ -26,6 +27,7 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::card::Parent;
 use super::disk::{Folder, HOME, TMP, VAR_TMP};
 use super::{SessionError, mounting, share, users};
 use crate::fork;
@@ -66,17 +68,21 @@ pub(super) struct Plan<'a> {
     /// The most bytes in `/dev/shm`.
     pub(super) shared_memory: Option<u64>,
     pub(super) shares: Vec<share::Ready>,
-    pub(super) own_network: bool,
+    /// What it reaches beyond its loopback interface.
+    pub(super) card: Option<&'a SessionCard>,
 }
 
 /// Leaves this thread's namespaces for those of a new session and makes its view in them. The thread is of
 /// no use for anything else afterwards.
 pub(super) fn enter(plan: Plan<'_>) -> Result<(), SessionError> {
-    let mut flags =
-        UnshareFlags::FS | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
-    if plan.own_network {
-        flags |= UnshareFlags::NEWNET;
-    }
+    let at_card = SessionError::at::<io::Error>;
+    let parent = plan.card.map(Parent::find).transpose();
+    let parent = parent.map_err(at_card("the machine's network card"))?;
+    let flags = UnshareFlags::FS
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWNET;
     // SAFETY: descriptors stay shared; what this thread no longer shares are its root, its folder and
     // namespaces, on which nothing else that it does depends.
     unsafe { unshare_unsafe(flags) }.map_err(SessionError::at("new namespaces"))?;
@@ -86,8 +92,9 @@ pub(super) fn enter(plan: Plan<'_>) -> Result<(), SessionError> {
     mount_change("/", private).map_err(SessionError::at("making mounts private"))?;
     rustix::system::sethostname(plan.name.as_bytes())
         .map_err(SessionError::at("setting the host name"))?;
-    if plan.own_network {
-        settings::try_loopback_up().map_err(SessionError::at("the loopback interface"))?;
+    settings::try_loopback_up().map_err(SessionError::at("the loopback interface"))?;
+    if let (Some(parent), Some(card)) = (&parent, plan.card) {
+        parent.give(card).map_err(at_card("its network card"))?;
     }
     build(plan)
 }

@@ -185,8 +185,11 @@ impl LoopHandle {
     /// Ends a registration. When this returns its handler is not running and never will again,
     /// unless the caller is that handler itself.
     pub fn remove(&self, token: Token) {
+        // What the handler owns may end registrations of its own: it goes when the lock is free.
+        let removed;
         let mut registrations = self.shared.lock();
-        if let Some(registration) = registrations.by_token.remove(&token.0) {
+        removed = registrations.by_token.remove(&token.0);
+        if let Some(registration) = &removed {
             let _ = epoll::delete(&self.shared.epoll, &registration.fd);
         }
         let loop_thread = *self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,6 +299,23 @@ mod tests {
         events.handle().remove(token);
         event.signal();
         assert!(receiver.recv().is_err(), "the handler was dropped with its registration");
+    }
+
+    #[test]
+    fn a_handler_may_own_what_ends_another_registration() {
+        struct Owner(LoopHandle, Token);
+        impl Drop for Owner {
+            fn drop(&mut self) {
+                self.0.remove(self.1);
+            }
+        }
+        let events = EventLoop::spawn("test").unwrap();
+        let (event, other) = (Event::new().unwrap(), Event::new().unwrap());
+        let owned = events.handle().add_event(&other, || {}).unwrap();
+        let owner = Owner(events.handle(), owned);
+        let token = events.handle().add_event(&event, move || assert!(owner.1 != Token(0)));
+        let token = token.unwrap();
+        events.handle().remove(token);
     }
 
     #[test]
