@@ -1,6 +1,6 @@
 //! How a machine ended, for everyone who was talking to it.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cabana_block::DiskError;
@@ -17,16 +17,22 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Fate {
     pub(crate) console: ConsoleTail,
-    outcome: Mutex<Option<Outcome>>,
-    ended: Condvar,
-    disk_failure: Mutex<Option<String>>,
+    told: Mutex<Told>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    outcome: Option<Outcome>,
+    /// The first failure of the disk.
+    disk_failure: Option<String>,
 }
 
 impl Fate {
     /// The machine has ended.
     pub(crate) fn seal(&self, outcome: Outcome) {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
-        self.ended.notify_all();
+        self.told().outcome.get_or_insert(outcome);
+        self.changed.notify_all();
     }
 
     /// The host could not do what the guest asked of its disk.
@@ -36,23 +42,31 @@ impl Fate {
         } else {
             error.to_string()
         };
-        let mut failure = self.disk_failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert(sentence);
+        self.told().disk_failure.get_or_insert(sentence);
+        self.changed.notify_all();
     }
 
     /// The first failure of the disk.
     pub(crate) fn disk_failure(&self) -> Option<String> {
-        self.disk_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.told().disk_failure.clone()
+    }
+
+    /// Waits for the first failure of the disk, or for the end.
+    pub(crate) fn wait_disk_failure(&self) -> Option<String> {
+        let waits = |told: &mut Told| told.outcome.is_none() && told.disk_failure.is_none();
+        let told = self.changed.wait_while(self.told(), waits);
+        told.unwrap_or_else(PoisonError::into_inner).disk_failure.clone()
     }
 
     /// Waits for the end, at most for `limit`.
     pub(crate) fn wait(&self, limit: Duration) -> Option<Outcome> {
-        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        let (outcome, _) = self
-            .ended
-            .wait_timeout_while(outcome, limit, |outcome| outcome.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        outcome.clone()
+        let waits = |told: &mut Told| told.outcome.is_none();
+        let waited = self.changed.wait_timeout_while(self.told(), limit, waits);
+        waited.unwrap_or_else(PoisonError::into_inner).0.outcome.clone()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says why a conversation with the guest ended: by the machine's end if there is one.

@@ -320,6 +320,12 @@ impl Vmm {
         self.local.fate.disk_failure().map(Error::DiskFailed)
     }
 
+    /// Waits for the first thing that the host could not do of what the guest asked of its disk; `None` at the
+    /// machine's end.
+    pub fn wait_disk_failure(&self) -> Option<Error> {
+        self.local.fate.wait_disk_failure().map(Error::DiskFailed)
+    }
+
     /// What the guest's console said last.
     pub fn console(&self) -> &ConsoleTail {
         &self.local.fate.console

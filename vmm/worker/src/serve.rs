@@ -225,14 +225,14 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
     let (machine, notices, open) = (Arc::clone(&vmm), Arc::clone(channel), Arc::clone(&splices));
     spawn("end", move || {
         let link = machine.link();
+        if let Some(Error::DiskFailed(message)) = machine.wait_disk_failure() {
+            let _ = link::send(&notices, &Notice::DiskFailed(message), &[]);
+        }
         let ended = loop {
             if let Some(ended) = link.wait_end(LONG) {
                 break ended;
             }
         };
-        if let Some(Error::DiskFailed(message)) = machine.disk_failure() {
-            let _ = link::send(&notices, &Notice::DiskFailed(message), &[]);
-        }
         let ended = ended.map_err(|error| Fault::from(&error));
         let _ = link::send(&notices, &Notice::Ended(ended), &[]);
         // What the guest has said is delivered, however long the engine takes to read it.
