@@ -3,16 +3,20 @@
 mod exit;
 mod ioapic;
 mod reset;
+mod rtc;
 mod serial;
 mod sleep;
 mod state;
+mod timer;
 
 pub use exit::ExitPort;
 pub use ioapic::{IoApic, MessageSink};
 pub use reset::{PULSE_RESET, ResetPort};
+pub use rtc::Rtc;
 pub use serial::{Serial, SerialInput};
 pub use sleep::{POWER_OFF, SleepPorts};
 pub use state::IoApicState;
+pub use timer::AbsentTimer;
 
 /// The I/O APIC's register block, in bytes.
 pub const IO_APIC_SIZE: u64 = 0x1000;
@@ -22,6 +26,12 @@ pub const COM1: (u64, u8) = (0x3f8, 4);
 pub const SERIAL_PORTS: u64 = 8;
 /// The keyboard controller's command port, of which guests use the reset command.
 pub const RESET_PORT: u64 = 0x64;
+/// The real-time clock's index port, with its data port behind it.
+pub const RTC_PORT: u64 = 0x70;
+/// Ports of both.
+pub const RTC_PORTS: u64 = 2;
+/// Channel 2 of the interval timer.
+pub const TIMER_PORT: u64 = 0x42;
 /// ACPI's sleep control register, with the sleep status register behind it.
 pub const SLEEP_PORT: u64 = 0x600;
 /// Ports of both.

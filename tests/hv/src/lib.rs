@@ -2,7 +2,8 @@
 //! keeps the contract. The cases stand in `tests/`, one `#[test]` each, and run on every backend of
 //! [`backends`].
 //!
-//! A case that cannot run on this host prints `skipped: CASE on BACKEND: WHY` and passes.
+//! A case prints `case: NAME on BACKEND: RESULT` for each of them. One that can run on none prints
+//! `skipped: WHY` and passes.
 
 // Guest memory is mapped into VMs and accessed while the guest may change it, and payloads are
 // assembled into this crate's read-only data.
@@ -11,12 +12,17 @@
 mod guest;
 mod payload;
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
-use cabana_hv::{Hypervisor, Probe};
+use cabana_hv::{Hypervisor, Probe, Verdict};
+use cabana_hv_kvm::Kvm;
 
 pub use guest::{Guest, Runner, boot_state, layout, thread_of};
 pub use payload::Payload;
+
+/// A backend that another one stands on, by its probe, and why a real processor must be below.
+type Below = (fn() -> Probe, &'static str);
 
 /// One implementation of the contract.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +31,8 @@ pub struct Backend {
     pub name: &'static str,
     open: fn() -> Box<dyn Hypervisor>,
     probe: &'static OnceLock<Probe>,
+    /// It stands on another one, which must run on a processor for a reason.
+    over: Option<Below>,
 }
 
 impl Backend {
@@ -35,14 +43,32 @@ impl Backend {
 
     /// What its probe says, asked once.
     pub fn probe(&self) -> &Probe {
-        self.probe.get_or_init(|| self.hypervisor().probe())
+        self.probe.get_or_init(|| match self.over {
+            Some((below, why)) if !below().verdict.runs_linux() => {
+                let verdict = Verdict::NoDevice { why: why.to_owned() };
+                Probe { hypervisor: self.name, verdict, ..below() }
+            }
+            _ => self.hypervisor().probe(),
+        })
     }
 }
 
 /// All backends of this host.
 pub fn backends() -> Vec<Backend> {
     static KVM: OnceLock<Probe> = OnceLock::new();
-    vec![Backend { name: "KVM", open: || Box::new(cabana_hv_kvm::Kvm::new()), probe: &KVM }]
+    static WHP: OnceLock<Probe> = OnceLock::new();
+    let kvm: fn() -> Probe = || KVM.get_or_init(|| Kvm::new().probe()).clone();
+    // An instruction emulator does what the guest asks before it tells.
+    let processor = "its shim needs a KVM that runs guests on a processor";
+    vec![
+        Backend { name: "KVM x86-64", open: || Box::new(Kvm::new()), probe: &KVM, over: None },
+        Backend {
+            name: "WHP x86-64 (shim)",
+            open: || Box::new(cabana_shim_whp::platform()),
+            probe: &WHP,
+            over: Some((kvm, processor)),
+        },
+    ]
 }
 
 /// What a case asks of the hypervisor beyond the contract.
@@ -54,8 +80,36 @@ pub enum Needs {
     Processor(&'static str),
 }
 
+/// Tells at its end what came of a case on a backend; `cargo xtask test hv` makes a table of it.
+struct Told<'a> {
+    case: &'a str,
+    backend: &'a str,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let result = match LACKING.take() {
+            _ if std::thread::panicking() => "FAILED".to_owned(),
+            Some(what) => format!("skipped: it has no {what}"),
+            None => "ok".to_owned(),
+        };
+        println!("case: {} on {}: {result}", self.case, self.backend);
+    }
+}
+
+thread_local! {
+    /// What the hypervisor of the case in work lacks, so that there was nothing to test.
+    static LACKING: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Says that this case has tested nothing, because its hypervisor has no such thing and need not.
+pub fn lacks(what: &'static str) {
+    LACKING.set(Some(what));
+}
+
 /// Runs `case` on every backend that can.
 pub fn on_every_backend(name: &str, needs: Needs, case: impl Fn(&Backend)) {
+    let mut ran = false;
     for backend in &backends() {
         let verdict = &backend.probe().verdict;
         let why = match needs {
@@ -63,10 +117,16 @@ pub fn on_every_backend(name: &str, needs: Needs, case: impl Fn(&Backend)) {
             Needs::Processor(why) if !verdict.runs_linux() => Some(why),
             _ => None,
         };
-        match why {
-            Some(why) => println!("skipped: {name} on {}: {why}", backend.name),
-            None => case(backend),
+        if let Some(why) = why {
+            println!("case: {name} on {}: skipped: {why}", backend.name);
+            continue;
         }
+        let _told = Told { case: name, backend: backend.name };
+        case(backend);
+        ran = true;
+    }
+    if !ran {
+        println!("skipped: no backend of this host can run it");
     }
 }
 

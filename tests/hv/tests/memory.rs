@@ -5,7 +5,7 @@
 
 use cabana_hv::{Doorbell, HvError, MemorySlot, VmEntry, VmExit};
 use cabana_os::{Event, Mapping};
-use cabana_test_hv::{Guest, Runner, boot_state, case, layout, payload, thread_of};
+use cabana_test_hv::{Guest, Runner, boot_state, case, lacks, layout, payload, thread_of};
 
 /// A second piece of memory, above RAM.
 const EXTRA: u64 = 0x40_0000;
@@ -189,10 +189,7 @@ case!(a_doorbell_takes_its_value_and_nothing_else, |backend| {
     let guest = Guest::new(backend, payload_doorbell());
     let bell = Event::new().unwrap();
     match guest.vm.doorbell(Doorbell { guest: layout::DEVICE + 0x50, value: 1 }, &bell) {
-        Err(HvError::Unsupported(why)) => {
-            println!("skipped: doorbells on {}: no {why}", backend.name);
-            return;
-        }
+        Err(HvError::Unsupported(what)) => return lacks(what),
         other => other.unwrap(),
     }
     let mut runner = guest.start();

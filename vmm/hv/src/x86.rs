@@ -2,6 +2,7 @@
 //! All plain data; it compiles on every host.
 
 pub mod cpuid;
+pub mod trial;
 
 use cabana_os::Event;
 use serde::{Deserialize, Serialize};

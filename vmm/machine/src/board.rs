@@ -9,8 +9,9 @@ use cabana_hv::x86::Msi;
 use cabana_hv::{Doorbell, HvError, MemorySlot, X86Vm};
 use cabana_memory::GuestRam;
 use cabana_platform::{
-    COM1, EXIT_PORT, ExitPort, IO_APIC_SIZE, IoApic, MessageSink, POWER_OFF, PULSE_RESET,
-    RESET_PORT, ResetPort, SERIAL_PORTS, SLEEP_PORT, SLEEP_PORTS, Serial, SerialInput, SleepPorts,
+    AbsentTimer, COM1, EXIT_PORT, ExitPort, IO_APIC_SIZE, IoApic, MessageSink, POWER_OFF,
+    PULSE_RESET, RESET_PORT, RTC_PORT, RTC_PORTS, ResetPort, Rtc, SERIAL_PORTS, SLEEP_PORT,
+    SLEEP_PORTS, Serial, SerialInput, SleepPorts, TIMER_PORT,
 };
 use cabana_virtio::{MmioTransport, RegisterPage, VirtioDevice};
 
@@ -94,6 +95,14 @@ impl Board {
         let ends = Arc::clone(control);
         let sleep = SleepPorts::new(move || ends.end(Outcome::Exit(0)));
         self.pio.insert(SLEEP_PORT..SLEEP_PORT + SLEEP_PORTS, Arc::new(sleep))?;
+        Ok(())
+    }
+
+    /// Adds the old PC's clocks, for a guest that has no paravirtual one: a real-time clock, and the absence of
+    /// an interval timer.
+    pub(crate) fn add_clocks(&mut self) -> Result<(), MachineError> {
+        self.pio.insert(RTC_PORT..RTC_PORT + RTC_PORTS, Arc::new(Rtc::default()))?;
+        self.pio.insert(TIMER_PORT..TIMER_PORT + 1, Arc::new(AbsentTimer))?;
         Ok(())
     }
 

@@ -173,6 +173,9 @@ impl Machine {
         if !cpuid::tells_tsc(&supported) {
             command_line += &format!(" tsc_early_khz={tsc_khz}");
         }
+        if !cpuid::is_kvm(&supported) {
+            board.add_clocks()?;
+        }
         let boot = Boot {
             kernel: &setup.kernel,
             initrd: setup.initrd.as_ref(),

@@ -56,6 +56,9 @@ impl Machine {
             return Err(MachineError::Restore(why));
         }
         board.add_virtio(&ram, devices)?;
+        if !cpuid::is_kvm(&vm.supported_cpuid()?) {
+            board.add_clocks()?;
+        }
         let wired = Arc::clone(&board.wired);
         let (control, tsc_khz) = (Arc::clone(&control), state.tsc_khz);
         let parts = Parts { vm, control, timeline, ram, tsc_khz, cpuids };

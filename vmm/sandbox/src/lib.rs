@@ -39,7 +39,7 @@ mod stream;
 mod trust;
 mod watch;
 
-pub use backend::{hypervisor, probe};
+pub use backend::{hypervisor, probe, use_hypervisor};
 pub use bare::{BareConfig, BareDisk, BareMachine};
 pub use cabana_egress_host as egress;
 pub use cabana_hv::{Probe, Verdict};

@@ -12,6 +12,7 @@ const EVERYWHERE: &[&str] = &[
     "cabana-bus",
     "cabana-egress",
     "cabana-hv",
+    "cabana-hv-x86",
     "cabana-os",
     "cabana-platform",
     "cabana-protocol",
@@ -19,12 +20,15 @@ const EVERYWHERE: &[&str] = &[
 
 /// The targets, and what compiles there beside [`EVERYWHERE`].
 const TARGETS: &[(&str, &[&str])] = &[
-    ("x86_64-pc-windows-gnu", &[]),
+    ("x86_64-pc-windows-gnu", WINDOWS),
     ("aarch64-apple-darwin", MACOS),
     ("x86_64-apple-darwin", MACOS),
     ("aarch64-unknown-linux-gnu", LINUX),
     ("aarch64-unknown-linux-musl", LINUX),
 ];
+
+/// The backend, beside what is everywhere.
+const WINDOWS: &[&str] = &["cabana-hv-whp"];
 
 /// On Windows `vm-memory` takes no memory that somebody else has mapped.
 const MACOS: &[&str] = &["cabana-boot", "cabana-memory", "cabana-store"];

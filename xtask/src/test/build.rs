@@ -22,10 +22,10 @@ pub(super) struct Binary {
     pub folder: PathBuf,
 }
 
-/// Builds all of them.
-pub(super) fn all() -> Result<Vec<Binary>, Failure> {
+/// Builds those of the packages that these arguments choose.
+pub(super) fn of(packages: &[&str]) -> Result<Vec<Binary>, Failure> {
     let mut command = cargo::cargo();
-    command.args(["test", "--quiet", "--workspace", "--no-run"]);
+    command.args(["test", "--quiet", "--no-run"]).args(packages);
     Ok(cargo::messages(&mut command)?.iter().filter_map(binary).collect())
 }
 

@@ -2,6 +2,7 @@
 //! a summary.
 
 mod build;
+mod cases;
 mod libtest;
 mod runner;
 mod summary;
@@ -18,6 +19,7 @@ use crate::failure::{Failure, succeed};
 use crate::progress::{Board, say};
 use crate::{cargo, kvm, setup};
 use build::Binary;
+use cases::Cases;
 use libtest::Report;
 use runner::Place;
 use summary::Row;
@@ -71,15 +73,21 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
         pjdfstest();
     }
     say("xtask: building the tests");
-    let binaries = build::all()?;
+    let binaries = if suites == [Suite::Hv] {
+        build::of(&["--package", "cabana-test-hv"])?
+    } else {
+        build::of(&["--workspace"])?
+    };
     let of = |suite| binaries.iter().filter(move |binary| Suite::of(binary) == suite);
 
-    let mut rows = Vec::new();
+    let (mut rows, mut cases) = (Vec::new(), Cases::default());
     let mut run = |name: &'static str, place: &Place, suite: Suite| -> Result<(), Failure> {
         let start = Instant::now();
         let mut report = Report::default();
         for binary in of(suite) {
-            report.add(runner::run(binary, place, long)?);
+            let (found, output) = runner::run(binary, place, long)?;
+            report.add(found);
+            cases.read(&binary.target, place.name(), &output);
         }
         rows.push(Row { name, report, seconds: start.elapsed().as_secs_f64() });
         Ok(())
@@ -111,6 +119,7 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
             }
         }
     }
+    print!("{}", cases.table());
     Ok(summary::print(&rows))
 }
 

@@ -29,8 +29,19 @@ pub(super) enum Place {
     Lab(RefCell<Lab>),
 }
 
-/// Runs a binary, says in a line what came of it, and shows what failing tests printed.
-pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<Report, Failure> {
+impl Place {
+    /// For people.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Here => "here",
+            Self::Lab(_) => "lab",
+        }
+    }
+}
+
+/// Runs a binary, says in a line what came of it, and shows what failing tests printed. Returns what it printed,
+/// too.
+pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<(Report, String), Failure> {
     let name = if binary.is_integration_test {
         format!("{}::{}", binary.package, binary.target)
     } else {
@@ -64,7 +75,7 @@ pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<Report, 
             "{name}: {passed} passed, {failed} failed, {skipped} skipped ({seconds:.1} s)"
         ));
     }
-    Ok(report)
+    Ok((report, ended.output))
 }
 
 /// A binary that ran.

@@ -24,6 +24,10 @@ const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
 const PV_SIGNATURE: u32 = 0x4000_0000;
 const PV_FEATURES: u32 = 0x4000_0001;
 const PV_TIMING: u32 = 0x4000_0010;
+/// Leaves of hypervisors end here.
+const PV_LAST: u32 = 0x4000_ffff;
+/// `CabanaCabana` in EBX, ECX, EDX of leaf [`PV_SIGNATURE`], where the hypervisor is not KVM.
+const SIGNATURE_OWN: [u32; 3] = [0x6162_6143, 0x4361_6e61, 0x616e_6162];
 
 /// Leaf 1 ECX: VMX, x2APIC, TSC-deadline timer, running under a hypervisor.
 const VMX: u32 = 1 << 5;
@@ -60,6 +64,8 @@ pub fn for_guest(supported: &[CpuidLeaf], options: Options) -> Vec<CpuidLeaf> {
     frequencies(&mut leaves, options, intel);
     if is_kvm(&leaves) {
         paravirtual(&mut leaves, options);
+    } else {
+        timing_alone(&mut leaves, options);
     }
     leaves
 }
@@ -203,7 +209,8 @@ pub fn is_intel(leaves: &[CpuidLeaf]) -> bool {
     find(leaves, 0).is_some_and(|leaf| [leaf.ebx, leaf.edx, leaf.ecx] == VENDOR_INTEL)
 }
 
-fn is_kvm(leaves: &[CpuidLeaf]) -> bool {
+/// Do these leaves tell of KVM, with its paravirtual clock?
+pub fn is_kvm(leaves: &[CpuidLeaf]) -> bool {
     find(leaves, PV_SIGNATURE).is_some_and(|leaf| [leaf.ebx, leaf.ecx, leaf.edx] == SIGNATURE_KVM)
 }
 
@@ -306,6 +313,16 @@ fn paravirtual(leaves: &mut Vec<CpuidLeaf>, options: Options) {
         (timing.eax, timing.ebx) = (options.tsc_khz, options.apic_khz);
         PV_TIMING
     };
+}
+
+/// In place of another hypervisor's interface, which nobody serves here: a name that no system knows, and the
+/// frequencies.
+fn timing_alone(leaves: &mut Vec<CpuidLeaf>, options: Options) {
+    leaves.retain(|leaf| !(PV_SIGNATURE..=PV_LAST).contains(&leaf.function));
+    let [ebx, ecx, edx] = SIGNATURE_OWN;
+    leaves.push(CpuidLeaf { function: PV_SIGNATURE, index: None, eax: PV_TIMING, ebx, ecx, edx });
+    let timing = at(leaves, PV_TIMING);
+    (timing.eax, timing.ebx) = (options.tsc_khz, options.apic_khz);
 }
 
 /// Makes the list of basic leaves at least this long; those between read as zero.
@@ -434,6 +451,12 @@ mod tests {
         bare.retain(|leaf| leaf.function & 0x4000_0000 == 0);
         let told = [&host(INTEL), &host(AMD), &bare].map(|supported| tells_tsc(supported));
         assert_eq!(told, [true, true, false]);
+        // Nothing is left of its interface but the frequencies.
+        bare.push(leaf(0x4000_0003, 1, 1, 1, 1));
+        let leaves = for_guest(&bare, FOUR);
+        assert!(find(&leaves, 0x4000_0003).is_none());
+        assert_eq!(get(&leaves, PV_SIGNATURE, None).eax, PV_TIMING);
+        assert_eq!(get(&leaves, PV_TIMING, None).eax, 2_600_000);
     }
 
     #[test]
