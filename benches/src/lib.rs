@@ -21,6 +21,7 @@ pub mod process;
 pub mod report;
 pub mod restore;
 pub mod stage;
+pub mod stream;
 mod trace;
 
 pub use error::Error;

@@ -10,16 +10,18 @@ use cabana_lab::{Lab, Options, Parts};
 use cabana_store::{Kind, Store};
 use clap::ValueEnum;
 
+use crate::artifacts::MUSL;
 use crate::failure::{Failure, output, succeed};
 use crate::progress::say;
 use crate::{cargo, kvm, setup};
 
 /// What `target/bench` may hold for the page, and its titles there.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
     ("Start-up, exits and memory", "boot.json"),
     ("Snapshots", "restore.json"),
     ("Memory of machines", "memory.json"),
     ("Commands and sessions", "exec.md"),
+    ("Streams", "stream.md"),
     ("Network stack", "net.md"),
     ("Shared folders", "fs.md"),
 ];
@@ -35,6 +37,8 @@ pub(crate) enum Bench {
     Memory,
     /// Commands and sessions in a guest, beside its own processes.
     Exec,
+    /// A stream between guest and host, beside QEMU's virtio-serial.
+    Stream,
     /// The network stack alone, beside plain loopback TCP.
     Net,
     /// The file server's device, beside bare system calls.
@@ -104,6 +108,7 @@ fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
         Bench::Restore => in_guests("restore", runs),
         Bench::Memory => in_guests("memory", runs),
         Bench::Exec => exec(runs),
+        Bench::Stream => stream(runs),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
     }
@@ -113,12 +118,33 @@ fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
 fn exec(runs: usize) -> Result<(), Failure> {
     setup::cabana()?;
     let bench = program("cabana-bench")?;
-    let folder = folder()?;
     let runs = runs.to_string();
     let words = vec![bench.into(), "exec".into(), "--runs".into(), runs.into()];
     let table = String::from_utf8_lossy(&where_linux_runs(words, &[])?).into_owned();
-    let path =
-        keep(&folder.join("exec.md"), format!("{table}\nCabana: {}\n", commit()).as_bytes())?;
+    leave("exec", &table)
+}
+
+/// In two guests, one after the other.
+fn stream(runs: usize) -> Result<(), Failure> {
+    setup::cabana()?;
+    let bench = program("cabana-bench")?;
+    let name = "cabana-bench-stream";
+    let guest = cargo::build_binary(name, name, &["--release", "--target", MUSL])?;
+    let store = Store::open()?;
+    let kernel = store.find(Kind::Kernel, "default")?.file("vmlinux")?;
+    let image = store.find(Kind::Image, "default")?.file("root.erofs")?;
+    let mut words: Vec<OsString> = vec![bench.into(), "stream".into()];
+    for (option, path) in [("--program", &guest), ("--kernel", &kernel), ("--image", &image)] {
+        words.extend([option.into(), path.into()]);
+    }
+    words.extend(["--runs".into(), runs.to_string().into()]);
+    leave("stream", &String::from_utf8_lossy(&where_linux_runs(words, &[])?))
+}
+
+/// Prints a table, and leaves it beside the others.
+fn leave(name: &str, table: &str) -> Result<(), Failure> {
+    let text = format!("{table}\nCabana: {}\n", commit());
+    let path = keep(&folder()?.join(format!("{name}.md")), text.as_bytes())?;
     print!("{table}");
     say(&format!("bench: written to {}", path.display()));
     Ok(())

@@ -13,7 +13,7 @@ use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
 use cabana_benches::report::Report;
 use cabana_benches::restore::Restore;
-use cabana_benches::{Error, exec};
+use cabana_benches::{Error, exec, stream};
 use clap::{Parser, Subcommand};
 
 /// `report`'s status when a figure is more than its budget.
@@ -86,6 +86,24 @@ enum Task {
     Exec {
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 21)]
+        runs: usize,
+    },
+    /// A stream between guest and host beside QEMU's virtio-serial, where KVM runs Linux; prints the table.
+    Stream {
+        /// The program of the guests, static.
+        #[arg(long, value_name = "FILE")]
+        program: PathBuf,
+        /// The guest kernel that both boot.
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// The root image.
+        #[arg(long, value_name = "FILE")]
+        image: PathBuf,
+        /// QEMU's program.
+        #[arg(long, value_name = "FILE", default_value = "/usr/bin/qemu-system-x86_64")]
+        qemu: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 5)]
         runs: usize,
     },
     /// VMM start-up alone, with a bare-metal kernel, on any /dev/kvm.
@@ -173,6 +191,12 @@ fn main() -> ExitCode {
             .and_then(|report| print(&report)),
         Task::Exec { runs } => exec::measure(runs, &|what| eprintln!("bench: {what}"))
             .map(|figures| print!("{}", figures.markdown())),
+        Task::Stream { program, kernel, image, qemu, runs } => {
+            let files =
+                stream::Files { kernel: &kernel, image: &image, program: &program, qemu: &qemu };
+            stream::measure(files, runs, &|what| eprintln!("bench: {what}"))
+                .map(|streams| print!("{}", streams.markdown()))
+        }
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::Journal { folder, runs } => journal_cost(folder, runs),
         Task::Compare { before, now } => read(&before)

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use cabana_os::EventLoop;
 use cabana_virtio::testing::{Noise, Setup};
+use rustix::time::{ClockId, clock_gettime};
+
 use cabana_vsock::{VsockConfig, VsockDevice, VsockError, VsockHost, VsockStream};
 
 use guest::{
@@ -673,4 +675,50 @@ fn much_data_goes_both_ways_at_once() {
         reading.join().unwrap();
     });
     assert!(!guest.driver.needs_reset());
+}
+
+/// 4 GiB from a guest to a reader of the host's, through the real device: by the clock, and by the processor time of
+/// device and reader together, which other load does not lengthen.
+#[test]
+#[ignore = "measures; in a release build"]
+fn what_the_device_alone_moves() {
+    const TOTAL: usize = 4 << 30;
+    let piece = vec![0x5a; 64 << 10];
+    for run in 0..4 {
+        let events = EventLoop::spawn("test").unwrap();
+        let (mut guest, host) = boot(&events);
+        let (mut peer, mut stream) = connected(&mut guest, &host);
+        let begun = (Instant::now(), time(ClockId::ProcessCPUTime), time(ClockId::ThreadCPUTime));
+        let reading = thread::spawn(move || {
+            let mut buf = vec![0; 64 << 10];
+            let mut left = TOTAL;
+            while left > 0 {
+                left -= stream.read(&mut buf).unwrap();
+            }
+        });
+        let mut left = TOTAL;
+        while left > 0 {
+            if peer.room() < piece.len() {
+                let (packet, _) = guest.receive();
+                peer.learn(&packet);
+                continue;
+            }
+            guest.write(&mut peer, &piece);
+            left -= piece.len();
+        }
+        reading.join().unwrap();
+        let driver = time(ClockId::ThreadCPUTime) - begun.2;
+        let work = time(ClockId::ProcessCPUTime) - begun.1 - driver;
+        let rate = |seconds: f64| TOTAL as f64 / 1e9 / seconds;
+        let (wall, work) = (rate(begun.0.elapsed().as_secs_f64()), rate(work));
+        println!(
+            "run {run}: {wall:.1} GB/s by the clock, {work:.1} GB/s of device and reader together"
+        );
+    }
+}
+
+/// Seconds.
+fn time(clock: ClockId) -> f64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -338,11 +338,12 @@ fn a_killed_holder_leaves_nothing_that_is_in_the_way() {
 }
 
 #[test]
-fn programs_drive_it_in_python_and_c() {
+fn programs_drive_it_in_python_c_and_rust() {
     let Some(host) = host() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
     in_python(host, &root);
     in_c(host, &root);
+    in_rust(host);
 }
 
 /// vmm/node as a package, with what cargo has built for this test, and its own tests in machines.
@@ -382,6 +383,20 @@ fn in_python(host: &Host, root: &Path) {
     };
     let text = String::from_utf8_lossy(&ran.stdout);
     assert!(text.starts_with("Linux m "), "{ran:?}");
+}
+
+/// vmm/engine/examples/hello.rs, which cargo builds beside the tests.
+fn in_rust(host: &Host) {
+    let built = std::env::current_exe().unwrap();
+    let example = built.ancestors().nth(2).unwrap().join("examples/hello");
+    if !example.exists() {
+        return println!(
+            "skipped: in Rust: `cargo build -p cabana-engine --examples` has not been called"
+        );
+    }
+    let ran = Command::new(example).env("CABANA_WORKER", &host.binary).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "Linux\nchat-1\nfrom Rust\nstatus 3\n");
 }
 
 /// vmm/capi/examples/hello.c by the way that docs/c.md shows.

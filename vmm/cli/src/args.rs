@@ -1058,14 +1058,13 @@ mod tests {
         assert!(matches!(Cli::read(worker.into_iter()).unwrap().verb, Verb::Worker));
     }
 
-    /// Verbs whose output is a command's, a protocol's or a shell's own; a log that is JSON as it stands, and a
-    /// question that the exit status answers.
+    /// Verbs whose output is a command's, a protocol's or a shell's own, and those whose exit status says all.
     const NOT_FOR_PROGRAMS: &[&str] = &[
         "attach",
         "boot",
         "completions",
         "hold",
-        "net log",
+        "net answer",
         "net test",
         "run",
         "serve",

@@ -16,6 +16,8 @@ export type MachineSpec = {
   memory?: number
   /** Its name: letters, digits, `.`, `_` and `-`, at most 64. */
   name?: string
+  /** The network; without one there is only the guest's loopback. */
+  network?: NetworkSpec | null
   /** Folders below which shares may be added while the machine runs. */
   share_roots?: string[]
   /** Folders that the guest sees from the start. */
@@ -133,6 +135,18 @@ export type MachineEvent =
     exit: Exit
     kind: "background-ended"
   }
+  /** Something happened in its network. */
+  | {
+    /** What. */
+    event: NetworkEvent
+    kind: "network"
+  }
+  /** Its network has died; a fresh start has one again. */
+  | {
+    kind: "network-died"
+    /** One sentence. */
+    message: string
+  }
   /** The guest had more to tell than was listened to. */
   | {
     /** So many events. */
@@ -217,8 +231,10 @@ export type SessionSpec = {
   limits?: SessionLimits
   /** Its name, which its user has too: letters, digits, `.`, `_` and `-`, at most 64. */
   name?: string
-  /** It reaches the machine's network; otherwise it has a loopback interface of its own and nothing else. */
+  /** It has a network card of its own, with addresses that no other session has; otherwise a loopback interface of its own and nothing else. */
   network?: boolean
+  /** What may leave it, in place of the machine's rules; with `network` alone. */
+  policy?: PolicySpec | null
   /** Folders that it sees; it sees no others. They lie below the machine's shares or its `share_roots`. */
   shares?: ShareSpec[]
 }
@@ -251,10 +267,12 @@ export type SessionStatus = {
   memory: number
   /** Its name. */
   name: string
-  /** It reaches the machine's network. */
+  /** It has a network card. */
   network: boolean
   /** Processes and threads that it has now. */
   pids: number
+  /** Its own rules; absent: the machine's. */
+  policy?: PolicySpec | null
   /** What it sees of the host. */
   shares: ShareSpec[]
   /** Its user's number in the guest; absent while its machine does not run. */
@@ -267,4 +285,141 @@ export type Copied = {
   bytes: number
   /** Files, folders and links. */
   entries: number
+}
+
+/** A machine's network. Nothing leaves unless the policy allows it. */
+export type NetworkSpec = {
+  /** A file that gets every frame, as Wireshark and tcpdump read it. */
+  capture?: string | null
+  /** Let the guest trust whom this host trusts. */
+  host_trust?: boolean
+  /** A file that gets every verdict, as JSON, one a line. */
+  log?: string | null
+  /** The largest IP packet; absent: 65,520 bytes. */
+  mtu?: number | null
+  /** What may leave the machine. */
+  policy?: PolicySpec
+  /** `none`; `env`: the proxies of the engine's environment; or a URL. Absent: `env`. */
+  proxy?: string | null
+  /** Ports of the host's that lead into the guest. */
+  publish?: PublishSpec[]
+  /** `NAME=VALUE@HOST…`: what the guest has only a placeholder of, in a variable of its commands. */
+  secrets?: string[]
+  /** Rules of sessions' own, by their names, in place of the machine's. */
+  sessions?: Record<string, PolicySpec>
+}
+
+/** What happens in a machine's network. */
+export type NetworkEvent =
+  /** A flow was allowed or denied. */
+  | {
+    /** Where it goes. */
+    address: string
+    /** Its number. */
+    flow: number
+    /** The allowed name that it goes to, if it goes to one. */
+    host?: string | null
+    /** Where it goes; 0 for ICMP. */
+    port: number
+    /** `tcp`, `udp` or `icmp`. */
+    protocol: string
+    /** What was decided. */
+    verdict: NetworkVerdict
+    what: "flow"
+  }
+  /** A name was asked for. */
+  | {
+    /** What the guest was answered. */
+    addresses: string[]
+    /** The name. */
+    host: string
+    /** What was decided. */
+    verdict: NetworkVerdict
+    what: "query"
+  }
+  /** A flow has ended. */
+  | {
+    /** Its number. */
+    flow: number
+    /** Bytes to the guest. */
+    received: number
+    /** Bytes from the guest. */
+    sent: number
+    what: "closed"
+  }
+  /** A flow that was allowed failed on its way. */
+  | {
+    /** Its number. */
+    flow: number
+    what: "failed"
+    /** Where and why. */
+    why: string
+  }
+  /** A flow or a lookup is held until `network-answer`, 30 seconds at most. */
+  | {
+    /** The question's number. */
+    ask: number
+    /** A name, or an address that no name gave. */
+    host: string
+    /** The port; absent while a name is looked up. */
+    port?: number | null
+    /** The process that wants it, as the guest claims. */
+    process?: string | null
+    /** `tcp`, `udp` or `icmp`. */
+    protocol: string
+    what: "ask"
+  }
+  /** A question was answered, or its time passed. */
+  | {
+    /** What was answered. */
+    allowed: boolean
+    /** The question's number. */
+    ask: number
+    what: "answered"
+  }
+  /** Another policy holds. */
+  | {
+    /** Its number. */
+    policy: number
+    what: "policy"
+  }
+  /** Events were lost because nobody took them. */
+  | {
+    /** How many. */
+    events: number
+    what: "lost"
+  }
+
+/** Rules, in the words of `docs/egress.md`. */
+export type PolicySpec = {
+  /** What may be reached. */
+  allow?: string[]
+  /** Ask about what no rule decides, in place of denying it. */
+  ask?: boolean
+  /** What may not; it goes before `allow`. */
+  deny?: string[]
+  /** Let encrypted `ClientHello`s pass. */
+  ech?: boolean
+}
+
+/** A port of the host's that leads to one of the guest's. */
+export type PublishSpec = {
+  /** The guest's TCP port. */
+  guest: number
+  /** Where the host listens; port 0 is any free one. */
+  host: string
+}
+
+/** What was decided, and why. */
+export type NetworkVerdict = {
+  /** It may pass. */
+  allowed: boolean
+  /** Why, for programs: it never changes its meaning. */
+  code: string
+  /** The policy's number. */
+  policy: number
+  /** Why, for people. */
+  reason: string
+  /** The rule that decided; absent if none speaks of it. */
+  rule?: string | null
 }

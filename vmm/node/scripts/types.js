@@ -55,8 +55,18 @@ function object(node, indent) {
 }
 
 const definitions = JSON.parse(readFileSync(schema, 'utf8')).$defs
+
+/** NAMES, and what they name. */
+function all() {
+  const found = new Set(NAMES)
+  for (const name of found) {
+    for (const [, other] of JSON.stringify(definitions[name]).matchAll(/"#\/\$defs\/(\w+)"/g)) found.add(other)
+  }
+  return [...found]
+}
+
 const declare = (name) => `${comment(definitions[name].description, '')}export type ${name} =${type(definitions[name], '').replace(/^(?!\n)/, ' ')}\n`
-const text = `// Written by scripts/types.js out of docs/serve.schema.json.\n\n${NAMES.map(declare).join('\n')}`
+const text = `// Written by scripts/types.js out of docs/serve.schema.json.\n\n${all().map(declare).join('\n')}`
 
 if (process.argv[2] !== '--check') {
   writeFileSync(target, text)

@@ -97,6 +97,7 @@ const FREE: &[&str] = &[
     "cabana-test-hv",
     "cabana-test-guest",
     "cabana-benches",
+    "cabana-bench-stream",
 ];
 
 /// Checks the workspace's edges as `cargo metadata` tells them.
