@@ -15,13 +15,14 @@ use crate::progress::say;
 use crate::{cargo, kvm, setup};
 
 /// What `target/bench` may hold for the page, and its titles there.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
     ("Start-up, exits and memory", "boot.json"),
     ("Snapshots", "restore.json"),
     ("Memory of machines", "memory.json"),
     ("Commands and sessions", "exec.md"),
     ("Network stack", "net.md"),
     ("Shared folders", "fs.md"),
+    ("Journals of shared folders", "journal.md"),
 ];
 
 /// What can be measured.
@@ -39,6 +40,8 @@ pub(crate) enum Bench {
     Net,
     /// The file server's device, beside bare system calls.
     Fs,
+    /// What a share's journal costs.
+    Journal,
 }
 
 /// Sets up, measures, prints the table, and leaves it in `target/bench`, with a page for a browser of all
@@ -106,6 +109,7 @@ fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
         Bench::Exec => exec(runs),
         Bench::Net => net(runs),
         Bench::Fs => fs_device(runs),
+        Bench::Journal => journal(runs),
     }
 }
 
@@ -148,6 +152,16 @@ fn fs_device(runs: usize) -> Result<(), Failure> {
     keep(&folder.join("fs.md"), table.as_bytes())?;
     print!("{table}");
     say(&format!("bench: written to {}", folder.display()));
+    Ok(())
+}
+
+/// Needs no guest: what a share's journal costs.
+fn journal(runs: usize) -> Result<(), Failure> {
+    let bench = program("cabana-bench")?;
+    let table = output(Command::new(bench).args(["journal", "--runs", &runs.to_string()]))?;
+    let path = keep(&folder()?.join("journal.md"), table.as_bytes())?;
+    print!("{table}");
+    say(&format!("bench: written to {}", path.display()));
     Ok(())
 }
 
