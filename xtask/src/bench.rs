@@ -24,7 +24,11 @@ const PARTS: [(&str, &str); 7] = [
     ("Streams", "stream.md"),
     ("Network stack", "net.md"),
     ("Shared folders", "fs.md"),
+    ("Journals of shared folders", "journal.md"),
 ];
+
+/// The most runs of what takes a minute each in the lab.
+const GUEST_RUNS: usize = 3;
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -41,8 +45,10 @@ pub(crate) enum Bench {
     Stream,
     /// The network stack alone, beside plain loopback TCP.
     Net,
-    /// The file server's device, beside bare system calls.
+    /// The file server's device, beside bare system calls, and a folder in a guest, beside virtiofsd.
     Fs,
+    /// What a share's journal costs.
+    Journal,
 }
 
 /// Sets up, measures, prints the table, and leaves it in `target/bench`, with a page for a browser of all
@@ -110,7 +116,8 @@ fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
         Bench::Exec => exec(runs),
         Bench::Stream => stream(runs),
         Bench::Net => net(runs),
-        Bench::Fs => fs_device(runs),
+        Bench::Fs => shared_folders(runs),
+        Bench::Journal => journal(runs),
     }
 }
 
@@ -165,15 +172,39 @@ fn net(runs: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Needs no guest: the device alone.
-fn fs_device(runs: usize) -> Result<(), Failure> {
+/// The device alone, then a folder in a guest, beside QEMU's.
+fn shared_folders(runs: usize) -> Result<(), Failure> {
+    let cabana = setup::cabana()?;
     let bench = program("cabana-bench")?;
     let folder = folder()?;
-    let runs = runs.to_string();
-    let table = output(Command::new(bench).args(["fs", "--runs", &runs]))?;
-    keep(&folder.join("fs.md"), table.as_bytes())?;
+    let store = Store::open()?;
+    let kernel = store.find(Kind::Kernel, "default")?.file("vmlinux")?;
+    let image = store.find(Kind::Image, "default")?.file(cabana_builder::ROOT)?;
+    let times = runs.to_string();
+    let mut table = output(Command::new(&bench).args(["fs", "--runs", &times]))?;
     print!("{table}");
-    say(&format!("bench: written to {}", folder.display()));
+    let mut measure: Vec<OsString> = vec![bench.into(), "fs-guest".into()];
+    for (option, path) in [("--cabana", &cabana), ("--kernel", &kernel), ("--image", &image)] {
+        measure.extend([option.into(), path.into()]);
+    }
+    measure.extend(["--runs".into(), runs.min(GUEST_RUNS).to_string().into()]);
+    // The lab takes hours for 20,000 files.
+    let in_guest = where_linux_runs(measure, &["--stage", "--hundreds", "2"])?;
+    let in_guest = String::from_utf8_lossy(&in_guest).into_owned();
+    print!("\n{in_guest}");
+    table += &format!("\n{in_guest}\nCabana: {}\n", commit());
+    let path = keep(&folder.join("fs.md"), table.as_bytes())?;
+    say(&format!("bench: written to {}", path.display()));
+    Ok(())
+}
+
+/// Needs no guest: what a share's journal costs.
+fn journal(runs: usize) -> Result<(), Failure> {
+    let bench = program("cabana-bench")?;
+    let table = output(Command::new(bench).args(["journal", "--runs", &runs.to_string()]))?;
+    let path = keep(&folder()?.join("journal.md"), table.as_bytes())?;
+    print!("{table}");
+    say(&format!("bench: written to {}", path.display()));
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use cabana_benches::budget::Budget;
 use cabana_benches::compare::compare;
+use cabana_benches::fs::guest::{self, Guest};
 use cabana_benches::fs::{device, journal};
 use cabana_benches::machine_memory::MachineMemory;
 use cabana_benches::measure::{self, Boot};
@@ -124,6 +125,33 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 15)]
         runs: usize,
     },
+    /// A folder in a guest beside QEMU with virtiofsd, where KVM runs Linux; prints the table.
+    FsGuest {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
+        /// QEMU's program.
+        #[arg(long, value_name = "FILE", default_value = "/usr/bin/qemu-system-x86_64")]
+        qemu: PathBuf,
+        /// The server that QEMU's guest has.
+        #[arg(long, value_name = "FILE", default_value = "/usr/lib/qemu/virtiofsd")]
+        virtiofsd: PathBuf,
+        /// The guest kernel that both boot.
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// The root image that both have.
+        #[arg(long, value_name = "FILE")]
+        image: PathBuf,
+        /// Files of the tree, in hundreds.
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        hundreds: usize,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        runs: usize,
+        /// Move into a root in memory first: for the lab, where every file is a wait for the host.
+        #[arg(long)]
+        stage: bool,
+    },
     /// What a share's journal costs; prints the table.
     Journal {
         /// Where to make the files.
@@ -198,6 +226,17 @@ fn main() -> ExitCode {
                 .map(|streams| print!("{}", streams.markdown()))
         }
         Task::Fs { folder, runs } => fs_device(folder, runs),
+        Task::FsGuest { cabana, qemu, virtiofsd, kernel, image, hundreds, runs, stage } => {
+            let parent = std::env::temp_dir();
+            tempfile::tempdir_in(&parent).map_err(Error::file(&parent)).and_then(|folder| {
+                let work = folder.path().to_owned();
+                let guest =
+                    Guest { cabana, qemu, virtiofsd, kernel, image, hundreds, work, stage, runs };
+                let figures = guest.measure(&|what| eprintln!("bench: {what}"))?;
+                print!("{}", guest::markdown(&figures, hundreds));
+                Ok(())
+            })
+        }
         Task::Journal { folder, runs } => journal_cost(folder, runs),
         Task::Compare { before, now } => read(&before)
             .and_then(|before| read(&now).map(|now| print!("{}", compare(&before, &now)))),
