@@ -16,7 +16,7 @@ use crate::progress::say;
 use crate::{cargo, kvm, setup};
 
 /// What `target/bench` may hold for the page, and its titles there.
-const PARTS: [(&str, &str); 7] = [
+const PARTS: [(&str, &str); 8] = [
     ("Start-up, exits and memory", "boot.json"),
     ("Snapshots", "restore.json"),
     ("Memory of machines", "memory.json"),

@@ -74,6 +74,11 @@ const EDITS: [Edit; 5] = [
     },
 ];
 
+/// All that the changes are made of.
+pub(crate) fn texts() -> impl Iterator<Item = &'static str> {
+    EDITS.iter().flat_map(|edit| [edit.file, edit.from, edit.to])
+}
+
 /// Makes the changes in the unpacked source.
 pub(crate) fn apply(root: &Path) -> Result<(), Error> {
     EDITS.iter().try_for_each(|edit| edit.apply(root))

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Fragment, Options, source, toolchain};
+use crate::{Error, Fragment, Options, edits, source, toolchain};
 
 /// Changes whenever this crate builds differently from equal inputs.
 const BUILDER: &str = "3";
@@ -52,6 +52,7 @@ impl Inputs {
         for function in &self.left_out {
             field(function);
         }
+        edits::texts().for_each(&mut field);
         format!("{:x}", hash.finalize())
     }
 }
