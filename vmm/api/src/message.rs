@@ -36,6 +36,10 @@ pub struct Request {
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "call", rename_all = "kebab-case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "made once a request and not kept; paths are larger on Windows"
+)]
 pub enum Call {
     /// Make a machine; nothing starts yet. Answer: `machine`.
     MachineCreate {
