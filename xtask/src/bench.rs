@@ -51,6 +51,15 @@ pub(crate) enum Bench {
     Journal,
 }
 
+/// The lab's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    /// For what programs do.
+    Instructions,
+    /// For what they wait for: while all are idle the other clock jumps from timer to timer.
+    Ordinary,
+}
+
 /// Sets up, measures, prints the table, and leaves it in `target/bench`, with a page for a browser of all
 /// that has been measured. With `gate` it fails if a figure is more than `benches/budget.toml` allows.
 pub(crate) fn bench(bench: Option<Bench>, runs: usize, gate: bool) -> Result<ExitCode, Failure> {
@@ -111,8 +120,8 @@ pub(crate) fn compare(
 fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
     match bench {
         Bench::Boot => boot(runs, gate),
-        Bench::Restore => in_guests("restore", runs),
-        Bench::Memory => in_guests("memory", runs),
+        Bench::Restore => in_guests("restore", runs, Clock::Instructions),
+        Bench::Memory => in_guests("memory", runs, Clock::Ordinary),
         Bench::Exec => exec(runs),
         Bench::Stream => stream(runs),
         Bench::Net => net(runs),
@@ -127,7 +136,8 @@ fn exec(runs: usize) -> Result<(), Failure> {
     let bench = program("cabana-bench")?;
     let runs = runs.to_string();
     let words = vec![bench.into(), "exec".into(), "--runs".into(), runs.into()];
-    let table = String::from_utf8_lossy(&where_linux_runs(words, &[])?).into_owned();
+    let table =
+        String::from_utf8_lossy(&where_linux_runs(words, Clock::Instructions, &[])?).into_owned();
     leave("exec", &table)
 }
 
@@ -145,7 +155,7 @@ fn stream(runs: usize) -> Result<(), Failure> {
         words.extend([option.into(), path.into()]);
     }
     words.extend(["--runs".into(), runs.to_string().into()]);
-    leave("stream", &String::from_utf8_lossy(&where_linux_runs(words, &[])?))
+    leave("stream", &String::from_utf8_lossy(&where_linux_runs(words, Clock::Instructions, &[])?))
 }
 
 /// Prints a table, and leaves it beside the others.
@@ -189,7 +199,7 @@ fn shared_folders(runs: usize) -> Result<(), Failure> {
     }
     measure.extend(["--runs".into(), runs.min(GUEST_RUNS).to_string().into()]);
     // The lab takes hours for 20,000 files.
-    let in_guest = where_linux_runs(measure, &["--stage", "--hundreds", "2"])?;
+    let in_guest = where_linux_runs(measure, Clock::Instructions, &["--stage", "--hundreds", "2"])?;
     let in_guest = String::from_utf8_lossy(&in_guest).into_owned();
     print!("\n{in_guest}");
     table += &format!("\n{in_guest}\nCabana: {}\n", commit());
@@ -219,7 +229,8 @@ fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
         measure.extend([option.into(), path.into()]);
     }
     measure.extend(["--runs".into(), runs.to_string().into()]);
-    let figures = where_linux_runs(measure, &["--stage", "--clock", "instructions"])?;
+    let figures =
+        where_linux_runs(measure, Clock::Instructions, &["--stage", "--clock", "instructions"])?;
     let in_guest = keep(&folder.join("guests.json"), &figures)?;
     say("bench: the VMM's start-up alone, on this machine's own KVM");
     let figures = output(Command::new(&bench).arg("start-up").arg("--cabana").arg(&cabana))?;
@@ -237,13 +248,17 @@ fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
 }
 
 /// A part of `cabana-bench` that needs nothing but `cabana`.
-fn in_guests(what: &str, runs: usize) -> Result<(), Failure> {
+fn in_guests(what: &str, runs: usize, clock: Clock) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
     let bench = program("cabana-bench")?;
     let folder = folder()?;
     let mut measure: Vec<OsString> = vec![bench.clone().into(), what.into()];
     measure.extend(["--cabana".into(), cabana.into(), "--runs".into(), runs.to_string().into()]);
-    let figures = where_linux_runs(measure, &["--stage", "--clock", "instructions"])?;
+    let name = match clock {
+        Clock::Instructions => "instructions",
+        Clock::Ordinary => "ordinary, in the lab",
+    };
+    let figures = where_linux_runs(measure, clock, &["--stage", "--clock", name])?;
     let figures = keep(&folder.join(format!("{what}-guests.json")), &figures)?;
     let mut report = Command::new(&bench);
     report.args(["report", "--of", what, "--to"]).arg(&folder).arg(figures);
@@ -278,23 +293,28 @@ fn program(name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Runs a command here where KVM runs Linux, else in the lab, with these words more; its standard output.
-fn where_linux_runs(mut argv: Vec<OsString>, in_a_lab: &[&str]) -> Result<Vec<u8>, Failure> {
+fn where_linux_runs(
+    mut argv: Vec<OsString>,
+    clock: Clock,
+    in_a_lab: &[&str],
+) -> Result<Vec<u8>, Failure> {
     match kvm::runs_linux() {
         Ok(()) => Ok(output(Command::new(&argv[0]).args(&argv[1..]))?.into_bytes()),
         Err(why) => {
             say(&format!("bench: measuring in the lab, because {why}"));
             argv.extend(in_a_lab.iter().map(OsString::from));
-            in_lab(&argv)
+            in_lab(&argv, clock)
         }
     }
 }
 
-/// Runs a command on the instruction clock and returns its standard output.
-fn in_lab(argv: &[OsString]) -> Result<Vec<u8>, Failure> {
+/// Runs a command in the lab and returns its standard output.
+fn in_lab(argv: &[OsString], clock: Clock) -> Result<Vec<u8>, Failure> {
     let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
     // The programs to measure lie there, perhaps under `/tmp`, of which the machine has its own.
     let writable = vec![cargo::target_folder()];
-    let options = Options { instruction_clock: true, writable, ..Options::default() };
+    let instruction_clock = clock == Clock::Instructions;
+    let options = Options { instruction_clock, writable, ..Options::default() };
     let lab = Lab::start(&parts, &options)?;
     let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
     let command = cabana_lab::Command::new(argv).cwd("/").stdout(writer).stderr(io::stderr());
