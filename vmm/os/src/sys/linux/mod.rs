@@ -4,7 +4,7 @@ mod channel;
 mod event;
 mod event_loop;
 pub mod file;
-mod mapping;
+pub(super) mod memory;
 pub mod net;
 mod packets;
 mod pages;
@@ -14,10 +14,11 @@ mod timer;
 pub mod tree;
 mod watch;
 
+pub use super::unix::mapping::{Access, Mapping};
 pub use channel::{Channel, MAX_HANDLES, MAX_MESSAGE};
 pub use event::Event;
 pub use event_loop::{EventLoop, Interest, LoopHandle, Token};
-pub use mapping::{Access, Mapping};
+
 pub use packets::Packets;
 pub use pages::for_each_own;
 pub use replace::Replacement;

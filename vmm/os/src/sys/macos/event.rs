@@ -51,18 +51,3 @@ impl AsFd for Event {
         self.reader.as_fd()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_are_merged_and_taken_once() {
-        let event = Event::new().unwrap();
-        assert!(!event.take());
-        event.signal();
-        event.try_clone().unwrap().signal();
-        assert!(event.take());
-        assert!(!event.take());
-    }
-}

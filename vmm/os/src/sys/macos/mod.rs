@@ -3,8 +3,8 @@
 
 mod event;
 pub mod file;
-mod mapping;
+pub(super) mod memory;
 pub mod process;
 
+pub use super::unix::mapping::{Access, Mapping};
 pub use event::Event;
-pub use mapping::Mapping;

@@ -48,18 +48,3 @@ impl AsHandle for Event {
         self.handle.as_handle()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_are_merged_and_taken_once() {
-        let event = Event::new().unwrap();
-        assert!(!event.take());
-        event.signal();
-        event.try_clone().unwrap().signal();
-        assert!(event.take());
-        assert!(!event.take());
-    }
-}

@@ -5,9 +5,10 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
-};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+
+use super::host;
+use crate::sys::whole_pages;
 
 /// What a mapping of a file may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +70,8 @@ impl Mapping {
     /// Replaces `range` of this mapping by the bytes of `file` from `offset`, copy on write.
     /// Everything is a multiple of the page size; bytes past the file's end fault when touched.
     pub fn overlay_file(&self, range: Range<usize>, file: &File, offset: u64) -> io::Result<()> {
-        if range.start > range.end || range.end > self.len {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let at = self.within(&range)?;
         let (prot, flags) = file_flags(Access::CopyOnWrite);
-        let at = self.addr.wrapping_add(range.start);
         // SAFETY: the range lies within this mapping (checked above), which this value owns.
         unsafe { mmap(at.cast(), range.len(), prot, flags | MapFlags::FIXED, file, offset)? };
         Ok(())
@@ -92,24 +90,30 @@ impl Mapping {
 
     /// Asks for 2 MiB pages where the host has them.
     pub fn advise_huge(&self, range: Range<usize>) -> io::Result<()> {
-        self.advise(range, Advice::LinuxHugepage)
+        let at = self.within(&range)?;
+        // SAFETY: the range lies within this mapping.
+        unsafe { host::advise_huge(at, range.len()) }
     }
 
     /// Gives the whole pages in `range` back to the host; they read as zeroes (or as the file) again.
     pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
-        let page = rustix::param::page_size();
-        let pages = range.start.next_multiple_of(page)..range.end / page * page;
-        if pages.is_empty() { Ok(()) } else { self.advise(pages, Advice::LinuxDontNeed) }
+        self.within(&range)?;
+        let pages = whole_pages(range, rustix::param::page_size());
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let at = self.within(&pages)?;
+        // SAFETY: the pages lie within this mapping, and no Rust reference points to them: guest memory has
+        // none.
+        unsafe { host::discard(at, pages.len()) }
     }
 
-    fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
+    /// Where a range of this mapping begins.
+    fn within(&self, range: &Range<usize>) -> io::Result<*mut u8> {
         if range.start > range.end || range.end > self.len {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let at = self.addr.wrapping_add(range.start);
-        // SAFETY: the range lies within this mapping (checked above), and none of the advices used
-        // here makes memory go away that Rust references point to: guest memory has none.
-        Ok(unsafe { madvise(at.cast(), range.len(), advice) }?)
+        Ok(self.addr.wrapping_add(range.start))
     }
 }
 
@@ -141,7 +145,7 @@ fn page_align(len: usize) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::{IoPiece, read_pieces_at};
+    use crate::sys::unix::pieces::{IoPiece, read_pieces_at};
     use std::io::Write;
 
     fn byte(mapping: &Mapping, at: usize) -> *mut u8 {
@@ -203,6 +207,7 @@ mod tests {
         let bytes = [0, 1, 2].map(|page| unsafe { byte(&mapping, page * 4096).read_volatile() });
         assert_eq!(bytes, [1, 0, 1]);
         assert!(mapping.discard(0..4 * 4096).is_err());
+        assert!(mapping.discard(0..3 * 4096 + 1).is_err());
     }
 
     #[test]
