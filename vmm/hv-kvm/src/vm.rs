@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cabana_hv::x86::{CpuidLeaf, IOAPIC_PINS, Msi, MsiRoute};
-use cabana_hv::{Doorbell, HvError, MemorySlot, VcpuSeat, VcpuSetup, Vm, X86Vm};
+use cabana_hv::{Doorbell, HvError, MemorySlot, Seats, VcpuSeat, VcpuSetup, Vm, X86Vm};
 use cabana_os::Event;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
@@ -36,7 +36,7 @@ const IOEVENTFD_DATAMATCH: u32 = 1;
 pub(crate) struct KvmVm {
     shared: Arc<VmShared>,
     /// What the vCPUs are to be that nobody has taken yet.
-    vcpus: Mutex<Vec<Option<VcpuSetup>>>,
+    seats: Seats,
 }
 
 /// What a VM and its vCPUs hold together.
@@ -73,7 +73,7 @@ impl KvmVm {
         split.args[0] = u64::from(IOAPIC_PINS);
         fd.enable_cap(&split).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
         let shared = VmShared { system, fd, slots: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared), vcpus: Mutex::default() })
+        Ok(Self { shared: Arc::new(shared), seats: Seats::default() })
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -165,16 +165,12 @@ impl Vm for KvmVm {
     }
 
     fn set_vcpus(&self, vcpus: Vec<VcpuSetup>) -> Result<(), HvError> {
-        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) =
-            vcpus.into_iter().map(Some).collect();
+        self.seats.set(vcpus);
         Ok(())
     }
 
     fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError> {
-        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        let setup = vcpus.get_mut(index as usize).and_then(Option::take);
-        let setup =
-            setup.ok_or_else(|| HvError::Invalid(format!("there is no vCPU {index} to give")))?;
+        let setup = self.seats.take(index)?;
         Ok(Box::new(KvmSeat::new(Arc::clone(&self.shared), index, &setup)?))
     }
 

@@ -1,10 +1,10 @@
 //! A VM: memory, interrupts, doorbells.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use cabana_hv::x86::{CpuidLeaf, Msi, MsiRoute};
-use cabana_hv::{Doorbell, HvError, MemorySlot, VcpuSeat, VcpuSetup, Vm, X86Vm};
+use cabana_hv::{Doorbell, HvError, MemorySlot, Seats, VcpuSeat, VcpuSetup, Vm, X86Vm};
 use cabana_os::Event;
 use windows_sys::Win32::Foundation::{E_INVALIDARG, HANDLE};
 use windows_sys::Win32::System::Hypervisor::{
@@ -29,8 +29,7 @@ const MATCH_VALUE_AND_LENGTH: u32 = 0b11;
 #[derive(Debug)]
 pub(crate) struct WhpVm {
     shared: Arc<VmShared>,
-    /// What the vCPUs are to be that nobody has taken yet.
-    vcpus: Mutex<Vec<Option<VcpuSetup>>>,
+    seats: Seats,
 }
 
 /// What a VM and its vCPUs hold together.
@@ -64,7 +63,7 @@ impl WhpVm {
     pub(crate) fn new(system: Arc<System>) -> Result<Self, HvError> {
         let partition = Arc::new(Partition::new(system)?);
         let shared = Arc::new(VmShared { partition, slots: RwLock::default() });
-        Ok(Self { shared, vcpus: Mutex::default() })
+        Ok(Self { shared, seats: Seats::default() })
     }
 
     fn partition(&self) -> &Arc<Partition> {
@@ -151,16 +150,12 @@ impl Vm for WhpVm {
         let supported = self.partition().system.supported_cpuid()?;
         let answers = cpuid_results(&vcpus, supported);
         self.partition().set_up(vcpus.len() as u32, &answers)?;
-        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) =
-            vcpus.into_iter().map(Some).collect();
+        self.seats.set(vcpus);
         Ok(())
     }
 
     fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError> {
-        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        let setup = vcpus.get_mut(index as usize).and_then(Option::take);
-        let setup =
-            setup.ok_or_else(|| HvError::Invalid(format!("there is no vCPU {index} to give")))?;
+        let setup = self.seats.take(index)?;
         Ok(Box::new(WhpSeat::new(Arc::clone(&self.shared), index, &setup)?))
     }
 

@@ -10,6 +10,7 @@ mod error;
 mod exit;
 pub mod fake;
 mod probe;
+mod seats;
 pub mod x86;
 
 use cabana_os::Event;
@@ -17,6 +18,7 @@ use cabana_os::Event;
 pub use error::HvError;
 pub use exit::{VmEntry, VmExit};
 pub use probe::{Probe, Verdict};
+pub use seats::Seats;
 pub use x86::X86Vm;
 
 /// One hypervisor of the host.
