@@ -6,7 +6,7 @@ use std::io;
 
 use cabana_machine::MachineError;
 use cabana_memory::{GuestAddress, GuestRam};
-use cabana_os::for_each_own;
+use cabana_os::own_blocks;
 use cabana_snapshot::write_nonzero;
 
 use crate::Error;
@@ -31,13 +31,8 @@ fn park(ram: &GuestRam, file: &File) -> Result<(), Error> {
     let mut begin = 0;
     for piece in ram.slots() {
         let host = piece.host as usize;
-        let mut blocks = Vec::new();
-        let found = for_each_own(host..host + piece.len, BLOCK, |block| {
-            blocks.push(block);
-            Ok(())
-        });
-        found.map_err(Error::host("the list of memory pages"))?;
-        for block in blocks {
+        let blocks = own_blocks(host..host + piece.len, BLOCK);
+        for block in blocks.map_err(Error::host("the list of memory pages"))? {
             let (offset, len) = (block.start - host, block.len());
             let (guest, at) = (GuestAddress(piece.guest.0 + offset as u64), begin + offset as u64);
             let written = write_nonzero(file, at, len as u64, |offset, bytes| {
@@ -76,16 +71,10 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             file.set_len(ram.size()).unwrap();
             park(&ram, &file).unwrap();
-            let own = ram.slots().map(|piece| {
-                let (mut own, host) = (0, piece.host as usize);
-                for_each_own(host..host + piece.len, 4096, |run| {
-                    own += run.len();
-                    Ok(())
-                })
-                .unwrap();
-                own
-            });
-            assert_eq!(own.sum::<usize>(), 0, "round {round}");
+            for piece in ram.slots() {
+                let host = piece.host as usize;
+                assert_eq!(own_blocks(host..host + piece.len, 4096).unwrap(), [], "round {round}");
+            }
         }
         let kept = places.map(|at| ram.read::<u8>(GuestAddress(at)).unwrap());
         assert_eq!(kept, [3; 5]);

@@ -20,7 +20,7 @@ pub use event::Event;
 pub use event_loop::{EventLoop, Interest, LoopHandle, Token};
 
 pub use packets::Packets;
-pub use pages::for_each_own;
+pub use pages::own_blocks;
 pub use replace::Replacement;
 pub use timer::Timer;
 pub use watch::{EntryChange, FolderWatch};

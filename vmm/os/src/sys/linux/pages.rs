@@ -24,17 +24,12 @@ pub(super) fn pagemap() -> io::Result<&'static File> {
     file.as_ref().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
-/// Tells `each` of the blocks of `block` bytes (a power of two) in `range`, addresses of this process, that hold a
-/// page that is this process's alone: written to, and in no file that is mapped there. Adjacent blocks are told
-/// of together.
-pub fn for_each_own(
-    range: Range<usize>,
-    block: usize,
-    mut each: impl FnMut(Range<usize>) -> io::Result<()>,
-) -> io::Result<()> {
+/// The blocks of `block` bytes (a power of two) in `range`, addresses of this process, that hold a page that is this
+/// process's alone: written to, and in no file that is mapped there. Adjacent blocks are one.
+pub fn own_blocks(range: Range<usize>, block: usize) -> io::Result<Vec<Range<usize>>> {
     let page = rustix::param::page_size();
     let mut entries = vec![0; AT_ONCE * ENTRY];
-    let mut run: Option<Range<usize>> = None;
+    let mut blocks: Vec<Range<usize>> = Vec::new();
     let mut at = range.start / page * page;
     while at < range.end {
         let count = AT_ONCE.min((range.end - at).div_ceil(page));
@@ -49,18 +44,14 @@ pub fn for_each_own(
             }
             let here = (at + index * page) & !(block - 1);
             let own = here.max(range.start)..(here + block).min(range.end);
-            match &mut run {
-                Some(run) if own.start <= run.end => run.end = own.end,
-                _ => {
-                    if let Some(run) = run.replace(own) {
-                        each(run)?;
-                    }
-                }
+            match blocks.last_mut() {
+                Some(last) if own.start <= last.end => last.end = own.end,
+                _ => blocks.push(own),
             }
         }
         at += count * page;
     }
-    run.map_or(Ok(()), each)
+    Ok(blocks)
 }
 
 #[cfg(test)]
@@ -70,13 +61,8 @@ mod tests {
 
     fn own(mapping: &Mapping, block: usize) -> Vec<Range<usize>> {
         let start = mapping.as_ptr() as usize;
-        let mut found = Vec::new();
-        for_each_own(start..start + mapping.len(), block, |run| {
-            found.push(run.start - start..run.end - start);
-            Ok(())
-        })
-        .unwrap();
-        found
+        let found = own_blocks(start..start + mapping.len(), block).unwrap();
+        found.into_iter().map(|run| run.start - start..run.end - start).collect()
     }
 
     fn write(mapping: &Mapping, page: usize) {
