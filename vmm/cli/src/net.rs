@@ -9,7 +9,8 @@ use cabana_api::{
     Call, MachineEvent, NetworkEvent, NetworkStatus, NetworkVerdict, NetworkWhat, Outcome,
     PolicySpec, Remember,
 };
-use cabana_sandbox::egress::{self, EgressPolicy, LogLine, Protocol, SessionPolicy, Verdict, What};
+use cabana_engine::egress_policy;
+use cabana_sandbox::egress::{self, LogLine, Protocol, Verdict, What};
 use cabana_serve::{ClientError, Incoming, Place};
 use serde_json::json;
 
@@ -65,7 +66,10 @@ fn log(args: &NetLogArgs) -> Result<u8, Failure> {
 
 fn test(args: &NetTestArgs) -> Result<u8, Failure> {
     let policy = match &args.machine {
-        Some(machine) => of_machine(&network(machine)?),
+        Some(machine) => {
+            let NetworkStatus { policy, sessions, .. } = network(machine)?;
+            egress_policy(&policy, &sessions)
+        }
         None => args.policy.read()?,
     };
     if let Some(session) = args.session.as_ref().filter(|name| !policy.session.contains_key(*name))
@@ -87,15 +91,6 @@ fn network(machine: &str) -> Result<NetworkStatus, Failure> {
         Outcome::Network(status) => Ok(status),
         _ => Err(nonsense()),
     }
-}
-
-fn of_machine(status: &NetworkStatus) -> EgressPolicy {
-    let PolicySpec { allow, deny, ask, ech } = status.policy.clone();
-    let session = status.sessions.iter().map(|(name, own)| {
-        let PolicySpec { allow, deny, ask, ech } = own.clone();
-        (name.clone(), SessionPolicy { allow, deny, ask, ech })
-    });
-    EgressPolicy { allow, deny, ask, ech, session: session.collect() }
 }
 
 fn status(machine: &str, json: bool) -> Result<u8, Failure> {

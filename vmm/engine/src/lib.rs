@@ -105,6 +105,7 @@ pub use error::Error;
 pub use events::Events;
 pub use forward::Forward;
 pub use machine::Machine;
+pub use network::egress_policy;
 pub use place::{Listener, Place, Tunnel};
 pub use process::{Output, Process, ProcessEvent, ProcessInput};
 pub use session::Session;

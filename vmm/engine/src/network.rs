@@ -79,15 +79,23 @@ impl Policies {
 
     /// The same in the network's words, once it is found to be right.
     pub(crate) fn compile(&self) -> Result<EgressPolicy, Error> {
-        let PolicySpec { allow, deny, ask, ech } = self.machine.clone();
-        let sessions = self.sessions.iter().map(|(name, own)| {
-            let PolicySpec { allow, deny, ask, ech } = own.clone();
-            (name.clone(), SessionPolicy { allow, deny, ask, ech })
-        });
-        let policy = EgressPolicy { allow, deny, ask, ech, session: sessions.collect() };
+        let policy = egress_policy(&self.machine, &self.sessions);
         policy.check().map_err(|error| Error::Invalid(error.to_string()))?;
         Ok(policy)
     }
+}
+
+/// The rules of a machine and of its sessions in the network's words.
+pub fn egress_policy(
+    machine: &PolicySpec,
+    sessions: &BTreeMap<String, PolicySpec>,
+) -> EgressPolicy {
+    let PolicySpec { allow, deny, ask, ech } = machine.clone();
+    let sessions = sessions.iter().map(|(name, own)| {
+        let PolicySpec { allow, deny, ask, ech } = own.clone();
+        (name.clone(), SessionPolicy { allow, deny, ask, ech })
+    });
+    EgressPolicy { allow, deny, ask, ech, session: sessions.collect() }
 }
 
 /// Whether a description is one, before anything is started.
