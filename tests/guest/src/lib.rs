@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use cabana_sandbox::{MachineConfig, Share};
 use cabana_store::{Kind, Store};
 
 pub use cabana::{Call, Ended, Running};
@@ -53,6 +54,11 @@ pub fn host() -> Option<&'static Host> {
     }
 }
 
+/// A folder of this host's in a guest, without a journal.
+pub fn share(host: &Path, guest: &str, read_only: bool) -> Share {
+    Share { host: host.to_owned(), guest: guest.to_owned(), read_only, journal: None }
+}
+
 impl Host {
     fn find() -> Result<Self, String> {
         if let Some(why) = cabana_sandbox::probe().verdict.why() {
@@ -80,6 +86,16 @@ impl Host {
         arguments: impl IntoIterator<Item = A>,
     ) -> Call {
         Call::of_program(&self.binary, arguments)
+    }
+
+    /// A machine of this host's own artifacts, with everything else as it is by default.
+    pub fn machine(&self) -> MachineConfig {
+        MachineConfig {
+            kernel: self.kernel.clone(),
+            agent: self.agent.clone(),
+            image: self.image.clone(),
+            ..MachineConfig::default()
+        }
     }
 
     /// How long a machine takes here from its start to the end of a first command, measured once.

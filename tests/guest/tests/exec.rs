@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Instant;
 
-use cabana_sandbox::{Command, Error, Machine, MachineConfig, ProcessEvent, Scratch, TtySize};
+use cabana_sandbox::{Command, Error, Machine, MachineConfig, ProcessEvent, TtySize};
 use cabana_test_guest::{LIMIT, exec, exec_with, finish, host, run, sh};
 
 /// The machine of all cases here, which ends with this process.
@@ -12,14 +12,7 @@ fn machine() -> Option<&'static Machine> {
     static MACHINE: OnceLock<Machine> = OnceLock::new();
     let host = host()?;
     Some(MACHINE.get_or_init(|| {
-        let config = MachineConfig {
-            cpus: 2,
-            kernel: host.kernel.clone(),
-            agent: host.agent.clone(),
-            image: host.image.clone(),
-            scratch: Scratch::Memory,
-            ..MachineConfig::default()
-        };
+        let config = MachineConfig { cpus: 2, ..host.machine() };
         let machine = Machine::start(&config).expect("a machine");
         assert_eq!(machine.warnings(), <[String; 0]>::default());
         machine

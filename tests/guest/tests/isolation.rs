@@ -205,14 +205,11 @@ const ATTACKER: SessionLimits = SessionLimits {
 
 fn start(host: &Host) -> Machine {
     let config = MachineConfig {
-        kernel: host.kernel.clone(),
-        agent: host.agent.clone(),
-        image: host.image.clone(),
         scratch: Scratch::Temporary {
             template: host.scratch.clone(),
             folder: std::env::temp_dir(),
         },
-        ..MachineConfig::default()
+        ..host.machine()
     };
     Machine::start(&config).expect("a machine")
 }

@@ -3,10 +3,10 @@
 #[path = "../../../devices/fs/tests/client/posix.rs"]
 mod posix;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cabana_sandbox::{Machine, MachineConfig, Scratch, Share};
-use cabana_test_guest::{host, sh};
+use cabana_sandbox::{Machine, MachineConfig};
+use cabana_test_guest::{host, sh, share};
 
 #[test]
 fn posix_is_kept_but_for_the_exceptions() {
@@ -19,23 +19,13 @@ fn posix_is_kept_but_for_the_exceptions() {
     }
     let folder = tempfile::tempdir().unwrap();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../devices/fs/tests/pjdfstest");
-    let share = |host: PathBuf, guest: &str, read_only| Share {
-        host,
-        guest: guest.to_owned(),
-        read_only,
-        journal: None,
-    };
     let machine = Machine::start(&MachineConfig {
-        kernel: host.kernel.clone(),
-        agent: host.agent.clone(),
-        image: host.image.clone(),
-        scratch: Scratch::Memory,
         shares: vec![
-            share(folder.path().to_owned(), "/w", false),
-            share(programs, "/programs", true),
-            share(config, "/config", true),
+            share(folder.path(), "/w", false),
+            share(&programs, "/programs", true),
+            share(&config, "/config", true),
         ],
-        ..MachineConfig::default()
+        ..host.machine()
     });
     let machine = machine.expect("a machine");
     // The suite becomes other users, who have to come this far; and it renames to another file system.

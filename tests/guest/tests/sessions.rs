@@ -40,14 +40,11 @@ fn world() -> Option<&'static World> {
     Some(WORLD.get_or_init(|| {
         let config = MachineConfig {
             cpus: 2,
-            kernel: host.kernel.clone(),
-            agent: host.agent.clone(),
-            image: host.image.clone(),
             scratch: Scratch::Temporary {
                 template: host.scratch.clone(),
                 folder: std::env::temp_dir(),
             },
-            ..MachineConfig::default()
+            ..host.machine()
         };
         let machine = Machine::start(&config).expect("a machine");
         let events = Arc::new(Events::default());

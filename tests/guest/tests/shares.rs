@@ -7,10 +7,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use cabana_sandbox::{
-    Command as GuestCommand, Machine, MachineConfig, ProcessEvent, Scratch, SessionSpec, Share,
-    ShareMount,
+    Command as GuestCommand, Machine, MachineConfig, ProcessEvent, SessionSpec, ShareMount,
 };
-use cabana_test_guest::{host, sh};
+use cabana_test_guest::{host, sh, share};
 use tempfile::TempDir;
 
 /// A machine with a folder at `/w` and another, read-only, at `/r`.
@@ -27,19 +26,9 @@ fn shared() -> Option<&'static Shared> {
     let host = host()?;
     Some(SHARED.get_or_init(|| {
         let [writable, read_only] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
-        let share = |folder: &TempDir, guest: &str, read_only| Share {
-            host: folder.path().to_owned(),
-            guest: guest.to_owned(),
-            read_only,
-            journal: None,
-        };
         let machine = Machine::start(&MachineConfig {
-            kernel: host.kernel.clone(),
-            agent: host.agent.clone(),
-            image: host.image.clone(),
-            scratch: Scratch::Memory,
-            shares: vec![share(&writable, "/w", false), share(&read_only, "/r", true)],
-            ..MachineConfig::default()
+            shares: vec![share(writable.path(), "/w", false), share(read_only.path(), "/r", true)],
+            ..host.machine()
         });
         Shared { machine: machine.expect("a machine"), writable, read_only }
     }))

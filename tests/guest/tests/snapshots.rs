@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cabana_sandbox::{Machine, MachineConfig, RestoreConfig, Scratch, Share, Timeline};
-use cabana_test_guest::{Call, Host, host, sh};
+use cabana_sandbox::{Machine, MachineConfig, RestoreConfig, Scratch, Timeline};
+use cabana_test_guest::{Call, Host, host, sh, share};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -216,22 +216,14 @@ until grep -qs connected /root/state; do sleep 0.1; done"#;
 fn a_machine_goes_on_after_it_was_kept() {
     let Some(host) = host() else { return };
     let [folder, shared] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let share = Share {
-        host: shared.path().to_owned(),
-        guest: "/w".to_owned(),
-        read_only: false,
-        journal: None,
-    };
+    let share = share(shared.path(), "/w", false);
     let machine = Machine::start(&MachineConfig {
-        kernel: host.kernel.clone(),
-        agent: host.agent.clone(),
-        image: host.image.clone(),
         scratch: Scratch::Temporary {
             template: host.scratch.clone(),
             folder: folder.path().to_owned(),
         },
         shares: vec![share.clone()],
-        ..MachineConfig::default()
+        ..host.machine()
     })
     .unwrap();
     let path = folder.path().join("snapshot");

@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use cabana_builder::ROOT;
-use cabana_sandbox::{Command, Machine, MachineConfig, Scratch, SessionSpec, Share, ShareMount};
+use cabana_sandbox::{Command, Machine, MachineConfig, SessionSpec, ShareMount};
 use cabana_store::{Kind, Store};
-use cabana_test_guest::{exec, host};
+use cabana_test_guest::{exec, host, share};
 use tempfile::TempDir;
 
 macro_rules! scripts {
@@ -44,22 +44,9 @@ fn world() -> Option<&'static World> {
     let world = WORLD.get_or_init(|| {
         let image = Store::open().ok()?.find(Kind::Image, "tools").ok()?.file(ROOT).ok()?;
         let folder = tempfile::tempdir().expect("a folder");
-        let share = Share {
-            host: folder.path().to_owned(),
-            guest: "/w".to_owned(),
-            read_only: false,
-            journal: None,
-        };
-        let config = MachineConfig {
-            cpus: 1,
-            memory: 1 << 30,
-            kernel: host.kernel.clone(),
-            agent: host.agent.clone(),
-            image,
-            scratch: Scratch::Memory,
-            shares: vec![share],
-            ..MachineConfig::default()
-        };
+        let share = share(folder.path(), "/w", false);
+        let config =
+            MachineConfig { memory: 1 << 30, image, shares: vec![share], ..host.machine() };
         let machine = Machine::start(&config).expect("a machine");
         let mount = ShareMount { name: "share0".into(), guest_path: "/w".into(), read_only: false };
         let spec =

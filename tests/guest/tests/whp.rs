@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use cabana_sandbox::{Machine, MachineConfig, Share, use_hypervisor};
-use cabana_test_guest::{host, sh};
+use cabana_sandbox::{Machine, MachineConfig, use_hypervisor};
+use cabana_test_guest::{host, sh, share};
 
 #[test]
 fn linux_boots_to_exec_with_a_share_and_two_processors() {
@@ -14,16 +14,8 @@ fn linux_boots_to_exec_with_a_share_and_two_processors() {
     fs::write(folder.path().join("in"), "from the host\n").unwrap();
     let machine = Machine::start(&MachineConfig {
         cpus: 2,
-        kernel: host.kernel.clone(),
-        agent: host.agent.clone(),
-        image: host.image.clone(),
-        shares: vec![Share {
-            host: folder.path().to_owned(),
-            guest: "/mnt/share".to_owned(),
-            read_only: false,
-            journal: None,
-        }],
-        ..MachineConfig::default()
+        shares: vec![share(folder.path(), "/mnt/share", false)],
+        ..host.machine()
     })
     .unwrap();
     assert_eq!(machine.warnings(), <[String; 0]>::default());
