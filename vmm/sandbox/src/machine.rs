@@ -178,8 +178,7 @@ impl Vmm {
             image_path: &config.image,
             memory: config.memory,
             shares,
-            network: config.network.as_ref(),
-            cable: config.cable.as_ref(),
+            card: Card::of(config.network.as_ref(), config.cable.as_ref()),
             disk: scratch(&config.scratch)?,
         };
         Self::equip(equipment, |devices, device_memory| {
@@ -206,8 +205,8 @@ impl Vmm {
             Vec<DeviceMemory>,
         ) -> Result<cabana_machine::Machine, Error>,
     ) -> Result<Self, Error> {
-        let Equipment { image, image_path, memory, shares, network: card, cable, disk: scratch } =
-            equipment;
+        let Equipment { image, image_path, memory, shares, card, disk: scratch } = equipment;
+        let has_card = card.is_some();
         let fate = Arc::new(Fate::default());
         let spawn = |name| EventLoop::spawn(name).map_err(Error::host("a thread"));
         // A disk or a folder that blocks must not hold up the conversation with the guest.
@@ -233,17 +232,15 @@ impl Vmm {
         }
         let mut loops = vec![io, disk, folders];
         let mut network = None;
-        let has_card = card.is_some() || cable.is_some();
-        if has_card {
+        if let Some(card) = card {
             let events = spawn("net")?;
-            match (cable, card) {
-                (Some(cable), _) => devices.push(network::cabled(cable, &events.handle())?),
-                (None, Some(config)) => {
+            match card {
+                Card::Cable(cable) => devices.push(network::cabled(cable, &events.handle())?),
+                Card::Network(config) => {
                     let (behind, egress) = network::behind(config, &events.handle())?;
                     devices.push(network::card(behind.clone(), config.mtu, &events.handle()));
                     network = Some((behind, egress));
                 }
-                (None, None) => {}
             }
             loops.push(events);
         }
@@ -400,10 +397,26 @@ pub(crate) struct Equipment<'a> {
     /// Bytes of RAM.
     pub(crate) memory: u64,
     pub(crate) shares: Arc<FileServer>,
-    pub(crate) network: Option<&'a NetworkConfig>,
-    /// Goes before `network`.
-    pub(crate) cable: Option<&'a CableConfig>,
+    pub(crate) card: Option<Card<'a>>,
     pub(crate) disk: Option<Disk>,
+}
+
+/// What a network card is plugged into.
+pub(crate) enum Card<'a> {
+    /// A network of this process.
+    Network(&'a NetworkConfig),
+    /// One of another process.
+    Cable(&'a CableConfig),
+}
+
+impl<'a> Card<'a> {
+    /// A cable goes before a network.
+    pub(crate) fn of(
+        network: Option<&'a NetworkConfig>,
+        cable: Option<&'a CableConfig>,
+    ) -> Option<Self> {
+        cable.map(Self::Cable).or(network.map(Self::Network))
+    }
 }
 
 /// The way to a machine of this process.

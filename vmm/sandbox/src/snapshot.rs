@@ -21,7 +21,7 @@ use cabana_snapshot::{Draft, Snapshot, SnapshotError, write_nonzero};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::machine::{Equipment, Vmm, share};
+use crate::machine::{Card, Equipment, Vmm, share};
 use crate::{Error, Guest, Introduction, Machine, NetworkConfig, Share, backend};
 
 /// Names in the file.
@@ -151,8 +151,7 @@ impl Vmm {
             image_path: &image_path,
             memory: state.memory,
             shares,
-            network: config.network.as_ref(),
-            cable: None,
+            card: Card::of(config.network.as_ref(), None),
             disk,
         };
         Self::equip(equipment, |devices, device_memory| {

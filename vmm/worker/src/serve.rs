@@ -159,6 +159,16 @@ impl Parts {
         fault
     }
 
+    /// The cable to the network's worker.
+    fn take_cable(&mut self) -> Option<CableConfig> {
+        let mtu = self.each().find_map(|(role, _)| match role {
+            Role::Cable { mtu } => Some(*mtu),
+            _ => None,
+        })?;
+        let socket = self.take(|role| matches!(role, Role::Cable { .. }))?;
+        Some(CableConfig { socket: Arc::new(socket), mtu })
+    }
+
     fn config(&self) -> MachineConfig {
         let scratch = self.each().find_map(|(role, handle)| match role {
             Role::Disk { vanishing } => {
@@ -175,16 +185,8 @@ impl Parts {
             }),
             _ => None,
         });
-        let cable = self.each().find_map(|(role, handle)| match role {
-            Role::Cable { mtu } => {
-                Some(handle.try_clone_to_owned().map(|socket| (Arc::new(socket), *mtu)))
-            }
-            _ => None,
-        });
-        let cable = cable.transpose().unwrap_or_default();
         let path = |role| self.path(|other| *other == role).unwrap_or_default();
         MachineConfig {
-            cable: cable.map(|(socket, mtu)| CableConfig { socket, mtu }),
             cpus: self.start.cpus,
             memory: self.start.memory,
             kernel: path(Role::Kernel),
@@ -202,7 +204,8 @@ impl Parts {
 fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Result<()> {
     let control = parts.take(|role| *role == Role::Control);
     let control = control.ok_or_else(|| io::Error::other("no control socket"))?;
-    let vmm = match Vmm::start(&parts.config()) {
+    let cable = parts.take_cable();
+    let vmm = match Vmm::start(&MachineConfig { cable, ..parts.config() }) {
         Ok(vmm) => Arc::new(vmm),
         Err(error) => {
             return link::send(channel, &Notice::Ended(Err(parts.translate(&error))), &[]);
