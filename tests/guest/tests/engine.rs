@@ -42,6 +42,7 @@ fn a_machine_lives_lazily_stands_still_and_dies_by_name() {
                 host: folder.path().into(),
                 guest: "/shared".to_owned(),
                 read_only: false,
+                journal: None,
             }],
             ..MachineSpec::default()
         })
@@ -224,6 +225,7 @@ fn a_worker_reaches_only_what_it_was_handed() {
                 host: folder.path().into(),
                 guest: "/shared".to_owned(),
                 read_only: false,
+                journal: None,
             }],
             ..MachineSpec::default()
         })

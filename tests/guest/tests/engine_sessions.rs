@@ -52,7 +52,7 @@ fn a_session_lives_as_long_as_it_is_wanted() {
         let host = folder.path().join(name);
         fs::create_dir_all(&host).unwrap();
         fs::write(host.join("name"), name).unwrap();
-        ShareSpec { host, guest: guest.to_owned(), read_only }
+        ShareSpec { host, guest: guest.to_owned(), read_only, journal: None }
     };
     let machine = machine(
         host,
@@ -81,7 +81,12 @@ fn a_session_lives_as_long_as_it_is_wanted() {
     let refused = |spec| machine.create_session(spec).unwrap_err().code();
     assert_eq!(refused(named("one")), "exists");
     assert_eq!(refused(named("a/b")), "invalid");
-    let outside = ShareSpec { host: "/usr".into(), guest: "/mnt/x".to_owned(), read_only: true };
+    let outside = ShareSpec {
+        host: "/usr".into(),
+        guest: "/mnt/x".to_owned(),
+        read_only: true,
+        journal: None,
+    };
     assert_eq!(
         refused(SessionSpec { shares: vec![outside], ..named("three") }),
         "outside-share-roots"

@@ -38,8 +38,12 @@ fn machine(host: &Host, folder: &Path) -> Machine {
     let worker = WorkerKind::Program(host.binary.clone());
     let scratch = Some(folder.to_owned());
     let engine = Engine::new(EngineConfig { worker, scratch, ..EngineConfig::default() }).unwrap();
-    let share =
-        ShareSpec { host: folder.join("share"), guest: "/share".to_owned(), read_only: false };
+    let share = ShareSpec {
+        host: folder.join("share"),
+        guest: "/share".to_owned(),
+        read_only: false,
+        journal: None,
+    };
     let (disk, memory) = (Some(folder.join("disk")), 192 << 20);
     let shares = vec![share];
     engine.machine(MachineSpec { disk, memory, shares, ..MachineSpec::default() }).unwrap()

@@ -25,6 +25,11 @@ impl Yard {
         self.host.cabana(arguments).env("CABANA_STATE", self.dir.path().join("state"))
     }
 
+    /// A call of `cabana` with a runtime folder of its own, where machines that are up are found.
+    fn with_machines(&self, arguments: &[&str]) -> Call {
+        self.cabana(arguments).env("XDG_RUNTIME_DIR", self.dir.path())
+    }
+
     fn work(&self) -> String {
         self.dir.path().join("work").display().to_string()
     }
@@ -80,6 +85,63 @@ fn what_a_guest_destroyed_comes_back() {
     yard.cabana(&["share", "accept", &yard.work()]).end().succeeded();
     let said = yard.cabana(&["share", "diff", &yard.work()]).end().succeeded();
     assert!(said.contains("is as it was"), "{said}");
+}
+
+#[test]
+fn machines_that_are_up_have_journals_too() {
+    let Some(yard) = Yard::new() else { return };
+    let path = |name: &str| yard.dir.path().join(name);
+    for name in ["work", "docs"] {
+        fs::create_dir_all(path(name)).unwrap();
+        fs::write(path(name).join("notes"), format!("of {name}")).unwrap();
+    }
+    let shown = |name: &str, at: &str| format!("{}:{at}:journal", path(name).display());
+    let up = |more: &[&str]| {
+        // It leaves a process behind, as other calls must not.
+        let mut command = std::process::Command::new(&yard.host.binary);
+        command.args(["up", "m", "--share", &shown("work", "/w")]).args(more);
+        let root = format!("--share-root={}", yard.dir.path().display());
+        let command = command.arg(root).env("CABANA_STATE", path("state"));
+        let up = command.env("XDG_RUNTIME_DIR", yard.dir.path()).output().unwrap();
+        assert!(up.status.success(), "{up:?}");
+    };
+    let exec = |session: &[&str], script: &str| {
+        let words = [&["exec"], session, &["m", "--", "sh", "-ec", script]].concat();
+        yard.with_machines(&words).end()
+    };
+    let docs = shown("docs", "/mnt/docs");
+
+    // Without `--journals` those of the start alone are in the worker's reach.
+    up(&[]);
+    let refused = yard.with_machines(&["share", "add", "m", &docs]).end();
+    refused.failed_with(125, &["docs", "journals"]);
+    exec(&[], "rm /w/notes; echo new >/w/more").succeeded();
+    let busy = yard.cabana(&["share", "rollback", path("work").to_str().unwrap()]).end();
+    busy.failed_with(125, &["in use"]);
+    yard.with_machines(&["down", "m"]).end().succeeded();
+
+    // A session's folder, and the same one in a second session.
+    up(&["--journals"]);
+    for session in ["chat-1", "chat-2"] {
+        let add = ["session", "add", "m", session, "--share", &docs];
+        yard.with_machines(&add).end().succeeded();
+    }
+    exec(&["--session", "chat-1"], "cd /mnt/docs; echo oops >notes; mkdir new").succeeded();
+    exec(&["--session", "chat-2"], "cd /mnt/docs; rm notes; mv /mnt/docs/new /mnt/docs/old")
+        .succeeded();
+    let all = format!("{}:/all", yard.dir.path().display());
+    let refused = yard.with_machines(&["share", "add", "m", &all]).end();
+    refused.failed_with(125, &["cannot keep a journal", "set CABANA_STATE"]);
+    let list = yard.with_machines(&["share", "ls", "m", "--session", "chat-1", "--json"]);
+    assert!(list.end().succeeded().contains("\"journal\""));
+    yard.with_machines(&["down", "m"]).end().succeeded();
+
+    for name in ["work", "docs"] {
+        let folder = path(name).display().to_string();
+        yard.cabana(&["share", "rollback", &folder]).end().succeeded();
+        assert_eq!(names(&path(name)), ["notes"]);
+        assert_eq!(fs::read_to_string(path(name).join("notes")).unwrap(), format!("of {name}"));
+    }
 }
 
 #[test]

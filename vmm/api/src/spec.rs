@@ -41,6 +41,9 @@ pub struct MachineSpec {
     pub shares: Vec<ShareSpec>,
     /// Folders below which shares may be added while the machine runs.
     pub share_roots: Vec<PathBuf>,
+    /// Shares that are added while the machine runs may have journals: the machine's worker then reaches all
+    /// journals of this user.
+    pub journals: bool,
     /// The network; without one there is only the guest's loopback.
     pub network: Option<NetworkSpec>,
     /// Another kernel than the store's.
@@ -61,6 +64,7 @@ impl Default for MachineSpec {
             disk: None,
             shares: Vec::new(),
             share_roots: Vec::new(),
+            journals: false,
             network: None,
             kernel: None,
             command_line: String::new(),
@@ -80,6 +84,10 @@ pub struct ShareSpec {
     /// The guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// What the guest destroys is kept, in at most this many bytes of the host's disk, so that `cabana share
+    /// rollback` brings it back. A folder that the guest may only read needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<u64>,
 }
 
 /// A command.

@@ -42,7 +42,12 @@ fn named() -> Named {
 }
 
 fn shares() -> Vec<ShareSpec> {
-    vec![ShareSpec { host: PathBuf::from("/h"), guest: "/g".to_owned(), read_only: true }]
+    vec![ShareSpec {
+        host: PathBuf::from("/h"),
+        guest: "/g".to_owned(),
+        read_only: true,
+        journal: Some(1 << 30),
+    }]
 }
 
 fn policy() -> PolicySpec {

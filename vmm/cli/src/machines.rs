@@ -12,7 +12,6 @@ use cabana_api::{
     BackgroundStatus, Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState,
     MachineStatus, Named, Outcome, ProcessEvent, ShareSpec, TtySize,
 };
-use cabana_sandbox::Share;
 use cabana_serve::{Asker, Client, ClientError, Incoming, Place, PlaceError};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGQUIT, SIGWINCH};
@@ -283,23 +282,19 @@ fn spec(args: &UpArgs) -> Result<MachineSpec, Failure> {
         kernel: args.kernel.as_ref().map(absolute).transpose()?,
         command_line: args.cmdline.clone(),
         share_roots: args.share_roots.iter().map(absolute).collect::<Result<_, _>>()?,
+        journals: args.journals,
         network: args.network.spec(args.ask)?,
         suspend_after_ms: args.suspend_after.map(|idle| idle.as_millis() as u64),
         ..MachineSpec::default()
     };
-    spec.shares = args.shares.iter().cloned().map(share).collect::<Result<_, _>>()?;
+    spec.shares = args.shares.iter().map(share).collect::<Result<_, _>>()?;
     Ok(spec)
 }
 
 /// A folder for a machine that is up.
-pub(crate) fn share(arg: ShareArg) -> Result<ShareSpec, Failure> {
-    let Share { host, guest, read_only, journal } = run::share(arg)?;
-    if journal.is_some() {
-        let why = "a machine that is up keeps no journal of a share; leave `:journal` out, or use \
-                   `cabana run`";
-        return Err(Failure::new(why));
-    }
-    Ok(ShareSpec { host, guest, read_only })
+pub(crate) fn share(arg: &ShareArg) -> Result<ShareSpec, Failure> {
+    let (host, guest) = run::places(arg)?;
+    Ok(ShareSpec { host, guest, read_only: arg.read_only, journal: arg.journal })
 }
 
 /// What a command has of this process.

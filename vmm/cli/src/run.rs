@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use cabana_journal::{Home, journals};
 use cabana_sandbox::egress::{Secret, Trust};
 use cabana_sandbox::{
     Command, Error, Machine, MachineConfig, NetworkConfig, Process, ProcessEvent, ProcessInput,
-    RestoreConfig, Scratch, Share, Timeline,
+    RestoreConfig, Scratch, Share, ShareJournal, Timeline,
 };
 use cabana_store::{Kind, Store};
 use signal_hook::consts::SIGWINCH;
@@ -288,21 +289,29 @@ fn outside(
     } else {
         None
     };
-    let shares = args.shares.into_iter().map(share).collect::<Result<_, _>>()?;
+    let shares = args.shares.iter().map(share).collect::<Result<_, _>>()?;
     Ok((network, shares))
 }
 
-/// Makes the share's paths absolute: a relative one of the host's counts from here.
-pub(crate) fn share(arg: ShareArg) -> Result<Share, Failure> {
+/// A share, with its journal made when missing.
+fn share(arg: &ShareArg) -> Result<Share, Failure> {
+    let (host, guest) = places(arg)?;
+    let home = arg.journal.map(|_| Home::make(&journals(), &host)).transpose()?;
+    let journal = home.zip(arg.journal).map(|(home, bytes)| ShareJournal { home, bytes });
+    Ok(Share { host, guest, read_only: arg.read_only, journal })
+}
+
+/// The absolute paths of a share, the host's and the guest's: a relative one of the host's counts from here.
+pub(crate) fn places(arg: &ShareArg) -> Result<(PathBuf, String), Failure> {
     let host = std::path::absolute(&arg.host).unwrap_or_else(|_| arg.host.clone());
-    let guest = match arg.guest {
-        Some(guest) => guest,
+    let guest = match &arg.guest {
+        Some(guest) => guest.clone(),
         None => same_path(&host).ok_or_else(|| {
             let host = host.display();
             Failure::new(format!("{host} has no plain name; say --share {host}:/GUEST/PATH"))
         })?,
     };
-    Ok(Share { host, guest, read_only: arg.read_only, journal: arg.journal })
+    Ok((host, guest))
 }
 
 /// The host's path as one for the guest, without `.` and `..`.

@@ -16,19 +16,19 @@ use crate::{Failure, machines};
 
 pub(crate) fn session(args: SessionArgs) -> Result<u8, Failure> {
     match args.verb {
-        SessionVerb::Add(args) => add(args),
+        SessionVerb::Add(args) => add(&args),
         SessionVerb::Ls { machine, json } => list(&machine, json),
         SessionVerb::Set { which, limits } => set(&which, &limits),
         SessionVerb::Rm(args) => remove(&args),
     }
 }
 
-fn add(args: SessionMakeArgs) -> Result<u8, Failure> {
+fn add(args: &SessionMakeArgs) -> Result<u8, Failure> {
     let policy = args.rules.spec()?;
     let spec = SessionSpec {
         name: args.which.session.clone(),
         limits: overlay(SessionLimits::default(), &args.limits),
-        shares: args.shares.into_iter().map(machines::share).collect::<Result<_, _>>()?,
+        shares: args.shares.iter().map(machines::share).collect::<Result<_, _>>()?,
         network: args.network || policy.is_some(),
         policy,
     };

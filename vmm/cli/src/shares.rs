@@ -10,7 +10,7 @@ use crate::{Failure, machines};
 
 pub(crate) fn add(args: ShareAddArgs) -> Result<u8, Failure> {
     let place = Place { machine: args.machine, session: args.session };
-    for share in args.shares {
+    for share in &args.shares {
         let share = machines::share(share)?;
         let call = Call::ShareAdd { place: place.clone(), share: share.clone() };
         ask(&place.machine, call)?;

@@ -21,7 +21,7 @@
 //! # fn main() -> Result<(), cabana_engine::Error> {
 //! let engine = Engine::new(EngineConfig::default())?;
 //! let machine = engine.machine(MachineSpec {
-//!     shares: vec![ShareSpec { host: "/home/me/src".into(), guest: "/src".into(), read_only: true }],
+//!     shares: vec![ShareSpec { host: "/home/me/src".into(), guest: "/src".into(), read_only: true, journal: None }],
 //!     ..MachineSpec::default()
 //! })?;
 //! let events = machine.events();
@@ -81,6 +81,7 @@ mod disk;
 mod engine;
 mod error;
 mod events;
+mod folders;
 mod forward;
 mod live;
 mod machine;

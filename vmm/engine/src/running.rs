@@ -1,11 +1,8 @@
 //! A machine between one start and its end.
 
-use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +12,10 @@ use cabana_sandbox::{Guest, Introduction, Stream, Timeline, machine_card};
 use cabana_worker::link::{self, Request, Role, Start, VERSION};
 
 use crate::engine::House;
+use crate::folders::{Folders, all_journals, open_folder};
 use crate::network::Network;
 use crate::worker::{Handles, Told, Worker};
 use crate::{Error, disk};
-
-/// `O_DIRECTORY`: opening anything else fails at once.
-const DIRECTORY: i32 = 0o200_000;
 
 /// A worker that is on its way or runs, and the conversation with its agent once there is one.
 #[derive(Debug)]
@@ -32,8 +27,7 @@ pub(crate) struct Running {
     activity: Mutex<Activity>,
     changed: Condvar,
     room: Room,
-    /// Counts shares that came while it ran.
-    shares: AtomicU64,
+    folders: Mutex<Folders>,
 }
 
 /// What the machine's memory takes while it is suspended.
@@ -65,6 +59,7 @@ pub(crate) struct Starting {
     control: UnixStream,
     introduction: Introduction,
     room: Room,
+    folders: Folders,
     network: Option<Network>,
 }
 
@@ -90,19 +85,17 @@ impl Starting {
             Some(path) => (disk::kept(path, &artifacts.template)?, path.display().to_string()),
         };
         handles.add(Role::Disk { vanishing: spec.disk.is_none() }, name, file);
-        let mut mounts = Vec::new();
+        let (mut folders, mut mounts) = (Folders::default(), Vec::new());
         for share in &spec.shares {
-            let ShareSpec { host, guest, read_only } = share;
-            let role = Role::Share { guest: guest.clone(), read_only: *read_only };
-            mounts.push(ShareMount {
-                name: format!("share{}", mounts.len()),
-                guest_path: guest.clone(),
-                read_only: *read_only,
-            });
-            handles.add(role, host.display().to_string(), open_folder(host)?);
+            let (name, folder) = folders.begin(share)?;
+            folder.gather(share, &mut handles);
+            mounts.push(mount(name, share));
         }
         for root in &spec.share_roots {
             handles.add(Role::ShareRoot, root.display().to_string(), open_folder(root)?);
+        }
+        if spec.journals {
+            handles.add(Role::ShareRoot, "the folder of all journals", all_journals()?);
         }
         let network = network.map(|(network, cable)| {
             handles.add(Role::Cable { mtu: network.mtu() }, "the network's cable", cable);
@@ -128,19 +121,19 @@ impl Starting {
             network: network.is_some().then(machine_card),
         };
         let room = Room { bytes: spec.memory, folder: house.scratch() };
-        Ok(Self { worker: Arc::new(worker), control, introduction, room, network })
+        Ok(Self { worker: Arc::new(worker), control, introduction, room, folders, network })
     }
 
     /// Waits until the agent takes commands, or for the machine's end.
     pub(crate) fn finish(self) -> Result<Running, Error> {
-        let Self { worker, control, introduction, room, network } = self;
+        let Self { worker, control, introduction, room, folders, network } = self;
         let control = Stream::from(control);
         let guest = Guest::greet(worker.link(), control, introduction, &Timeline::new())?;
         if let Some(network) = &network {
             network.introduce(&guest)?;
         }
         let (activity, changed) = (Mutex::default(), Condvar::new());
-        Ok(Running { worker, guest, network, activity, changed, room, shares: AtomicU64::new(0) })
+        Ok(Running { worker, guest, network, activity, changed, room, folders: folders.into() })
     }
 }
 
@@ -201,19 +194,26 @@ impl Running {
         spec: &MachineSpec,
         share: &ShareSpec,
     ) -> Result<ShareMount, Error> {
-        check_reach(spec, share)?;
-        let folder = open_folder(&share.host)?;
-        let name = format!("live{}", self.shares.fetch_add(1, Ordering::Relaxed));
-        let read_only = share.read_only;
-        self.worker
-            .call(|call| Request::Attach { call, name: name.clone(), read_only }, Some(&folder))?;
-        Ok(ShareMount { name, guest_path: share.guest.clone(), read_only })
+        let (name, folder) = self.folders().add(spec, share)?;
+        let (shown, read_only, journal) = (name.clone(), share.read_only, folder.journal());
+        let attach = |call| Request::Attach { call, name: shown, read_only, journal };
+        if let Err(error) = self.worker.call_with(attach, &folder.handles()) {
+            self.folders().remove(&name);
+            return Err(error);
+        }
+        Ok(mount(name, share))
+    }
+
+    fn folders(&self) -> MutexGuard<'_, Folders> {
+        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes such a folder away again.
     pub(crate) fn detach(&self, name: &str) -> Result<(), Error> {
-        let name = name.to_owned();
-        self.worker.call(|call| Request::Detach { call, name }, None).map(drop)
+        let gone = name.to_owned();
+        self.worker.call(|call| Request::Detach { call, name: gone }, None)?;
+        self.folders().remove(name);
+        Ok(())
     }
 
     /// Lets the vCPUs stand still, and puts memory on the disk. True if they ran before; false if they stood still or
@@ -321,24 +321,6 @@ impl Drop for Use {
     }
 }
 
-/// Whether the worker, which is confined, reaches a folder: below a share of its machine, read-only if that
-/// is, or below a folder of `share_roots`.
-fn check_reach(spec: &MachineSpec, share: &ShareSpec) -> Result<(), Error> {
-    let real = |path: &Path| {
-        let what = "the shared folder";
-        path.canonicalize().map_err(|source| Error::Open { what, path: path.to_owned(), source })
-    };
-    let wanted = real(&share.host)?;
-    let shares = spec.shares.iter().filter(|other| share.read_only || !other.read_only);
-    let mut reached = shares.map(|other| &other.host).chain(&spec.share_roots);
-    if reached.any(|root| root.canonicalize().is_ok_and(|root| wanted.starts_with(root))) {
-        return Ok(());
-    }
-    Err(Error::OutsideShareRoots { path: share.host.clone() })
-}
-
-pub(crate) fn open_folder(path: &Path) -> Result<OwnedFd, Error> {
-    let opened = OpenOptions::new().read(true).custom_flags(DIRECTORY).open(path);
-    let what = "the shared folder";
-    Ok(opened.map_err(|source| Error::Open { what, path: path.to_owned(), source })?.into())
+fn mount(name: String, share: &ShareSpec) -> ShareMount {
+    ShareMount { name, guest_path: share.guest.clone(), read_only: share.read_only }
 }

@@ -30,7 +30,7 @@ pub struct Home {
     /// The journal's own folder.
     pub folder: PathBuf,
     /// Where it keeps things.
-    pub(crate) kept: PathBuf,
+    pub kept: PathBuf,
 }
 
 /// The user's journals: `$CABANA_STATE/journals`, else `$XDG_STATE_HOME/cabana/journals`, else
@@ -64,6 +64,12 @@ impl Home {
         fs::write(&new, text).map_err(JournalError::host("write", &new))?;
         fs::rename(&new, home.folder.join("where")).map_err(JournalError::host("write", &new))?;
         Ok(home)
+    }
+
+    /// A journal whose folders somebody else has found, who may call them by other paths than the user does.
+    pub fn given(share: PathBuf, folder: PathBuf, kept: PathBuf) -> Self {
+        let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { id, share, folder, kept }
     }
 
     /// The journal of a folder, or the one with an id.
@@ -144,12 +150,8 @@ impl Home {
             let why = "it does not say where the share is";
             JournalError::Damaged { path: path.clone(), at: 0, why }
         })?;
-        Ok(Self {
-            id: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            share: path_from_bytes(share),
-            folder: folder.to_owned(),
-            kept: path_from_bytes(kept),
-        })
+        let [share, kept] = [share, kept].map(path_from_bytes);
+        Ok(Self::given(share, folder.to_owned(), kept))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cabana_egress_host::{EgressPolicy, Proxies, Secret};
+use cabana_journal::Home;
 use cabana_machine::Timeline;
 
 /// Bytes of RAM unless asked otherwise: enough for package managers and small builds. The host commits
@@ -98,8 +99,17 @@ pub struct Share {
     pub guest: String,
     /// The guest may only read.
     pub read_only: bool,
-    /// Keep what the guest destroys, in at most this many bytes, so that it can be brought back.
-    pub journal: Option<u64>,
+    /// Keep what the guest destroys, so that it can be brought back.
+    pub journal: Option<ShareJournal>,
+}
+
+/// The journal of a share, which is nothing without writing to the folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareJournal {
+    /// Where it is.
+    pub home: Home,
+    /// The most that it may take of the host's disk, in bytes.
+    pub bytes: u64,
 }
 
 /// A network card. What leaves through it is decided on the host; nothing does unless it is allowed.

@@ -28,6 +28,7 @@ mod config;
 mod console;
 mod error;
 mod fate;
+mod folders;
 mod guest;
 mod machine;
 mod network;
@@ -43,6 +44,7 @@ pub use backend::{hypervisor, probe, use_hypervisor};
 pub use bare::{BareConfig, BareDisk, BareMachine};
 pub use cabana_egress_host as egress;
 pub use cabana_hv::{Probe, Verdict};
+pub use cabana_journal as journal;
 pub use cabana_machine::{ExitCounts, Mark, Observation, Outcome, Timeline};
 pub use cabana_netstack::{MAX_SESSIONS, NetworkCounters};
 pub use cabana_os::process::{raise_open_files, random_bytes, share_heap};
@@ -51,7 +53,9 @@ pub use cabana_protocol::{
     Cause, Entry, Event, Exec as Command, ExitStatus, ProcessInfo, SessionCard, SessionInfo,
     SessionLimits, SessionSpec, ShareMount, TtySize,
 };
-pub use config::{CableConfig, MachineConfig, NetworkConfig, Publish, Scratch, Share};
+pub use config::{
+    CableConfig, MachineConfig, NetworkConfig, Publish, Scratch, Share, ShareJournal,
+};
 pub use console::ConsoleTail;
 pub use error::Error;
 pub use guest::{Guest, Introduction, Link, Stamps};

@@ -13,8 +13,7 @@ use cabana_block::{Block, Disk};
 use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
 use cabana_egress_host::Egress;
-use cabana_fs::{FileServer, FsDevice};
-use cabana_journal::{Home, Limits, Recorder};
+use cabana_fs::FsDevice;
 use cabana_machine::{DeviceMemory, GuestClock, Observation, Setup, layout};
 use cabana_netstack::Network;
 use cabana_os::{EventLoop, file};
@@ -25,11 +24,11 @@ use cabana_virtio::VirtioDevice;
 use cabana_vsock::{VsockConfig, VsockDevice, VsockHost, VsockListener};
 
 use crate::fate::Fate;
-use crate::guest::share_name;
+use crate::folders::Folders;
 use crate::watch::Watch;
 use crate::{
     CableConfig, Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig,
-    NetworkConfig, NetworkCounters, Process, Scratch, Share, Stream, backend, network,
+    NetworkConfig, NetworkCounters, Process, Scratch, ShareJournal, Stream, backend, network,
 };
 
 /// What every machine's kernel is told.
@@ -148,7 +147,7 @@ pub struct Vmm {
     board: Arc<Mutex<Option<Arc<cabana_machine::Machine>>>>,
     local: Arc<Local>,
     listener: VsockListener,
-    shares: Arc<FileServer>,
+    shares: Folders,
     network: Option<(Network, Egress)>,
     has_card: bool,
     disk: Option<Arc<Disk>>,
@@ -172,7 +171,7 @@ impl Vmm {
         let vm = backend::create_vm()?;
         timeline.mark("VM created");
         // Before the disk: a share that cannot be leaves none behind.
-        let shares = share(&config.shares)?;
+        let shares = Folders::of(&config.shares)?;
         let equipment = Equipment {
             image,
             image_path: &config.image,
@@ -218,7 +217,7 @@ impl Vmm {
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
             Box::new(Pmem::new(Arc::clone(&image), guest_image, io.handle())),
             Box::new(vsock),
-            Box::new(FsDevice::new(Arc::clone(&shares), vec![folders.handle()])),
+            Box::new(FsDevice::new(Arc::clone(shares.server()), vec![folders.handle()])),
             Box::new(console),
             Box::new(Rng::new(io.handle())),
             Box::new(Balloon::new(io.handle())),
@@ -258,7 +257,8 @@ impl Vmm {
         let board = Arc::new(Mutex::new(Some(Arc::clone(&machine))));
         let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate))?);
         let local = Arc::new(Local { vsock: host, fate });
-        let watch = Watch::start(Arc::clone(&shares), watched).map_err(Error::host("a thread"))?;
+        let watch = Watch::start(Arc::clone(shares.server()), watched);
+        let watch = watch.map_err(Error::host("a thread"))?;
         Ok(Self {
             board,
             local,
@@ -287,14 +287,21 @@ impl Vmm {
     }
 
     /// Shows one more folder to the guest, as a child of the virtio-fs device's root. Where the guest
-    /// mounts it is its agent's business.
-    pub fn attach_share(&self, name: &str, path: PathBuf, read_only: bool) -> Result<(), Error> {
-        Ok(self.shares.attach(&cabana_fs::Share { name: name.to_owned(), path, read_only })?)
+    /// mounts it is its agent's business. That no journal of the machine's lies in the folder, and the folder's own in
+    /// none that the guest has, is the caller's to know.
+    pub fn attach_share(
+        &self,
+        name: &str,
+        path: &Path,
+        read_only: bool,
+        journal: Option<&ShareJournal>,
+    ) -> Result<(), Error> {
+        self.shares.attach(name, path, read_only, journal)
     }
 
     /// Takes a folder away from the guest, with all that it has open of it.
     pub fn detach_share(&self, name: &str) -> Result<(), Error> {
-        Ok(self.shares.detach(name)?)
+        self.shares.detach(name)
     }
 
     /// Figures of the network; `None` without one.
@@ -396,7 +403,7 @@ pub(crate) struct Equipment<'a> {
     pub(crate) image_path: &'a Path,
     /// Bytes of RAM.
     pub(crate) memory: u64,
-    pub(crate) shares: Arc<FileServer>,
+    pub(crate) shares: Folders,
     pub(crate) card: Option<Card<'a>>,
     pub(crate) disk: Option<Disk>,
 }
@@ -457,32 +464,6 @@ fn monitor(
     };
     let builder = thread::Builder::new().name("monitor".to_owned()).stack_size(128 << 10);
     builder.spawn(watch).map_err(Error::host("a thread"))
-}
-
-/// The file server with these folders.
-pub(crate) fn share(shares: &[Share]) -> Result<Arc<FileServer>, Error> {
-    let server = Arc::new(FileServer::new());
-    // All of them are opened before the first share is there: none may lie in a share.
-    let journals = shares.iter().map(|share| journal(share, shares));
-    let journals = journals.collect::<Result<Vec<_>, Error>>()?;
-    for (index, (share, journal)) in shares.iter().zip(journals).enumerate() {
-        let attached = cabana_fs::Share {
-            name: share_name(index),
-            path: share.host.clone(),
-            read_only: share.read_only,
-        };
-        server.attach_with_journal(&attached, journal)?;
-    }
-    Ok(server)
-}
-
-/// Opens a share's journal, if it is to have one, out of reach of all shares.
-fn journal(share: &Share, all: &[Share]) -> Result<Option<Arc<Recorder>>, Error> {
-    let Some(bytes) = share.journal.filter(|_| !share.read_only) else { return Ok(None) };
-    let home = Home::make(&cabana_journal::journals(), &share.host)?;
-    home.check_out_of_reach(all.iter().map(|share| share.host.as_path()))?;
-    let limits = Limits { bytes, ..Limits::default() };
-    Ok(Some(Arc::new(Recorder::open(&home, limits)?)))
 }
 
 fn scratch(scratch: &Scratch) -> Result<Option<Disk>, Error> {

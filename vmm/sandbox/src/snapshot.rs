@@ -21,7 +21,8 @@ use cabana_snapshot::{Draft, Snapshot, SnapshotError, write_nonzero};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::machine::{Card, Equipment, Vmm, share};
+use crate::folders::Folders;
+use crate::machine::{Card, Equipment, Vmm};
 use crate::{Error, Guest, Introduction, Machine, NetworkConfig, Share, backend};
 
 /// Names in the file.
@@ -143,7 +144,7 @@ impl Vmm {
         timeline.mark("snapshot open");
         let vm = backend::create_vm()?;
         timeline.mark("VM created");
-        let shares = share(&config.shares)?;
+        let shares = Folders::of(&config.shares)?;
         let disk = disk(&snapshot, &description, &config.disk_folder)?;
         let ram = map_ram(&snapshot, state.memory)?;
         let equipment = Equipment {

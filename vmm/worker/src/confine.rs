@@ -268,6 +268,7 @@ const FILES: &[i64] = &[
     libc::SYS_mknodat,
     libc::SYS_openat2,
     libc::SYS_removexattr,
+    libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_setxattr,
     libc::SYS_symlinkat,

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The generation of these messages. A worker of another one refuses to start.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What the engine asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub enum Request {
         /// The guest's port.
         port: u32,
     },
-    /// Show one more folder to the guest. Handle: the folder.
+    /// Show one more folder to the guest. Handles: the folder, and with a journal those of [`Role::Journal`].
     Attach {
         /// Named in the answer.
         call: u64,
@@ -37,6 +37,8 @@ pub enum Request {
         name: String,
         /// The guest may only read.
         read_only: bool,
+        /// The most bytes of its journal.
+        journal: Option<u64>,
     },
     /// Show a folder no longer.
     Detach {
@@ -211,7 +213,11 @@ pub enum Role {
         guest: String,
         /// The guest may only read.
         read_only: bool,
+        /// The most bytes of its journal, whose two [`Role::Journal`] come next.
+        journal: Option<u64>,
     },
+    /// A journal's own folder, and then the one where it keeps things.
+    Journal,
     /// A folder below which shares may be attached later.
     ShareRoot,
     /// The process with which the worker ends.

@@ -10,8 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_os::{Channel, process};
+use cabana_sandbox::journal::Home;
 use cabana_sandbox::{
-    BareConfig, BareMachine, CableConfig, Error, Link, MachineConfig, Outcome, Scratch, Share, Vmm,
+    BareConfig, BareMachine, CableConfig, Error, Link, MachineConfig, Outcome, Scratch, Share,
+    ShareJournal, Vmm,
 };
 
 use crate::confine::{Confinement, confine};
@@ -142,7 +144,9 @@ impl Parts {
         let files = self.each().filter_map(|(role, handle)| match role {
             Role::Kernel | Role::Initrd | Role::Image => Some((handle, false)),
             Role::Share { read_only, .. } => Some((handle, !read_only)),
-            Role::Disk { .. } | Role::ShareRoot | Role::Log | Role::Capture => Some((handle, true)),
+            Role::Disk { .. } | Role::ShareRoot | Role::Journal | Role::Log | Role::Capture => {
+                Some((handle, true))
+            }
             Role::Parent | Role::Control | Role::Serial | Role::Cable { .. } => None,
         });
         confine(files).map_err(|error| error.to_string())
@@ -176,12 +180,18 @@ impl Parts {
             }
             _ => None,
         });
-        let shares = self.each().filter_map(|(role, handle)| match role {
-            Role::Share { guest, read_only } => Some(Share {
-                host: process::path_of(handle),
+        let handles: Vec<_> = self.each().collect();
+        let shares = handles.iter().enumerate().filter_map(|(index, (role, folder))| match role {
+            Role::Share { guest, read_only, journal } => Some(Share {
+                host: process::path_of(*folder),
                 guest: guest.clone(),
                 read_only: *read_only,
-                journal: None,
+                journal: journal.and_then(|bytes| {
+                    let [(_, home), (_, kept)] = handles.get(index + 1..index + 3)? else {
+                        return None;
+                    };
+                    Some(share_journal(bytes, [*folder, *home, *kept]))
+                }),
             }),
             _ => None,
         });
@@ -198,6 +208,12 @@ impl Parts {
             ..MachineConfig::default()
         }
     }
+}
+
+/// The journal of a folder, by the folder, the journal's own, and where it keeps things.
+fn share_journal(bytes: u64, folders: [BorrowedFd<'_>; 3]) -> ShareJournal {
+    let [share, folder, kept] = folders.map(process::path_of);
+    ShareJournal { home: Home::given(share, folder, kept), bytes }
 }
 
 /// A machine with an agent: streams are passed on until it has ended and all of them have.
@@ -245,6 +261,18 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
         }
     })?;
     while let Some((request, handles)) = link::receive(channel)? {
+        if let Request::Attach { call, name, read_only, journal } = &request {
+            let (path, journal) = match (&handles[..], journal) {
+                ([folder], None) => (process::path_of(folder.as_fd()), None),
+                ([folder, home, kept], Some(bytes)) => {
+                    let journal = share_journal(*bytes, [folder, home, kept].map(AsFd::as_fd));
+                    (journal.home.share.clone(), Some(journal))
+                }
+                _ => return Err(io::Error::other("a share without its handles")),
+            };
+            answer(channel, *call, &vmm.attach_share(name, &path, *read_only, journal.as_ref()))?;
+            continue;
+        }
         let handle = handles.into_iter().next();
         match (request, handle) {
             (Request::Connect { conversation, port }, Some(socket)) => {
@@ -254,10 +282,6 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
                     let _guard = guard;
                     converse(link.as_ref(), conversation, port, socket, &notices);
                 })?;
-            }
-            (Request::Attach { call, name, read_only }, Some(folder)) => {
-                let path = process::path_of(folder.as_fd());
-                answer(channel, call, &vmm.attach_share(&name, path, read_only))?;
             }
             (Request::Detach { call, name }, _) => {
                 answer(channel, call, &vmm.detach_share(&name))?;

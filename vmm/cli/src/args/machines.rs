@@ -27,7 +27,7 @@ pub(crate) struct UpArgs {
     pub(crate) name: String,
 
     /// Show a folder of the host in the guest, by default under the same path.
-    #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    #[arg(long = "share", value_name = "HOST[:GUEST][:ro|:journal[=SIZE]]", value_parser = units::share)]
     pub(crate) shares: Vec<ShareArg>,
 
     #[command(flatten)]
@@ -48,6 +48,10 @@ pub(crate) struct UpArgs {
     /// Let sessions share folders below this one while the machine runs; its worker can reach them.
     #[arg(long = "share-root", value_name = "DIR")]
     pub(crate) share_roots: Vec<PathBuf>,
+
+    /// Let folders that are shared while the machine runs have journals; its worker can reach those of all folders.
+    #[arg(long)]
+    pub(crate) journals: bool,
 
     /// The root image; see `cabana image list`.
     #[arg(long, value_name = "NAME", default_value = "default")]
@@ -263,7 +267,7 @@ pub(crate) struct SessionMakeArgs {
 
     /// Show a folder of the host to the session, by default under the same path. It lies below a folder that
     /// the machine shares, or a --share-root of `cabana up`.
-    #[arg(long = "share", value_name = "HOST[:GUEST][:ro]", value_parser = units::share)]
+    #[arg(long = "share", value_name = "HOST[:GUEST][:ro|:journal[=SIZE]]", value_parser = units::share)]
     pub(crate) shares: Vec<ShareArg>,
 
     /// Give it a network card with addresses of its own, beside its loopback interface. What may leave is what may

@@ -77,7 +77,7 @@ pub(crate) struct ShareAddArgs {
     pub(crate) machine: String,
 
     /// Folders of this host, and where they appear.
-    #[arg(value_name = "HOST[:GUEST][:ro]", value_parser = units::share, required = true)]
+    #[arg(value_name = "HOST[:GUEST][:ro|:journal[=SIZE]]", value_parser = units::share, required = true)]
     pub(crate) shares: Vec<ShareArg>,
 
     /// In this session, in place of the machine.
