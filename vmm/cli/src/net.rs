@@ -193,6 +193,8 @@ fn live(event: &NetworkEvent) -> String {
         }
         NetworkWhat::Policy { policy } => format!("policy {policy} from now on"),
         NetworkWhat::Lost { events } => format!("{events} events were lost"),
+        NetworkWhat::Listening { address, port } => format!("open  {address} port {port}"),
+        NetworkWhat::ListeningEnded { address, port } => format!("shut  {address} port {port}"),
     };
     let session = event.session.as_deref().map(|name| format!("[{name}] ")).unwrap_or_default();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
