@@ -150,6 +150,9 @@ fn answer(args: &NetAnswerArgs) -> Result<u8, Failure> {
     };
     let call = Call::NetworkAnswer { machine, ask: args.ask, allow, remember };
     ask(&args.machine, call)?;
+    if args.json {
+        print(&json!({ "ask": args.ask, "allowed": allow }))?;
+    }
     Ok(0)
 }
 
