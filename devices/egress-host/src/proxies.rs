@@ -1,5 +1,5 @@
 //! The proxies through which the host reaches the rest of the world, as curl and most programs read them from the
-//! environment. Windows and macOS keep them in their settings; finding them there is for `vmm/os` to come.
+//! environment. What Windows and macOS keep in their settings `cabana_os::proxies` puts into the same words.
 //!
 //! Proxy auto-configuration (PAC) is a JavaScript program from the network. It would need an interpreter in the
 //! process that holds the machine, fed by whoever answers for `wpad`: more code to attack than all the rest of
@@ -61,6 +61,8 @@ pub struct Proxies {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Exception {
     Everything,
+    /// Every name without a dot.
+    Local,
     /// A name and all below it, on one port if there is one.
     Name(DomainName, Option<u16>),
     Network(IpNet),
@@ -203,6 +205,9 @@ fn exception(word: &str) -> Option<Exception> {
     if word == "*" {
         return Some(Exception::Everything);
     }
+    if word == "<local>" {
+        return Some(Exception::Local);
+    }
     if let Ok(address) = word.trim_matches(['[', ']']).parse::<IpAddr>() {
         return Some(Exception::Network(address.into()));
     }
@@ -221,6 +226,7 @@ impl Exception {
     fn holds(&self, name: Option<&DomainName>, address: IpAddr, port: u16) -> bool {
         match self {
             Self::Everything => true,
+            Self::Local => name.is_some_and(|name| !name.to_string().contains('.')),
             Self::Network(network) => network.contains(&address),
             Self::Name(own, only) => name.is_some_and(|name| {
                 let same = own == name || DomainPattern::Below(own.clone()).matches(name);
@@ -280,7 +286,7 @@ mod tests {
             ("all_proxy", "http://p.example"),
             (
                 "no_proxy",
-                "corp.example,.dot.example, *.star.example,port.example:81,10.0.0.0/8,[::2]",
+                "corp.example,.dot.example, *.star.example,port.example:81,10.0.0.0/8,[::2],<local>",
             ),
         ])
         .unwrap();
@@ -290,6 +296,7 @@ mod tests {
             ("xcorp.example", 443, true),
             ("a.dot.example", 80, false),
             ("a.star.example", 80, false),
+            ("intranet", 80, false),
             ("port.example", 81, false),
             ("port.example", 80, true),
         ] {

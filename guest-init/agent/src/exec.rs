@@ -65,17 +65,16 @@ impl ExecError {
 /// Runs a command to its end. When the connection ends early, the command ends with it, unless it is in
 /// the background.
 pub(crate) fn run(server: &Server, mut link: Link, exec: &Exec) -> Result<(), ExecError> {
-    let started = match &exec.session {
-        None => child::spawn(exec, None),
-        Some(name) => match server.session(name) {
-            Ok(session) => child::spawn(exec, Some(&session)),
-            Err(error) => {
-                let message = format!("session `{name}`: {error}");
-                Err(ExecFailed { kind: FailureKind::NoSession, message })
-            }
-        },
+    let session = match exec.session.as_ref().map(|name| server.session(name)).transpose() {
+        Ok(session) => session,
+        Err(error) => {
+            let name = exec.session.as_deref().unwrap_or_default();
+            let message = format!("session `{name}`: {error}");
+            let kind = FailureKind::NoSession;
+            return link.finish(&ExecReply::Failed(ExecFailed { kind, message }));
+        }
     };
-    let (child, input, outputs) = match started {
+    let (child, input, outputs) = match child::spawn(exec, session.as_deref()) {
         Ok(started) => started,
         Err(failed) => return link.finish(&ExecReply::Failed(failed)),
     };
@@ -97,6 +96,8 @@ pub(crate) fn run(server: &Server, mut link: Link, exec: &Exec) -> Result<(), Ex
     };
     let process = entry.as_ref().map_or(0, |entry| entry.number);
     link.send(&ExecReply::Started { pid: child.pid(), process })?;
+    let _running = server.running(session.as_ref());
+    drop(session);
     let run = Run {
         link: Some(link),
         child,

@@ -128,7 +128,10 @@ fn live(tsc_main: u64) -> Result<u8, Fatal> {
         match supervise(&mut control, &orphans, server.events())? {
             End::Asked => break true,
             End::Lost if freeze::is_frozen() => match wake(&transport) {
-                Ok(Some(woken)) => control = woken,
+                Ok(Some(woken)) => {
+                    control = woken;
+                    server.tell_again();
+                }
                 Ok(None) => return Ok(exit_port::SETUP_FAILED),
                 // There is no other host: the first one has gone while the machine was held.
                 Err(_) => break false,

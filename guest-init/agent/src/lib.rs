@@ -17,6 +17,7 @@ mod files;
 mod fork;
 pub mod init;
 pub mod initramfs;
+mod listeners;
 mod server;
 mod service;
 mod session;

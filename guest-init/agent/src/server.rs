@@ -9,6 +9,7 @@ use cabana_protocol::{Cause, Exec, ExecRequest, Kind, ProtocolError, Request};
 use crate::background::Background;
 use crate::events::Events;
 use crate::exec::{self, ExecError, Link};
+use crate::listeners::{Listeners, Running};
 use crate::service::{self, Tunnels};
 use crate::session::{Session, SessionError, Sessions};
 
@@ -19,6 +20,8 @@ pub struct Server {
     background: Arc<Background>,
     events: Arc<Events>,
     tunnels: Tunnels,
+    /// In a machine.
+    listeners: Option<Listeners>,
 }
 
 /// What a connection is for.
@@ -40,6 +43,7 @@ impl Server {
             background: Arc::default(),
             events: Arc::new(Events::new()?),
             tunnels: Tunnels::default(),
+            listeners: None,
         })
     }
 
@@ -47,6 +51,7 @@ impl Server {
     pub(crate) fn of_machine(disk: Option<OwnedFd>) -> io::Result<Self> {
         let mut server = Self::new()?;
         let (events, background) = (Arc::clone(&server.events), Arc::clone(&server.background));
+        server.listeners = Some(Listeners::new(Arc::clone(&events)));
         server.sessions = Some(Sessions::new(disk, events, background));
         Ok(server)
     }
@@ -93,6 +98,18 @@ impl Server {
 
     pub(crate) fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Notes that a command has started, until what is returned is dropped.
+    pub(crate) fn running(&self, session: Option<&Arc<Session>>) -> Option<Running> {
+        self.listeners.as_ref().map(|listeners| listeners.running(session))
+    }
+
+    /// The host is another one, and is told what the one before knew.
+    pub(crate) fn tell_again(&self) {
+        if let Some(listeners) = &self.listeners {
+            listeners.tell_again();
+        }
     }
 
     pub(crate) fn tunnels(&self) -> &Tunnels {

@@ -29,6 +29,7 @@ use cabana_protocol::session::is_name;
 use cabana_protocol::{
     Cause, Failed, SessionInfo, SessionLimits, SessionSpec, SetupFailed, ShareMount,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -405,6 +406,17 @@ impl Session {
     /// Readable when the session has ended.
     pub(crate) fn ended(&self) -> BorrowedFd<'_> {
         self.keeper.as_fd()
+    }
+
+    /// Whether it has.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(&self.keeper, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec::default())) != Ok(0)
+    }
+
+    /// The folder of the kernel's tables of its network.
+    pub(crate) fn network_tables(&self) -> String {
+        format!("/proc/{}/net", self.keeper_pid.as_raw_pid())
     }
 
     /// Whether it is being removed.

@@ -4,6 +4,8 @@
 //! They are made, listed and removed by [`Request`](crate::Request)s; an [`Exec`](crate::Exec) names the
 //! session that its command runs in.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{NetworkSetup, ShareMount};
@@ -121,6 +123,20 @@ pub enum Event {
     },
     /// The host was slow to listen: this many events were dropped.
     Lost(u32),
+    /// A program listens for TCP.
+    Listening {
+        /// The session it is in; absent for a program of the machine itself.
+        session: Option<String>,
+        /// Where: an address of the session's or the machine's own network.
+        address: SocketAddr,
+    },
+    /// Nobody listens there any more.
+    ListeningEnded {
+        /// The session it was in; absent for a program of the machine itself.
+        session: Option<String>,
+        /// Where.
+        address: SocketAddr,
+    },
 }
 
 #[cfg(test)]

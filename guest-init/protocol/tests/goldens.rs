@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -36,6 +37,8 @@ fn guest_name(message: &GuestMessage) -> &'static str {
             Event::SessionDied { .. } => "event-session-died",
             Event::ProcessEnded { .. } => "event-process-ended",
             Event::Lost(_) => "event-lost",
+            Event::Listening { .. } => "event-listening",
+            Event::ListeningEnded { .. } => "event-listening-ended",
         },
     }
 }
@@ -159,6 +162,14 @@ fn guest_samples() -> Vec<GuestMessage> {
         GuestMessage::Event(Event::SessionDied { session: "chat-1".into() }),
         GuestMessage::Event(Event::ProcessEnded { process: 300, status: ExitStatus::Code(1) }),
         GuestMessage::Event(Event::Lost(300)),
+        GuestMessage::Event(Event::Listening {
+            session: Some("chat-1".into()),
+            address: ([127, 0, 0, 1], 8080).into(),
+        }),
+        GuestMessage::Event(Event::ListeningEnded {
+            session: None,
+            address: (Ipv6Addr::UNSPECIFIED, 8080).into(),
+        }),
     ]
 }
 

@@ -349,3 +349,54 @@ fn a_machine_that_is_up_publishes_asks_and_keeps_secrets() {
     machine.stop();
     assert_eq!(sh(&machine, None, &fetch("one.test")), "this is one");
 }
+
+#[test]
+fn programs_that_listen_are_told_of() {
+    let Some(host) = host() else { return };
+    let machine = machine(host, NetworkSpec::default());
+    let events = machine.events();
+    let one = session(&machine, "one", None);
+    let alone = SessionSpec { name: "alone".to_owned(), ..SessionSpec::default() };
+    let alone = machine.create_session(alone).unwrap();
+    let listening = |what: &NetworkWhat| match what {
+        NetworkWhat::Listening { address, port } => Some((true, format!("{address}"), *port)),
+        NetworkWhat::ListeningEnded { address, port } => Some((false, format!("{address}"), *port)),
+        _ => None,
+    };
+    let next = || {
+        let event = wait(&events, |event| listening(&event.what).is_some());
+        (event.session, listening(&event.what).unwrap())
+    };
+
+    // A server of a command that runs, in each kind of place; what other places have is not its.
+    let serve = |session: Option<&Session>, address: &str, port: u16| {
+        let session = session.map(|session| session.name().to_owned());
+        let port = port.to_string();
+        let words = ["python3", "-m", "http.server", "-b", address, &port];
+        machine.exec(&CommandSpec { session, ..CommandSpec::new(words) }).unwrap()
+    };
+    for (session, address) in [(None, "0.0.0.0"), (Some(&one), "::"), (Some(&alone), "127.0.0.1")] {
+        let name = session.map(|session| session.name().to_owned());
+        let mut server = serve(session, address, 8080);
+        assert_eq!(next(), (name.clone(), (true, address.to_owned(), 8080)));
+        server.input().hang_up();
+        while matches!(server.next_event(), Ok(Some(_))) {}
+        assert_eq!(next(), (name, (false, address.to_owned(), 8080)));
+    }
+
+    // One that a command left behind, until its session is gone.
+    let leave = "python3 -m http.server -b 127.0.0.1 8081 >/dev/null 2>&1 & echo left";
+    assert_eq!(sh(&machine, Some(&one), leave), "left\n");
+    let there = (Some("one".to_owned()), (true, "127.0.0.1".to_owned(), 8081));
+    assert_eq!(next(), there);
+    one.remove().unwrap();
+    let (session, (open, ..)) = next();
+    assert_eq!((session.as_deref(), open), (Some("one"), false));
+
+    // What listens for the host's sake, by the app's own wish, is no news.
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let _own = machine.place().listen(local(8082)).unwrap();
+    let server = serve(None, "0.0.0.0", 8083);
+    assert_eq!(next(), (None, (true, "0.0.0.0".to_owned(), 8083)));
+    server.input().hang_up();
+}

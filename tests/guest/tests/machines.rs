@@ -2,12 +2,16 @@
 //! are driven.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use cabana_api::{self as api, Bytes, Call, Outcome};
 use cabana_serve::{Client, Place};
-use cabana_test_guest::{Host, host};
+use cabana_test_guest::namespaces::{MIRROR, in_namespaces};
+use cabana_test_guest::{Host, Running, host};
 use tempfile::TempDir;
 
 /// A user's runtime folder, and calls of `cabana` that use it.
@@ -321,6 +325,95 @@ fn in_lines(user: &User) {
 }
 
 #[test]
+fn the_network_of_a_machine_that_is_up() {
+    let Some(host) = host() else { return };
+    if !in_namespaces("the_network_of_a_machine_that_is_up") {
+        return;
+    }
+    let server = TcpListener::bind((MIRROR, 80)).unwrap();
+    thread::spawn(move || {
+        for stream in server.incoming() {
+            let _ = stream.unwrap().write_all(b"from the mirror\n");
+        }
+    });
+    let user = User { host, runtime: tempfile::tempdir().unwrap() };
+    user.up(&["m", "--ask", "--publish", "0:8000"]);
+    user.cabana(&["session", "add", "m", "chat-1", "--network"]).end().succeeded();
+    let net = |words: &[&str]| user.cabana(&[&["net"], words].concat()).end();
+
+    let mut log = user.cabana(&["net", "log", "--machine", "m"]).start();
+    let mut json = user.cabana(&["net", "log", "--machine", "m", "--json"]).start();
+    let mut version = 1;
+    // Each has begun once it shows something.
+    for (log, words) in [(&mut log, "from now on"), (&mut json, "\"what\":\"policy\"")] {
+        thread::scope(|scope| {
+            let begun = scope.spawn(|| log.wait_for(words));
+            while !begun.is_finished() {
+                version += 1;
+                let set = net(&["set", "m", "--ask"]).succeeded();
+                assert_eq!(set, format!("policy {version} from now on\n"));
+            }
+        });
+    }
+
+    let read = "import socket; print(socket.create_connection((\"93.184.216.34\", 80)).makefile().read(), end=\"\")";
+    let ask = |number: u64, answer: &str, remember: &str, log: &mut Running| {
+        let words = ["exec", "-s", "chat-1", "m", "--", "python3", "-c", read];
+        let reader = user.cabana(&words).start();
+        log.wait_for(&format!("[chat-1] ask   ?{number} 93.184.216.34 port 80"));
+        let number = number.to_string();
+        let answered = net(&["answer", "m", &number, answer, "--json", "--remember", remember]);
+        let answered = answered.succeeded();
+        assert!(answered.contains(&format!("\"ask\": {number}")), "{answered}");
+        assert!(answered.contains(&format!("\"allowed\": {}", answer == "yes")), "{answered}");
+        reader.end()
+    };
+    let refused = ask(1, "no", "once", &mut log);
+    assert!(refused.status() == 1 && refused.stderr.contains("Connection"), "{refused:?}");
+    json.wait_for("\"code\":\"answered-no\"");
+    log.wait_for("DENY");
+    let passed = ask(2, "yes", "session", &mut log);
+    assert_eq!(passed.text(), "from the mirror\n");
+    log.wait_for("allow");
+    // It is remembered, for the session alone.
+    let again = user.cabana(&["exec", "-s", "chat-1", "m", "--", "python3", "-c", read]);
+    assert_eq!(again.end().succeeded(), "from the mirror\n");
+
+    // Rules as they are, others, and what they would do.
+    let status = net(&["status", "m"]).succeeded();
+    let numbered = format!("policy {version}");
+    let allows = "the machine allows nothing; asks";
+    for part in [&numbered, allows, "published: 127.0.0.1:", "1 refused"] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    let set = net(&["set", "m", "--allow", "pypi"]).succeeded();
+    assert_eq!(set, format!("policy {} from now on\n", version + 1));
+    let words = ["set", "m", "--session", "chat-1", "--allow", "one.example:22", "--json"];
+    assert!(net(&words).succeeded().contains(&format!("\"policy\": {}", version + 2)));
+    let status = net(&["status", "m", "--json"]).succeeded();
+    assert!(status.contains(&format!("\"version\": {}", version + 2)), "{status}");
+    assert!(status.contains("\"one.example:22\""), "{status}");
+    let explained = net(&["test", "pypi.org", "--machine", "m"]).succeeded();
+    assert!(explained.ends_with("pypi.org port 443: allowed\n"), "{explained}");
+    let explained = net(&["test", "pypi.org", "--machine", "m", "--session", "chat-1"]);
+    assert_eq!(explained.status(), 1, "{explained:?}");
+    assert!(explained.text().ends_with("pypi.org port 443: denied\n"), "{explained:?}");
+    net(&["set", "m", "--allow", "no rule"]).failed_with(125, &["no rule"]);
+
+    // Who listens.
+    let listen = "import socket; socket.create_server((\"0.0.0.0\", 8000)).accept()";
+    user.cabana(&["exec", "m", "--", "timeout", "3", "python3", "-c", listen]).end();
+    log.wait_for("open  0.0.0.0 port 8000");
+    log.wait_for("shut  0.0.0.0 port 8000");
+
+    user.cabana(&["down", "m"]).end().succeeded();
+    // A log ends with its machine.
+    log.end().succeeded();
+    json.end().succeeded();
+    net(&["status", "m"]).failed_with(125, &["machine m is not up"]);
+}
+
+#[test]
 fn a_killed_holder_leaves_nothing_that_is_in_the_way() {
     let Some(host) = host() else { return };
     let user = User { host, runtime: tempfile::tempdir().unwrap() };
@@ -399,14 +492,16 @@ fn in_rust(host: &Host) {
     assert_eq!(String::from_utf8_lossy(&ran.stdout), "Linux\nchat-1\nfrom Rust\nstatus 3\n");
 }
 
-/// vmm/capi/examples/hello.c by the way that docs/c.md shows.
+/// vmm/capi/examples by the way that docs/c.md shows.
 fn in_c(host: &Host, root: &Path) {
     let prefix = tempfile::tempdir().unwrap();
     let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let script = "set -e; ./install.sh \"$0\" \"$1\"
         export PKG_CONFIG_PATH=\"$0/lib/pkgconfig\"
-        cc -g -fsanitize=address examples/hello.c $(pkg-config --cflags --libs cabana) -Wl,-rpath,\"$0/lib\" -o \"$0/hello\"
-        \"$0/hello\"";
+        for name in hello network; do
+            cc -g -fsanitize=address examples/$name.c $(pkg-config --cflags --libs cabana) -Wl,-rpath,\"$0/lib\" -o \"$0/$name\"
+            \"$0/$name\"
+        done";
     let ran = Command::new("sh")
         .args(["-c", script])
         .arg(prefix.path())
@@ -417,5 +512,8 @@ fn in_c(host: &Host, root: &Path) {
         .output()
         .unwrap();
     assert!(ran.status.success(), "{ran:?}");
-    assert_eq!(String::from_utf8_lossy(&ran.stdout), "Linux\nfrom C\nstatus 3\nchat-1\n");
+    let hello = "Linux\nfrom C\nstatus 3\nchat-1\n";
+    let network =
+        "asked, answered no: status 1\npolicy 2 allows pypi\nsomebody listens on port 8000\n";
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), [hello, network].concat());
 }

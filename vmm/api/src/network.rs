@@ -184,6 +184,20 @@ pub enum NetworkWhat {
         /// How many.
         events: u64,
     },
+    /// A program of the guest listens for TCP. Nothing follows from it: what leads there is the app's to say.
+    Listening {
+        /// An address of the machine's or the session's own network.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// Nobody listens there any more.
+    ListeningEnded {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+    },
 }
 
 /// What was decided, and why.

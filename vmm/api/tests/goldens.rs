@@ -116,6 +116,8 @@ fn network_events() -> Vec<NetworkEvent> {
         NetworkWhat::Answered { ask: 1, allowed: false },
         NetworkWhat::Policy { policy: 2 },
         NetworkWhat::Lost { events: 5 },
+        NetworkWhat::Listening { address, port: 8080 },
+        NetworkWhat::ListeningEnded { address, port: 8080 },
     ];
     what.into_iter().map(|what| NetworkEvent { session: Some("s".to_owned()), what }).collect()
 }

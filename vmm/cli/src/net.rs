@@ -150,6 +150,9 @@ fn answer(args: &NetAnswerArgs) -> Result<u8, Failure> {
     };
     let call = Call::NetworkAnswer { machine, ask: args.ask, allow, remember };
     ask(&args.machine, call)?;
+    if args.json {
+        print(&json!({ "ask": args.ask, "allowed": allow }))?;
+    }
     Ok(0)
 }
 
@@ -193,6 +196,8 @@ fn live(event: &NetworkEvent) -> String {
         }
         NetworkWhat::Policy { policy } => format!("policy {policy} from now on"),
         NetworkWhat::Lost { events } => format!("{events} events were lost"),
+        NetworkWhat::Listening { address, port } => format!("open  {address} port {port}"),
+        NetworkWhat::ListeningEnded { address, port } => format!("shut  {address} port {port}"),
     };
     let session = event.session.as_deref().map(|name| format!("[{name}] ")).unwrap_or_default();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

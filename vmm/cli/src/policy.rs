@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use cabana_api::{NetworkSpec, PolicySpec, PublishSpec};
+use cabana_engine::proxies;
 use cabana_sandbox::egress::{Egress, EgressPolicy, Proxies, Secret, SessionPolicy};
 
 use crate::Failure;
@@ -122,7 +123,11 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
 pub(crate) fn proxies(word: &str) -> Result<Proxies, Failure> {
     match word {
         "none" => Ok(Proxies::default()),
-        "env" => Ok(Proxies::from_environment(|name| std::env::var(name).ok())?),
+        "env" => {
+            let variables = proxies::environment();
+            let find = |name: &str| variables.iter().find(|(own, _)| own == name);
+            Ok(Proxies::from_environment(|name| find(name).map(|(_, value)| value.clone()))?)
+        }
         url => Ok(Proxies::only(url)?),
     }
 }

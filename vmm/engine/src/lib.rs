@@ -100,6 +100,7 @@ pub use cabana_api::{
     PolicySpec, PublishSpec, Remember, SessionLimits, SessionSpec, SessionStatus, ShareSpec,
     TtySize,
 };
+pub use cabana_os::proxies;
 pub use config::{EngineConfig, WorkerKind};
 pub use engine::Engine;
 pub use error::Error;

@@ -6,7 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use cabana_api::{CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, ShareSpec};
+use cabana_api::{
+    CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, NetworkEvent, NetworkWhat,
+    ShareSpec,
+};
 use cabana_protocol::Event;
 use cabana_worker::link::{Fault, Progress, Request};
 
@@ -428,6 +431,14 @@ fn told(event: Event) -> MachineEvent {
         Event::Lost(events) => MachineEvent::Lost { events },
         Event::ProcessEnded { process, status } => {
             MachineEvent::BackgroundEnded { background: process, exit: process::exit(status) }
+        }
+        Event::Listening { session, address } => {
+            let what = NetworkWhat::Listening { address: address.ip(), port: address.port() };
+            MachineEvent::Network { event: NetworkEvent { session, what } }
+        }
+        Event::ListeningEnded { session, address } => {
+            let what = NetworkWhat::ListeningEnded { address: address.ip(), port: address.port() };
+            MachineEvent::Network { event: NetworkEvent { session, what } }
         }
     }
 }

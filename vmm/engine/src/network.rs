@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cabana_api::{MachineEvent, NetworkSpec, NetworkStatus, PolicySpec, Remember};
-use cabana_os::Packets;
+use cabana_os::{Packets, proxies};
 use cabana_protocol::{Exec, SessionCard};
 use cabana_sandbox::egress::{self, Answer, EgressPolicy, Secret, SessionPolicy, Trust};
 use cabana_sandbox::{Guest, MAX_SESSIONS, random_bytes, session_card, trusting};
@@ -28,20 +28,8 @@ const MTU: u16 = 65_520;
 /// What MTUs there can be.
 const MTUS: std::ops::RangeInclusive<u16> = 1280..=MTU;
 
-/// What of the engine's environment a network's worker is told: proxies, and whom this host trusts.
-const ENVIRONMENT: [&str; 11] = [
-    "http_proxy",
-    "HTTP_PROXY",
-    "https_proxy",
-    "HTTPS_PROXY",
-    "all_proxy",
-    "ALL_PROXY",
-    "no_proxy",
-    "NO_PROXY",
-    "REQUEST_METHOD",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-];
+/// What of the engine's environment a network's worker is told beside proxies: whom this host trusts.
+const TRUST: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// A network that runs.
 #[derive(Debug)]
@@ -155,7 +143,9 @@ impl Network {
             Told::Ended(_) | Told::Progress(_) | Told::DiskFailed(_) => {}
         };
         let variable = |name: &&str| Some(((*name).to_owned(), env::var(name).ok()?));
-        let environment: Vec<_> = ENVIRONMENT.iter().filter_map(variable).collect();
+        // The worker is confined before it could ask the system itself.
+        let mut environment = proxies::environment();
+        environment.extend(TRUST.iter().filter_map(variable));
         let worker = Worker::spawn(kind, &environment, hear)?;
         let begin = |call, handles: &[Handle]| Request::Network {
             call,

@@ -8,6 +8,9 @@ import type {
   MachineEvent,
   MachineSpec,
   MachineStatus,
+  NetworkStatus,
+  PolicySpec,
+  Remember,
   SessionLimits,
   SessionSpec,
   SessionStatus,
@@ -132,6 +135,12 @@ export class Machine extends Place {
   session(name: string): Promise<Session>
   /** All sessions, by name. */
   sessions(): Promise<SessionStatus[]>
+  /** How its network is: rules, published ports, figures. */
+  network(): Promise<NetworkStatus>
+  /** Puts other rules in place of its own, for what is open too; their number, 0 if it does not run. */
+  setPolicy(policy: PolicySpec): Promise<number>
+  /** Answers a question of its network, which an event told of by its number (`ask`). */
+  answer(question: number, allow: boolean, remember?: Remember): Promise<void>
   [Symbol.asyncDispose](): Promise<void>
 }
 
@@ -143,6 +152,8 @@ export class Session extends Place {
   status(): Promise<SessionStatus>
   /** Gives it other limits, all of them. */
   limit(limits: SessionLimits): Promise<SessionStatus>
+  /** Gives it other rules of its own, or with null the machine's; their number. */
+  setPolicy(policy: PolicySpec | null): Promise<number>
   /** Ends its processes and deletes what it has. */
   remove(): Promise<void>
 }

@@ -159,6 +159,18 @@ class Machine extends Place {
   sessions() {
     return answer(this.#native.sessions())
   }
+
+  network() {
+    return answer(this.#native.network())
+  }
+
+  setPolicy(policy) {
+    return answer(this.#native.setPolicy(undefined, text(policy)))
+  }
+
+  answer(question, allow, remember = 'once') {
+    return ask(this.#native.answer(question, allow, text(remember)))
+  }
 }
 
 class Session extends Place {
@@ -179,6 +191,10 @@ class Session extends Place {
 
   limit(limits) {
     return answer(this.#machine.limitSession(this.name, text(limits)))
+  }
+
+  setPolicy(policy) {
+    return answer(this.#machine.setPolicy(this.name, text(policy)))
   }
 
   remove() {

@@ -389,6 +389,22 @@ export type NetworkEvent =
     events: number
     what: "lost"
   }
+  /** A program of the guest listens for TCP. Nothing follows from it: what leads there is the app's to say. */
+  | {
+    /** An address of the machine's or the session's own network. */
+    address: string
+    /** The port. */
+    port: number
+    what: "listening"
+  }
+  /** Nobody listens there any more. */
+  | {
+    /** The address. */
+    address: string
+    /** The port. */
+    port: number
+    what: "listening-ended"
+  }
 
 /** Rules, in the words of `docs/egress.md`. */
 export type PolicySpec = {

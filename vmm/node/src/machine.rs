@@ -202,6 +202,44 @@ impl Machine {
         })
     }
 
+    /// How its network is: a `NetworkStatus`.
+    #[napi(ts_return_type = "Promise<string>")]
+    pub fn network<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.call(env, |machine| told(machine.network()))
+    }
+
+    /// Puts other rules in place of the machine's or a session's, by a `PolicySpec`; null gives a session the machine's.
+    /// Their number.
+    #[napi(ts_return_type = "Promise<string>")]
+    pub fn set_policy<'env>(
+        &self,
+        env: &'env Env,
+        session: Option<String>,
+        policy: String,
+    ) -> napi::Result<Object<'env>> {
+        self.call(env, move |machine| match session {
+            None => told(machine.set_policy(parse("policy", &policy)?)),
+            Some(name) => {
+                let policy = parse("policy", &policy)?;
+                told(machine.session(&name).and_then(|session| session.set_policy(policy)))
+            }
+        })
+    }
+
+    /// Answers a question of its network, by its number and a `Remember`.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn answer<'env>(
+        &self,
+        env: &'env Env,
+        ask: f64,
+        allow: bool,
+        remember: String,
+    ) -> napi::Result<Object<'env>> {
+        self.call(env, move |machine| {
+            machine.answer(ask as u64, allow, parse("remember", &remember)?).map_err(failure)
+        })
+    }
+
     /// Copies from the host: `Copied`.
     #[napi(ts_return_type = "Promise<string>")]
     pub fn copy_in<'env>(

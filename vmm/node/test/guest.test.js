@@ -126,6 +126,45 @@ test('sessions have files, limits and ports of their own', async () => {
   await assert.rejects(session.status(), failed('not-found'))
 })
 
+test('a network has rules, questions and listeners', async () => {
+  const network = { policy: { ask: true } }
+  const machine = engine.machine({ name: 'networked', network })
+  const events = machine.events()
+  const next = async (what) => {
+    for await (const event of { [Symbol.asyncIterator]: () => ({ next: () => events.next() }) })
+      if (event.kind === 'network' && event.event.what === what) return event.event
+  }
+  const connect = 'import socket; socket.create_connection(("198.51.100.7", 80))'
+  for (const remember of ['once', 'machine']) {
+    const refused = machine.run(['python3', '-c', connect])
+    const { ask, host, port } = await next('ask')
+    assert.deepEqual([host, port], ['198.51.100.7', 80])
+    await machine.answer(ask, false, remember)
+    assert.deepEqual((await refused).exit, { code: 1 })
+  }
+  // The second answer holds: nobody is asked a third time.
+  assert.deepEqual((await machine.run(['python3', '-c', connect])).exit, { code: 1 })
+  assert.ok((await machine.network()).denied >= 3)
+
+  const listen = 'import socket; socket.create_server(("127.0.0.1", 8000)).accept()'
+  const server = await machine.exec(['python3', '-c', listen])
+  const { address, port } = await next('listening')
+  assert.deepEqual([address, port], ['127.0.0.1', 8000])
+  server.hangUp()
+  assert.equal((await next('listening-ended')).port, 8000)
+
+  const session = await machine.createSession({ name: 'chat', network: true })
+  const { version } = await machine.network()
+  assert.equal(await session.setPolicy({ allow: ['pypi'] }), version + 1)
+  assert.equal(await machine.setPolicy({ allow: ['*.example.com'] }), version + 2)
+  const { policy, sessions } = await machine.network()
+  assert.deepEqual([policy.allow, sessions.chat.allow], [['*.example.com'], ['pypi']])
+  await session.setPolicy(null)
+  assert.deepEqual((await machine.network()).sessions, {})
+  await assert.rejects(machine.setPolicy({ allow: ['no rule'] }), failed('invalid'))
+  await machine.close()
+})
+
 test('worker threads drive machines, and one that is ended takes its machine along', async () => {
   const program = `
     const { parentPort } = require('node:worker_threads')

@@ -7,6 +7,7 @@
 // Mappings and system calls without a safe wrapper need `unsafe`; it is confined to `sys`.
 #![allow(unsafe_code)]
 
+pub mod proxies;
 mod sys;
 
 pub use sys::*;

@@ -176,6 +176,10 @@ pub(crate) struct NetAnswerArgs {
     /// asked or for all of the `machine`.
     #[arg(long, value_name = "once|session|machine", value_parser = ["once", "session", "machine"], default_value = "once")]
     pub(crate) remember: String,
+
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ pub mod net;
 mod packets;
 mod pages;
 pub mod process;
+pub(crate) mod proxies;
 mod replace;
 mod timer;
 pub mod tree;

@@ -5,6 +5,7 @@ mod event;
 pub mod file;
 pub(super) mod memory;
 pub mod process;
+pub(crate) mod proxies;
 
 pub use super::unix::mapping::{Access, Mapping};
 pub use event::Event;

@@ -5,6 +5,7 @@ mod event;
 pub mod file;
 mod mapping;
 pub mod process;
+pub(crate) mod proxies;
 
 pub use event::Event;
 pub use mapping::Mapping;
