@@ -6,13 +6,14 @@ use crate::failure::{Failure, succeed};
 use crate::progress::say;
 
 /// Packages and why.
-const PACKAGES: [(&str, &str); 20] = [
+const PACKAGES: [(&str, &str); 21] = [
     ("bc", "the kernel's build computes time constants with it"),
     ("binutils", "links and strips the kernel"),
     ("bison", "the kernel's configuration parser"),
     ("busybox-static", "the shell in the initramfs with which a test boots Debian's kernel"),
     ("cpio", "a test reads our initramfs archives with it"),
     ("debian-archive-keyring", "the keys that the image's packages are signed with"),
+    ("device-tree-compiler", "a test reads our device trees with it"),
     ("e2fsprogs", "mkfs.ext4 and debugfs, for the image's writable disk"),
     ("erofs-utils", "mkfs.erofs, for the root image"),
     ("flex", "the kernel's configuration scanner"),
