@@ -5,8 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_hv::x86::cpuid::{self, Options};
-use cabana_hv::x86::{BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuState};
-use cabana_hv::{MemorySlot, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit, X86Vm};
+use cabana_hv::x86::{
+    BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuSetup, VcpuState, X86,
+};
+use cabana_hv::{MemorySlot, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit, X86Vm};
 use cabana_os::Mapping;
 
 use crate::{Backend, Payload};
@@ -148,7 +150,7 @@ impl Guest {
     }
 
     /// vCPU `index`, not bound.
-    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat> {
+    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat<X86>> {
         self.vm.vcpu_seat(index).expect("a vCPU")
     }
 
@@ -182,7 +184,7 @@ fn processors(vm: &dyn X86Vm, count: u32) -> Vec<VcpuSetup> {
 /// A vCPU on its thread that cannot run forever.
 pub struct Runner {
     /// The vCPU.
-    pub vcpu: Box<dyn Vcpu>,
+    pub vcpu: Box<dyn Vcpu<X86>>,
     /// Stops it.
     pub kicker: Box<dyn VcpuKicker>,
     /// Ends the watchdog when it is dropped.
@@ -191,7 +193,7 @@ pub struct Runner {
 
 impl Runner {
     /// Binds `seat` to this thread.
-    pub fn bind(seat: Box<dyn VcpuSeat>) -> Self {
+    pub fn bind(seat: Box<dyn VcpuSeat<X86>>) -> Self {
         let (kicker, watchdog) = (seat.kicker(), watch(seat.kicker()));
         Self { vcpu: seat.bind().expect("the vCPU is bound"), kicker, _watchdog: watchdog }
     }
@@ -247,7 +249,7 @@ fn watch(kicker: Box<dyn VcpuKicker>) -> Sender<()> {
 
 /// Runs `body` with a bound vCPU on a thread of its own.
 pub fn thread_of<T: Send + 'static>(
-    seat: Box<dyn VcpuSeat>,
+    seat: Box<dyn VcpuSeat<X86>>,
     body: impl FnOnce(Runner) -> T + Send + 'static,
 ) -> thread::JoinHandle<T> {
     thread::spawn(move || body(Runner::bind(seat)))

@@ -140,7 +140,9 @@ mod tests {
         println!("{found:?} after {spent:?}");
         assert!(spent < Duration::from_secs(2), "{spent:?}");
         match &found.verdict {
-            Verdict::Works => assert!(found.instructions_per_second >= Some(trial::REAL)),
+            Verdict::Works => {
+                assert!(found.instructions_per_second >= Some(cabana_hv::trial::REAL));
+            }
             other => assert!(other.why().is_some_and(|why| why.len() > 20), "{other:?}"),
         }
     }

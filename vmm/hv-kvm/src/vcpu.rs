@@ -7,8 +7,8 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use cabana_hv::x86::{BootState, VcpuState};
-use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit};
+use cabana_hv::x86::{BootState, VcpuSetup, VcpuState, X86};
+use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 use kvm_bindings::{
     CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
     KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
@@ -50,12 +50,12 @@ impl KvmSeat {
     }
 }
 
-impl VcpuSeat for KvmSeat {
+impl VcpuSeat<X86> for KvmSeat {
     fn kicker(&self) -> Box<dyn VcpuKicker> {
         Box::new(KvmKicker { target: Arc::clone(&self.kicks) })
     }
 
-    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu>, HvError> {
+    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu<X86>>, HvError> {
         let Self { vm, fd, page, kicks } = *self;
         kicks.bind(page.immediate_exit());
         Ok(Box::new(KvmVcpu {
@@ -306,7 +306,7 @@ fn internal_error(details: &kvm_run__bindgen_ty_1) -> String {
     )
 }
 
-impl Vcpu for KvmVcpu {
+impl Vcpu<X86> for KvmVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, HvError> {
         if let Some(exit) = self.queued.take() {
             return Ok(exit);
@@ -339,7 +339,7 @@ impl Vcpu for KvmVcpu {
         self.exits.get_or_init(|| ExitCounter::open(&self.fd)).as_ref()?.read()
     }
 
-    fn tsc(&mut self) -> Result<u64, HvError> {
+    fn counter(&mut self) -> Result<u64, HvError> {
         state::get_msr(&self.fd, state::TSC)
     }
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cabana_hv::x86::{CpuidLeaf, IOAPIC_PINS, Msi, MsiRoute};
-use cabana_hv::{Doorbell, HvError, MemorySlot, Seats, VcpuSeat, VcpuSetup, Vm, X86Vm};
+use cabana_hv::x86::{CpuidLeaf, IOAPIC_PINS, Msi, MsiRoute, VcpuSetup, X86};
+use cabana_hv::{Doorbell, HvError, MemorySlot, Seats, VcpuSeat, Vm, X86Vm};
 use cabana_os::Event;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
@@ -36,7 +36,7 @@ const IOEVENTFD_DATAMATCH: u32 = 1;
 pub(crate) struct KvmVm {
     shared: Arc<VmShared>,
     /// What the vCPUs are to be that nobody has taken yet.
-    seats: Seats,
+    seats: Seats<VcpuSetup>,
 }
 
 /// What a VM and its vCPUs hold together.
@@ -88,7 +88,7 @@ fn needs_tss() -> bool {
         .is_ok_and(|answer| answer.first() == Some(&b'N'))
 }
 
-impl Vm for KvmVm {
+impl Vm<X86> for KvmVm {
     unsafe fn map(&self, slot: &MemorySlot) -> Result<(), HvError> {
         let aligned = slot.guest.is_multiple_of(PAGE)
             && (slot.host as u64).is_multiple_of(PAGE)
@@ -169,7 +169,7 @@ impl Vm for KvmVm {
         Ok(())
     }
 
-    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError> {
+    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat<X86>>, HvError> {
         let setup = self.seats.take(index)?;
         Ok(Box::new(KvmSeat::new(Arc::clone(&self.shared), index, &setup)?))
     }

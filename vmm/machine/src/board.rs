@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use cabana_boot::x86_64::acpi;
 use cabana_bus::{Bus, BusDevice, Interrupt};
-use cabana_hv::x86::Msi;
+use cabana_hv::x86::{Msi, X86};
 use cabana_hv::{Doorbell, HvError, MemorySlot, X86Vm};
 use cabana_memory::GuestRam;
 use cabana_platform::{
@@ -63,7 +63,7 @@ impl Board {
     /// A board with I/O APIC, reset port and exit port.
     pub(crate) fn new(
         vm: &Arc<dyn X86Vm>,
-        control: &Arc<Control>,
+        control: &Arc<Control<X86>>,
         pins: Pins,
     ) -> Result<Self, MachineError> {
         let ioapic = IoApic::new(pins.count, Box::new(ToLocalApics(Arc::clone(vm))));
@@ -91,7 +91,7 @@ impl Board {
     }
 
     /// Adds ACPI's sleep registers: a kernel powers off through them.
-    pub(crate) fn add_sleep(&mut self, control: &Arc<Control>) -> Result<(), MachineError> {
+    pub(crate) fn add_sleep(&mut self, control: &Arc<Control<X86>>) -> Result<(), MachineError> {
         let ends = Arc::clone(control);
         let sleep = SleepPorts::new(move || ends.end(Outcome::Exit(0)));
         self.pio.insert(SLEEP_PORT..SLEEP_PORT + SLEEP_PORTS, Arc::new(sleep))?;

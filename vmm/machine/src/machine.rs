@@ -9,14 +9,15 @@ use std::time::Duration;
 use cabana_boot::x86_64::{self, Boot};
 use cabana_boot::{BootError, Initrd, Kernel};
 use cabana_bus::{RangeTaken, SavedState};
-use cabana_hv::x86::{CpuidLeaf, cpuid};
-use cabana_hv::{HvError, MemorySlot, VcpuSetup, X86Vm, x86};
+use cabana_hv::x86::{CpuidLeaf, VcpuSetup, X86, cpuid};
+use cabana_hv::{HvError, MemorySlot, X86Vm, x86};
 use cabana_memory::{GuestRam, MemoryError, RamSlot};
 use cabana_platform::{IoApic, SerialInput};
 use cabana_virtio::{MmioTransport, VirtioDevice};
 
 use crate::board::{self, Board};
 use crate::control::{Control, Outcome};
+use crate::entry::boot_state;
 use crate::exits::{Counters, ExitCounts};
 use crate::layout::{self, Pins};
 use crate::timeline::Timeline;
@@ -126,7 +127,7 @@ impl GuestClock {
 pub struct Machine {
     vcpus: Vec<Running>,
     wiring: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<X86>>,
     transports: Vec<Arc<MmioTransport>>,
     ioapic: Arc<IoApic>,
     serial: Option<SerialInput>,
@@ -203,7 +204,11 @@ impl Machine {
         let parts = Parts { vm, control, timeline, ram, tsc_khz, cpuids };
         let mut machine = Self::assemble(parts, board, serial, &setup.device_memory);
         for index in 0..cpus {
-            machine.add_vcpu(if index == 0 { Begin::Boot(start) } else { Begin::Sleep })?;
+            machine.add_vcpu(if index == 0 {
+                Begin::Boot(boot_state(start))
+            } else {
+                Begin::Sleep
+            })?;
         }
         machine.start_wiring(Some(slots), wired)?;
         Ok(machine)
@@ -235,7 +240,7 @@ impl Machine {
     }
 
     /// Makes the next vCPU and starts its thread.
-    pub(crate) fn add_vcpu(&mut self, begin: Begin) -> Result<(), MachineError> {
+    pub(crate) fn add_vcpu(&mut self, begin: Begin<X86>) -> Result<(), MachineError> {
         let index = self.vcpus.len() as u32;
         let seat = self.vm.vcpu_seat(index)?;
         let running = vcpu::spawn(index, seat, begin, Arc::clone(&self.shared))
@@ -292,7 +297,7 @@ impl Machine {
         let total = reports.iter().map(|report| report.and_then(|report| report.exits)).sum();
         let first = reports.first().copied().flatten();
         let clock = first.and_then(|first| {
-            Some(GuestClock { tsc: first.tsc?, at: first.at, khz: self.tsc_khz })
+            Some(GuestClock { tsc: first.counter?, at: first.at, khz: self.tsc_khz })
         });
         Observation { exits: ExitCounts { total, ..user }, clock }
     }
@@ -416,7 +421,7 @@ impl Drop for Frozen<'_> {
 /// What a machine is assembled from, beside its board.
 pub(crate) struct Parts {
     pub(crate) vm: Arc<dyn X86Vm>,
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<Control<X86>>,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) ram: GuestRam,
     pub(crate) tsc_khz: u32,

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use cabana_bus::StateError;
-use cabana_hv::x86::cpuid;
-use cabana_hv::{VcpuSetup, X86Vm};
+use cabana_hv::X86Vm;
+use cabana_hv::x86::{VcpuSetup, cpuid};
 use cabana_memory::GuestRam;
 use cabana_virtio::VirtioDevice;
 
