@@ -36,6 +36,7 @@ const MACOS: &[&str] = &["cabana-boot", "cabana-memory", "cabana-store"];
 /// What is Linux's alone today, on every processor.
 const LINUX: &[&str] = &[
     "cabana-boot",
+    "cabana-hv-kvm",
     "cabana-memory",
     "cabana-netstack",
     "cabana-snapshot",
