@@ -6,7 +6,7 @@ use crate::failure::{Failure, succeed};
 use crate::progress::say;
 
 /// Packages and why.
-const PACKAGES: [(&str, &str); 21] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("bc", "the kernel's build computes time constants with it"),
     ("binutils", "links and strips the kernel"),
     ("bison", "the kernel's configuration parser"),
@@ -24,6 +24,7 @@ const PACKAGES: [(&str, &str); 21] = [
     ("make", "drives the kernel's build"),
     ("mmdebstrap", "lays the image's packages out"),
     ("python3-pip", "brings Node.js for the tests of its package"),
+    ("qemu-system-arm", "the Arm lab's software CPU"),
     ("qemu-system-common", "QEMU 7.2 keeps virtiofsd here, which gives the lab the host's files"),
     ("qemu-system-x86", "the lab's software CPU"),
     ("xz-utils", "unpacks the kernel's source and the lab kernel's modules"),

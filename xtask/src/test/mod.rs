@@ -65,7 +65,9 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
             ));
         }
         // The guest suite boots it, wherever it runs.
-        cabana_lab::debian_kernel(&mut |step| say(&format!("guest suite: {step}")))?;
+        cabana_lab::debian_kernel(cabana_lab::Architecture::default(), &mut |step| {
+            say(&format!("guest suite: {step}"));
+        })?;
     } else {
         setup::tools()?;
     }
