@@ -12,6 +12,7 @@ mod packages;
 mod progress;
 mod run;
 mod setup;
+mod target;
 mod test;
 
 use std::ffi::OsString;

@@ -1,5 +1,6 @@
 //! The guest begins with what its boot state says.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 
