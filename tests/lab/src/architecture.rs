@@ -45,8 +45,12 @@ impl Architecture {
                 "arch/x86/kvm/kvm-amd.ko",
                 "fs/overlayfs/overlay.ko",
             ],
-            // KVM is built in.
-            Self::Arm64 => &["fs/overlayfs/overlay.ko"],
+            // KVM is built in. The others are for guests of the same kernel.
+            Self::Arm64 => &[
+                "fs/overlayfs/overlay.ko",
+                "drivers/virtio/virtio_mmio.ko",
+                "drivers/char/hw_random/virtio-rng.ko",
+            ],
         }
     }
 

@@ -38,6 +38,7 @@ const LINUX: &[&str] = &[
     "cabana-boot",
     "cabana-hv-kvm",
     "cabana-lab",
+    "cabana-machine",
     "cabana-memory",
     "cabana-netstack",
     "cabana-snapshot",

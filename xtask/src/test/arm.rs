@@ -1,4 +1,4 @@
-//! The bare-metal suite for arm64, in the Arm lab.
+//! The suites for arm64, bare metal and Linux, in the Arm lab.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -32,9 +32,14 @@ pub(super) fn run(cases: &mut Cases) -> Result<Row, Failure> {
         }
         lab => Place::Lab(architecture, RefCell::new(lab?)),
     };
-    let suite = ["--package", "cabana-test-hv", "--test", "arm64", "--target", target];
+    let suite = [
+        ["--package", "cabana-test-hv"],
+        ["--test", "arm64"],
+        ["--test", "linux_arm64"],
+        ["--target", target],
+    ];
     let mut report = Report::default();
-    for binary in build::of(&suite)? {
+    for binary in build::of(suite.as_flattened())? {
         let (found, output) = runner::run(&binary, &lab, false)?;
         report.add(found);
         cases.read(&binary.target, lab.name(), &output);
