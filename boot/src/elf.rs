@@ -70,8 +70,9 @@ impl Elf {
         }
         let machine = u16_at(head, 18);
         if machine != MACHINE_X86_64 || head[4] != CLASS_64 || head[5] != LITTLE_ENDIAN {
-            let architecture = architecture(machine, head[4]);
-            return Err(BootError::ForeignArchitecture { path: path.to_owned(), architecture });
+            let (path, architecture) = (path.to_owned(), architecture(machine, head[4]));
+            let machine = "x86-64";
+            return Err(BootError::ForeignArchitecture { path, architecture, machine });
         }
         let file_len = file.metadata().map_err(read)?.len();
         let count = usize::from(u16_at(head, 56));

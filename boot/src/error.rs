@@ -25,12 +25,14 @@ pub enum BootError {
         why: &'static str,
     },
     /// A kernel of another architecture.
-    #[error("{} is a kernel for {architecture}, and this machine is x86-64", path.display())]
+    #[error("{} is a kernel for {architecture}, and this machine is {machine}", path.display())]
     ForeignArchitecture {
         /// The file.
         path: PathBuf,
         /// What it was built for.
         architecture: String,
+        /// What this machine is.
+        machine: &'static str,
     },
     /// The file ends before what its headers promise.
     #[error("{} is truncated: it ends before {what}", path.display())]
@@ -68,6 +70,9 @@ pub enum BootError {
     /// More processors than the table or the guest's interrupt controller can name.
     #[error("{0} vCPUs are more than the processor table can name ({1})")]
     TooManyCpus(u32, u32),
+    /// The device tree cannot name what the machine has.
+    #[error("the device tree cannot be written: {0}")]
+    DeviceTree(String),
     /// Guest RAM could not be written.
     #[error(transparent)]
     Memory(#[from] MemoryError),

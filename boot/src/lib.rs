@@ -5,13 +5,17 @@
 //! - uncompressed ELF: mapped from the file, entered through PVH if it has the note
 //!   ([`elf`], [`x86_64::pvh`]), else in 64-bit mode as Linux's `vmlinux` is;
 //! - bzImage: copied, entered in 64-bit mode ([`bzimage`], the kernel's
-//!   `Documentation/arch/x86/boot.rst`).
+//!   `Documentation/arch/x86/boot.rst`);
+//! - arm64's `Image`: copied, entered with a device tree ([`arm64_image`], [`aarch64`], the kernel's
+//!   `Documentation/arch/arm64/booting.rst`).
 //!
 //! Guest-architecture code is plain data: it compiles and is tested on every host.
 
 // Files are read straight into guest RAM, which has an address and no Rust reference.
 #![allow(unsafe_code)]
 
+pub mod aarch64;
+pub mod arm64_image;
 pub mod bzimage;
 pub mod elf;
 mod error;
@@ -37,6 +41,12 @@ pub struct Kernel {
 
 #[derive(Debug)]
 enum Format {
+    X86(X86Format),
+    Arm64(arm64_image::Arm64Image),
+}
+
+#[derive(Debug)]
+enum X86Format {
     Elf(elf::Elf),
     BzImage(bzimage::BzImage),
 }
@@ -53,9 +63,11 @@ impl Kernel {
         let len = read_up_to(&file, &mut head, 0).map_err(read)?;
         head.truncate(len);
         let format = if head.starts_with(elf::MAGIC) {
-            Format::Elf(elf::Elf::parse(path, &file, &head)?)
+            Format::X86(X86Format::Elf(elf::Elf::parse(path, &file, &head)?))
         } else if let Some(image) = bzimage::BzImage::parse(path, &file, &head)? {
-            Format::BzImage(image)
+            Format::X86(X86Format::BzImage(image))
+        } else if let Some(image) = arm64_image::Arm64Image::parse(path, &file, &head)? {
+            Format::Arm64(image)
         } else {
             return Err(unknown(path, &head));
         };
@@ -66,17 +78,24 @@ impl Kernel {
 /// Says what the file is in place of a kernel.
 fn unknown(path: &Path, head: &[u8]) -> BootError {
     let path = path.to_owned();
-    if head.get(0x38..0x3c) == Some(b"ARM\x64") {
-        return BootError::ForeignArchitecture { path, architecture: "arm64".to_owned() };
-    }
     let why = match head {
         [] => "it is empty",
         [0x1f, 0x8b, ..] => "it is compressed with gzip; unpack it first",
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed with zstd; unpack it first",
         [0xfd, b'7', b'z', ..] => "it is compressed with xz; unpack it first",
-        _ => "it is neither an ELF file nor a bzImage",
+        _ => "it is neither an ELF file nor a bzImage nor an arm64 Image",
     };
     BootError::NotAKernel { path, why }
+}
+
+fn check_command_line(line: &str, max: usize) -> Result<(), BootError> {
+    if line.len() > max {
+        return Err(BootError::CommandLine { len: line.len(), max });
+    }
+    if line.bytes().any(|byte| byte.is_ascii_control()) {
+        return Err(BootError::CommandLineCharacter);
+    }
+    Ok(())
 }
 
 /// Reads `len` bytes of the file at `offset` straight into guest RAM; fewer at the file's end.

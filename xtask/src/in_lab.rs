@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cabana_lab::{Command, Control, Lab, Options, Parts, TtySize};
+use cabana_lab::{Architecture, Command, Control, Lab, Options, Parts, TtySize};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
@@ -26,8 +26,12 @@ const INSIST: Duration = Duration::from_secs(2);
 const IN_LAB: &str = "CABANA_LAB";
 
 /// Starts a lab, runs a command in it, and returns its exit status, 128 + n for signal n.
-pub(crate) fn run(options: &Options, argv: &[OsString]) -> Result<ExitCode, Failure> {
-    let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
+pub(crate) fn run(
+    architecture: Architecture,
+    options: &Options,
+    argv: &[OsString],
+) -> Result<ExitCode, Failure> {
+    let parts = Parts::prepare_for(architecture, &mut |step| say(&format!("lab: {step}")))?;
     // Signals that come while the machine starts end this process, and it the machine.
     let lab = Lab::start(&parts, options)?;
     let terminal = Terminal::raw_if_interactive();

@@ -12,6 +12,7 @@ mod packages;
 mod progress;
 mod run;
 mod setup;
+mod target;
 mod test;
 
 use std::ffi::OsString;
@@ -43,7 +44,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Runs any command in the lab, where a real kvm-amd exists, with this machine's files.
+    /// Runs any command in the lab, where a real KVM exists, with this machine's files.
     Lab(LabArguments),
     /// Builds and runs the tests, and ends with a summary.
     Test {
@@ -77,6 +78,10 @@ enum Task {
 
 #[derive(Debug, clap::Args)]
 struct LabArguments {
+    /// The lab's processor. On arm64 none of this machine's programs run: the command must be a static one
+    /// for that processor, as `cargo build --target aarch64-unknown-linux-musl` makes.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
     /// Lets time in the lab count executed instructions, one a nanosecond.
     #[arg(long)]
     instruction_clock: bool,
@@ -89,6 +94,24 @@ struct LabArguments {
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// The processor of a lab.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Arch {
+    #[value(name = "x86_64")]
+    X86_64,
+    #[value(name = "aarch64")]
+    Aarch64,
+}
+
+impl From<Arch> for cabana_lab::Architecture {
+    fn from(arch: Arch) -> Self {
+        match arch {
+            Arch::X86_64 => Self::X86_64,
+            Arch::Aarch64 => Self::Arm64,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -118,5 +141,5 @@ fn lab(arguments: LabArguments) -> Result<ExitCode, Failure> {
         ..cabana_lab::Options::default()
     };
     options.writable.extend(in_lab::current_folder());
-    in_lab::run(&options, &arguments.command)
+    in_lab::run(arguments.arch.into(), &options, &arguments.command)
 }

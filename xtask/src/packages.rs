@@ -6,13 +6,14 @@ use crate::failure::{Failure, succeed};
 use crate::progress::say;
 
 /// Packages and why.
-const PACKAGES: [(&str, &str); 20] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("bc", "the kernel's build computes time constants with it"),
     ("binutils", "links and strips the kernel"),
     ("bison", "the kernel's configuration parser"),
     ("busybox-static", "the shell in the initramfs with which a test boots Debian's kernel"),
     ("cpio", "a test reads our initramfs archives with it"),
     ("debian-archive-keyring", "the keys that the image's packages are signed with"),
+    ("device-tree-compiler", "a test reads our device trees with it"),
     ("e2fsprogs", "mkfs.ext4 and debugfs, for the image's writable disk"),
     ("erofs-utils", "mkfs.erofs, for the root image"),
     ("flex", "the kernel's configuration scanner"),
@@ -23,6 +24,7 @@ const PACKAGES: [(&str, &str); 20] = [
     ("make", "drives the kernel's build"),
     ("mmdebstrap", "lays the image's packages out"),
     ("python3-pip", "brings Node.js for the tests of its package"),
+    ("qemu-system-arm", "the Arm lab's software CPU"),
     ("qemu-system-common", "QEMU 7.2 keeps virtiofsd here, which gives the lab the host's files"),
     ("qemu-system-x86", "the lab's software CPU"),
     ("xz-utils", "unpacks the kernel's source and the lab kernel's modules"),

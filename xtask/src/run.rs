@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     let options = Options { writable, ..Options::default() };
     let mut argv = vec![cabana.into_os_string(), "run".into()];
     argv.extend(arguments);
-    in_lab::run(&options, &argv)
+    in_lab::run(cabana_lab::Architecture::default(), &options, &argv)
 }
 
 /// The folders that `cabana run` may write to, and which must therefore be writable in the lab: those

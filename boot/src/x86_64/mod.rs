@@ -8,7 +8,7 @@ pub mod pvh;
 
 use cabana_memory::{GuestAddress, GuestRam};
 
-use crate::{BootError, Format, Initrd, Kernel, elf};
+use crate::{BootError, Format, Initrd, Kernel, X86Format, check_command_line, elf};
 
 pub use mp_table::{IOAPIC_PINS, MAX_CPUS};
 
@@ -94,10 +94,14 @@ struct Usable {
 /// Puts everything into `ram`.
 pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
     let Kernel { path, file, format } = boot.kernel;
+    let Format::X86(format) = format else {
+        let (path, architecture) = (path.clone(), "arm64".to_owned());
+        return Err(BootError::ForeignArchitecture { path, architecture, machine: "x86-64" });
+    };
     let low_end = low_ram_end(ram);
     let (kernel_end, cmdline_max) = match format {
-        Format::Elf(elf) => (elf.end(), COMMAND_LINE_MAX - 1),
-        Format::BzImage(image) => (image.end(), image.cmdline_max),
+        X86Format::Elf(elf) => (elf.end(), COMMAND_LINE_MAX - 1),
+        X86Format::BzImage(image) => (image.end(), image.cmdline_max),
     };
     check_command_line(boot.command_line, cmdline_max)?;
     if kernel_end > low_end {
@@ -108,8 +112,8 @@ pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
         });
     }
     match format {
-        Format::Elf(elf) => elf.load(path, file, ram)?,
-        Format::BzImage(image) => image.load(path, file, ram)?,
+        X86Format::Elf(elf) => elf.load(path, file, ram)?,
+        X86Format::BzImage(image) => image.load(path, file, ram)?,
     }
     let initrd = boot.initrd.map(|initrd| initrd.place(ram, kernel_end, low_end)).transpose()?;
     let mut command_line = boot.command_line.as_bytes().to_vec();
@@ -124,29 +128,19 @@ pub fn load(boot: &Boot<'_>, ram: &GuestRam) -> Result<Start, BootError> {
 
     let map = memory_map(ram);
     let (entry, setup_header) = match format {
-        Format::Elf(elf) => match elf.entry() {
+        X86Format::Elf(elf) => match elf.entry() {
             elf::Entry::Pvh(entry) => {
                 pvh::write(ram, PVH_START_INFO, COMMAND_LINE, root_pointer, initrd, &map)?;
                 return Ok(Start::Pvh { entry, start_info: PVH_START_INFO as u32 });
             }
             elf::Entry::Linux64(entry) => (entry, None),
         },
-        Format::BzImage(image) => (image.entry(), Some(image.setup_header())),
+        X86Format::BzImage(image) => (image.entry(), Some(image.setup_header())),
     };
     let pointers = boot_params::Pointers { command_line: COMMAND_LINE, root_pointer };
     boot_params::write(ram, BOOT_PARAMS, pointers, setup_header, initrd, &map)?;
     page_tables::write(ram, PAGE_TABLES, GDT)?;
     Ok(Start::Linux64 { entry, boot_params: BOOT_PARAMS, page_tables: PAGE_TABLES, gdt: GDT })
-}
-
-fn check_command_line(line: &str, max: usize) -> Result<(), BootError> {
-    if line.len() > max {
-        return Err(BootError::CommandLine { len: line.len(), max });
-    }
-    if line.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err(BootError::CommandLineCharacter);
-    }
-    Ok(())
 }
 
 /// One past the last byte of RAM that begins at 0.

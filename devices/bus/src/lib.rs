@@ -25,6 +25,12 @@ pub trait Interrupt: Send + Sync {
     fn pulse(&self);
 }
 
+/// An interrupt line that has a level: the interrupt controller or the guest decides what it makes of it.
+pub trait Line: Send + Sync {
+    /// Sets the level.
+    fn set(&self, level: bool);
+}
+
 /// A range that cannot be given to a device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("bus range {start:#x}..{end:#x} is empty or taken")]

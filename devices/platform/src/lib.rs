@@ -1,7 +1,9 @@
 //! The board's fixed devices, over `bus` alone: they are the same under every hypervisor.
 
 mod exit;
+mod input;
 mod ioapic;
+mod pl011;
 mod reset;
 mod rtc;
 mod serial;
@@ -10,10 +12,12 @@ mod state;
 mod timer;
 
 pub use exit::ExitPort;
+pub use input::SerialInput;
 pub use ioapic::{IoApic, MessageSink};
+pub use pl011::Pl011;
 pub use reset::{PULSE_RESET, ResetPort};
 pub use rtc::Rtc;
-pub use serial::{Serial, SerialInput};
+pub use serial::Serial;
 pub use sleep::{POWER_OFF, SleepPorts};
 pub use state::IoApicState;
 pub use timer::AbsentTimer;
@@ -22,6 +26,8 @@ pub use timer::AbsentTimer;
 pub const IO_APIC_SIZE: u64 = 0x1000;
 /// COM1's first port and its interrupt line.
 pub const COM1: (u64, u8) = (0x3f8, 4);
+/// The register block of a PL011, in bytes.
+pub const PL011_SIZE: u64 = 0x1000;
 /// Ports of a 16550.
 pub const SERIAL_PORTS: u64 = 8;
 /// The keyboard controller's command port, of which guests use the reset command.

@@ -7,6 +7,8 @@ use cabana_bus::{BusDevice, Interrupt};
 use vm_superio::Trigger;
 use vm_superio::serial::{Serial as Uart, SerialEvents};
 
+use crate::input::{SerialInput, TypeIn};
+
 type Port = Uart<Line, Drained, Box<dyn Write + Send>>;
 
 /// The port as the guest sees it.
@@ -14,9 +16,8 @@ pub struct Serial {
     port: Arc<Mutex<Port>>,
 }
 
-/// The other end of the line: what a person types.
-#[derive(Clone)]
-pub struct SerialInput {
+/// The other end of the line.
+struct Input {
     port: Arc<Mutex<Port>>,
     drained: Arc<Condvar>,
 }
@@ -54,13 +55,13 @@ impl Serial {
         let drained = Arc::new(Condvar::new());
         let uart = Uart::with_events(Line(line), Drained(Arc::clone(&drained)), output);
         let port = Arc::new(Mutex::new(uart));
-        (Self { port: Arc::clone(&port) }, SerialInput { port, drained })
+        let input = Input { port: Arc::clone(&port), drained };
+        (Self { port }, SerialInput::new(Arc::new(input)))
     }
 }
 
-impl SerialInput {
-    /// Types `bytes`; waits for the guest to read what does not fit into its receive FIFO.
-    pub fn type_in(&self, mut bytes: &[u8]) {
+impl TypeIn for Input {
+    fn type_in(&self, mut bytes: &[u8]) {
         let mut port = lock(&self.port);
         while !bytes.is_empty() {
             if port.fifo_capacity() == 0 {
@@ -96,12 +97,6 @@ fn lock(port: &Mutex<Port>) -> MutexGuard<'_, Port> {
 impl std::fmt::Debug for Serial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Serial").finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for SerialInput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SerialInput").finish_non_exhaustive()
     }
 }
 

@@ -16,6 +16,11 @@ const BLOCK: usize = 512;
 
 /// Makes an initramfs whose `/init` is the agent.
 pub fn pack(agent: &[u8]) -> Vec<u8> {
+    pack_with(agent, &[])
+}
+
+/// The same with more files, in folders that the archive has.
+pub fn pack_with(agent: &[u8], files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Archive { bytes: Vec::with_capacity(agent.len() + 4096), entries: 0 };
     for directory in ["/dev", "/proc", "/sys", IMAGE, SCRATCH, NEW_ROOT] {
         archive.entry(directory, DIRECTORY | 0o755, (0, 0), &[]);
@@ -25,6 +30,9 @@ pub fn pack(agent: &[u8]) -> Vec<u8> {
     archive.entry("/dev/console", CHARACTER_DEVICE | 0o600, (5, 1), &[]);
     archive.entry("/dev/null", CHARACTER_DEVICE | 0o666, (1, 3), &[]);
     archive.entry("/init", REGULAR | 0o755, (0, 0), agent);
+    for (path, content) in files {
+        archive.entry(path, REGULAR | 0o644, (0, 0), content);
+    }
     archive.finish()
 }
 

@@ -9,17 +9,37 @@
 // assembled into this crate's read-only data.
 #![allow(unsafe_code)]
 
-mod guest;
-mod payload;
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod ram;
+mod runner;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+/// What differs between processors, under the same names.
+mod arch {
+    #[cfg(target_arch = "aarch64")]
+    pub use crate::aarch64::*;
+    #[cfg(target_arch = "x86_64")]
+    pub use crate::x86_64::*;
+}
 
 use std::cell::Cell;
 use std::sync::OnceLock;
 
 use cabana_hv::{Hypervisor, Probe, Verdict};
-use cabana_hv_kvm::Kvm;
 
-pub use guest::{Guest, Runner, boot_state, layout, thread_of};
-pub use payload::Payload;
+use arch::is_end;
+pub use arch::{Guest, Processor, backends, boot_state, layout};
+pub use ram::Ram;
+pub use runner::{Runner, thread_of};
+
+/// Position-independent machine code; see [`payload!`](crate::payload).
+#[derive(Clone, Copy, Debug)]
+pub struct Payload {
+    /// Its bytes.
+    pub code: &'static [u8],
+}
 
 /// A backend that another one stands on, by its probe, and why a real processor must be below.
 type Below = (fn() -> Probe, &'static str);
@@ -51,24 +71,6 @@ impl Backend {
             _ => self.hypervisor().probe(),
         })
     }
-}
-
-/// All backends of this host.
-pub fn backends() -> Vec<Backend> {
-    static KVM: OnceLock<Probe> = OnceLock::new();
-    static WHP: OnceLock<Probe> = OnceLock::new();
-    let kvm: fn() -> Probe = || KVM.get_or_init(|| Kvm::new().probe()).clone();
-    // An instruction emulator does what the guest asks before it tells.
-    let processor = "its shim needs a KVM that runs guests on a processor";
-    vec![
-        Backend { name: "KVM x86-64", open: || Box::new(Kvm::new()), probe: &KVM, over: None },
-        Backend {
-            name: "WHP x86-64 (shim)",
-            open: || Box::new(cabana_shim_whp::platform()),
-            probe: &WHP,
-            over: Some((kvm, processor)),
-        },
-    ]
 }
 
 /// What a case asks of the hypervisor beyond the contract.

@@ -1,5 +1,6 @@
 //! Whatever the guest does, the host gets an exit or an error, and can stop it.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 

@@ -1,5 +1,6 @@
 //! Interrupts by message, by event and by level; halting and waking.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 

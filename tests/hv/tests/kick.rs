@@ -1,5 +1,6 @@
 //! A kick stops a vCPU wherever it is, and none is lost.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 

@@ -1,5 +1,6 @@
 //! Memory slots: coming and going under a running vCPU, read-only, dirty pages, doorbells.
 
+#![cfg(target_arch = "x86_64")]
 // Guest memory is mapped.
 #![allow(unsafe_code)]
 

@@ -1,5 +1,6 @@
 //! Device memory: every width, and the instruction forms that compilers and Linux emit.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 

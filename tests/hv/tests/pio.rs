@@ -1,5 +1,6 @@
 //! Ports: every width, immediate and DX forms, strings.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 

@@ -1,5 +1,6 @@
 //! A vCPU saved in one VM goes on in another.
 
+#![cfg(target_arch = "x86_64")]
 // Payloads are assembled.
 #![allow(unsafe_code)]
 

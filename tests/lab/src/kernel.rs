@@ -6,36 +6,35 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Error;
+use crate::apt::Apt;
+use crate::architecture::Architecture;
 
-/// Metapackages that name the newest 6.12 cloud kernel, in bookworm-security and in trixie. KVM inside
-/// a software CPU was proven with this series.
-const METAPACKAGES: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
-
-/// The modules in the order in which they load; each needs only those before it.
-const MODULES: [&str; 4] = [
-    "virt/lib/irqbypass.ko",
-    "arch/x86/kvm/kvm.ko",
-    "arch/x86/kvm/kvm-amd.ko",
-    "fs/overlayfs/overlay.ko",
-];
+/// Metapackages that name the newest 6.12 cloud kernel, in bookworm-security and in trixie, but for the
+/// processor's name. KVM inside a software CPU was proven with this series.
+const METAPACKAGES: [&str; 2] = ["linux-image-6.12-cloud", "linux-image-cloud"];
 
 /// A kernel that QEMU can boot, and its modules.
 #[derive(Clone, Debug)]
 pub(crate) struct OuterKernel {
-    /// The uncompressed kernel with its PVH entry: no decompression on every start.
+    /// What QEMU boots, uncompressed: on x86-64 an ELF file with its PVH entry, on arm64 the `Image`.
     pub(crate) vmlinux: PathBuf,
-    /// The bzImage as Debian ships it, for the tests that boot it.
+    /// The kernel as Debian ships it, for the tests that boot it.
     pub(crate) vmlinuz: PathBuf,
     /// The modules in the order in which they load, uncompressed.
     pub(crate) modules: Vec<PathBuf>,
+    architecture: Architecture,
 }
 
 impl OuterKernel {
     /// The kernel in the cache folder; when there is none, downloads the newest. `report` is told what
     /// takes long.
-    pub(crate) fn prepare(cache: &Path, report: &mut dyn FnMut(&str)) -> Result<Self, Error> {
-        let folder = cache.join("outer-kernel");
-        let kernel = Self::in_folder(&folder);
+    pub(crate) fn prepare(
+        architecture: Architecture,
+        cache: &Path,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        let folder = cache.join(architecture.kernel_folder());
+        let kernel = Self::in_folder(architecture, &folder);
         // The folder appears by a rename, so what is there is whole.
         if kernel.vmlinuz.exists() {
             return Ok(kernel);
@@ -45,13 +44,14 @@ impl OuterKernel {
             .prefix("outer-kernel.")
             .tempdir_in(cache)
             .map_err(Error::file(cache))?;
-        let package = newest_package(report)?;
-        report(&format!("downloading {package}"));
-        let unpacked = download(&package, work.path())?;
+        let apt = Apt::new(architecture, cache)?;
+        let package = newest_package(&apt, architecture, report)?;
+        report(&format!("downloading {package} for {}", architecture.debian()));
+        let unpacked = apt.download(&package, work.path())?;
         report(&format!("unpacking {package}"));
         let whole = work.path().join("whole");
         fs::create_dir(&whole).map_err(Error::file(&whole))?;
-        Self::in_folder(&whole).extract(&unpacked)?;
+        Self::in_folder(architecture, &whole).extract(&unpacked)?;
         if folder.exists() && !kernel.vmlinuz.exists() {
             // Of an earlier version, which did not keep the bzImage.
             fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
@@ -64,12 +64,17 @@ impl OuterKernel {
     }
 
     /// Names the files that a whole folder has.
-    fn in_folder(folder: &Path) -> Self {
+    fn in_folder(architecture: Architecture, folder: &Path) -> Self {
         let file_name = |module: &&str| folder.join(module.rsplit('/').next().unwrap_or(module));
+        let vmlinux = match architecture {
+            Architecture::X86_64 => "vmlinux",
+            Architecture::Arm64 => "vmlinuz",
+        };
         Self {
-            vmlinux: folder.join("vmlinux"),
+            vmlinux: folder.join(vmlinux),
             vmlinuz: folder.join("vmlinuz"),
-            modules: MODULES.iter().map(file_name).collect(),
+            modules: architecture.modules().iter().map(file_name).collect(),
+            architecture,
         }
     }
 
@@ -78,18 +83,20 @@ impl OuterKernel {
         let vmlinuz = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
         let image = fs::read(&vmlinuz).map_err(Error::file(&vmlinuz))?;
         fs::write(&self.vmlinuz, &image).map_err(Error::file(&self.vmlinuz))?;
-        let payload = zstd_payload(&image).ok_or_else(|| Error::File {
-            path: vmlinuz,
-            source: std::io::Error::other("no bzImage with a zstd payload"),
-        })?;
-        let vmlinux = filter(Command::new("zstd").args(["-dcq"]), payload, "zstd")?;
-        fs::write(&self.vmlinux, vmlinux).map_err(Error::file(&self.vmlinux))?;
+        if self.architecture == Architecture::X86_64 {
+            let payload = zstd_payload(&image).ok_or_else(|| Error::File {
+                path: vmlinuz,
+                source: std::io::Error::other("no bzImage with a zstd payload"),
+            })?;
+            let vmlinux = filter(Command::new("zstd").args(["-dcq"]), payload, "zstd")?;
+            fs::write(&self.vmlinux, vmlinux).map_err(Error::file(&self.vmlinux))?;
+        }
 
         // Merged and unmerged /usr.
         let modules = ["usr/lib/modules", "lib/modules"].map(|path| unpacked.join(path));
         let modules = modules.iter().find(|path| path.exists()).unwrap_or(&modules[0]);
         let tree = only_entry(modules, "")?.join("kernel");
-        for (source, target) in MODULES.iter().zip(&self.modules) {
+        for (source, target) in self.architecture.modules().iter().zip(&self.modules) {
             let source = tree.join(format!("{source}.xz"));
             let packed = fs::read(&source).map_err(Error::file(&source))?;
             let module = filter(Command::new("xz").args(["-dc"]), &packed, "xz-utils")?;
@@ -100,41 +107,23 @@ impl OuterKernel {
 }
 
 /// Asks apt for the newest kernel package, with fresh lists if it does not know one.
-fn newest_package(report: &mut dyn FnMut(&str)) -> Result<String, Error> {
-    if let Some(package) = METAPACKAGES.into_iter().find_map(concrete_package) {
+fn newest_package(
+    apt: &Apt,
+    architecture: Architecture,
+    report: &mut dyn FnMut(&str),
+) -> Result<String, Error> {
+    let names = METAPACKAGES.map(|name| format!("{name}-{}", architecture.debian()));
+    let newest = || names.iter().find_map(|name| apt.dependency(name, "linux-image-6.12."));
+    if let Some(package) = newest() {
         return Ok(package);
     }
     report("asking apt for fresh package lists");
-    // Without the right to do so the lists stay as they are, and the error below says what to do.
-    let _ = Command::new("apt-get").args(["-q", "update"]).output();
-    METAPACKAGES.into_iter().find_map(concrete_package).ok_or_else(|| Error::Missing {
-        what: format!("Debian's package {}", METAPACKAGES[0]),
+    apt.update();
+    newest().ok_or_else(|| Error::Missing {
+        what: format!("Debian's package {}", names[0]),
         advice: "run `apt-get update`; it is in Debian 12's security archive and in Debian 13"
             .into(),
     })
-}
-
-/// The versioned 6.12 package that a metapackage depends on.
-fn concrete_package(metapackage: &str) -> Option<String> {
-    let output = Command::new("apt-cache")
-        .args(["depends", "--important", metapackage])
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    names.find(|name| name.starts_with("linux-image-6.12.")).map(str::to_owned)
-}
-
-/// Downloads a package into a folder and unpacks it there; installs nothing.
-fn download(package: &str, folder: &Path) -> Result<PathBuf, Error> {
-    run(Command::new("apt-get")
-        .args(["-q", "-o", "APT::Sandbox::User=root", "download", package])
-        .current_dir(folder))?;
-    let file = only_entry(folder, package)?;
-    let unpacked = folder.join("unpacked");
-    run(Command::new("dpkg").arg("-x").arg(file).arg(&unpacked))?;
-    Ok(unpacked)
 }
 
 /// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
@@ -150,7 +139,7 @@ fn zstd_payload(image: &[u8]) -> Option<&[u8]> {
 }
 
 /// The entry of a folder whose name starts with `prefix`.
-fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf, Error> {
+pub(crate) fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf, Error> {
     let entries = fs::read_dir(folder).map_err(Error::file(folder))?;
     let mut entries = entries.flatten();
     let found = entries.find(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
@@ -161,7 +150,7 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf, Error> {
 }
 
 /// Runs a tool to its success.
-fn run(command: &mut Command) -> Result<(), Error> {
+pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     let output = command.output().map_err(|_| missing_program(command, "apt and dpkg"))?;
     succeeded(command, &output)
 }

@@ -20,6 +20,8 @@
 // `unsafe` is needed for what happens between fork and exec, and to read the time stamp counter.
 #![allow(unsafe_code)]
 
+mod apt;
+mod architecture;
 mod children;
 mod clock;
 mod command;
@@ -31,6 +33,7 @@ mod parts;
 mod qemu;
 pub mod tunnel;
 
+pub use architecture::Architecture;
 pub use cabana_protocol::{ExitStatus, TtySize};
 pub use command::{Command, Control, Output, Running};
 pub use error::Error;

@@ -231,7 +231,13 @@ impl Machine {
         };
         let mut command = Process::new(&self.parts.qemu);
         let vmlinux = &self.parts.kernel.vmlinux;
-        command.args(qemu::arguments(&self.options, vmlinux, clock::tsc_khz(), &inherited));
+        command.args(qemu::arguments(
+            self.parts.architecture,
+            &self.options,
+            vmlinux,
+            clock::tsc_khz(),
+            &inherited,
+        ));
         let mut files = self.ports;
         files.extend([root.into(), shared.into(), self.initramfs]);
         let qemu =

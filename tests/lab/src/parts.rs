@@ -9,10 +9,8 @@ use std::{env, io, thread};
 use cabana_store::Store;
 
 use crate::Error;
+use crate::architecture::Architecture;
 use crate::kernel::OuterKernel;
-
-/// The target of everything that runs without the host's libraries.
-const MUSL: &str = "x86_64-unknown-linux-musl";
 
 /// Where distributions put virtiofsd: Debian 12 (C, with QEMU 7.2), Debian 13 (Rust), others.
 const VIRTIOFSD: [&str; 3] =
@@ -24,6 +22,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// The parts, all there and ready for [`Lab::start`](crate::Lab::start).
 #[derive(Clone, Debug)]
 pub struct Parts {
+    pub(crate) architecture: Architecture,
     pub(crate) qemu: PathBuf,
     pub(crate) virtiofsd: PathBuf,
     pub(crate) kernel: OuterKernel,
@@ -31,22 +30,34 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Finds, downloads and builds whatever is not there yet; an instant when everything is. `report`
-    /// is told what takes long.
+    /// Finds, downloads and builds whatever is not there yet for the usual lab; an instant when everything is.
+    /// `report` is told what takes long.
     pub fn prepare(report: &mut dyn FnMut(&str)) -> Result<Self, Error> {
+        Self::prepare_for(Architecture::default(), report)
+    }
+
+    /// The same for a lab of any processor.
+    pub fn prepare_for(
+        architecture: Architecture,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
         Ok(Self {
-            qemu: find_qemu()?,
+            architecture,
+            qemu: find_qemu(architecture)?,
             virtiofsd: find_virtiofsd()?,
-            kernel: OuterKernel::prepare(&cache_folder()?, report)?,
-            init: build_init(report)?,
+            kernel: OuterKernel::prepare(architecture, &cache_folder()?, report)?,
+            init: build_init(architecture.target(), report)?,
         })
     }
 }
 
-/// Debian's cloud kernel as it is shipped, a bzImage; downloads it if it is not there yet. `report` is
-/// told what takes long.
-pub fn debian_kernel(report: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
-    Ok(OuterKernel::prepare(&cache_folder()?, report)?.vmlinuz)
+/// Debian's cloud kernel as it is shipped, a bzImage or an `Image`; downloads it if it is not there yet.
+/// `report` is told what takes long.
+pub fn debian_kernel(
+    architecture: Architecture,
+    report: &mut dyn FnMut(&str),
+) -> Result<PathBuf, Error> {
+    Ok(OuterKernel::prepare(architecture, &cache_folder()?, report)?.vmlinuz)
 }
 
 /// The lab's folder in the user's store.
@@ -58,12 +69,13 @@ fn cache_folder() -> Result<PathBuf, Error> {
     Ok(store.path().join("lab"))
 }
 
-fn find_qemu() -> Result<PathBuf, Error> {
+fn find_qemu(architecture: Architecture) -> Result<PathBuf, Error> {
+    let (program, package) = architecture.qemu();
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut candidates = env::split_paths(&path).map(|folder| folder.join("qemu-system-x86_64"));
+    let mut candidates = env::split_paths(&path).map(|folder| folder.join(program));
     candidates.find(|file| file.is_file()).ok_or_else(|| Error::Missing {
-        what: "the program qemu-system-x86_64".into(),
-        advice: "on Debian, `apt-get install qemu-system-x86`".into(),
+        what: format!("the program {program}"),
+        advice: format!("on Debian, `apt-get install {package}`"),
     })
 }
 
@@ -77,11 +89,11 @@ fn find_virtiofsd() -> Result<PathBuf, Error> {
 }
 
 /// Builds the init with cargo, which knows by itself when there is nothing to do.
-fn build_init(report: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
+fn build_init(target: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
-        .args(["build", "--quiet", "--profile", "agent", "--target", MUSL])
+        .args(["build", "--quiet", "--profile", "agent", "--target", target])
         .args(["--package", "cabana-lab", "--bin", "cabana-lab-init"])
         .args(["--message-format", "json-render-diagnostics"])
         .current_dir(workspace);

@@ -1,10 +1,11 @@
-//! QEMU's command line: a software CPU with nested SVM, virtio-serial ports and two virtio-fs shares.
+//! QEMU's command line: a software CPU with nested SVM or EL2, virtio-serial ports and two virtio-fs shares.
 //! The reason for every choice that is not plain stands in this crate's README.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use crate::architecture::Architecture;
 use crate::machine::Options;
 use crate::tunnel::PORTS;
 
@@ -25,6 +26,7 @@ pub(crate) struct Inherited {
 
 /// QEMU's arguments. `tsc_khz` is the host's time stamp counter's rate.
 pub(crate) fn arguments(
+    architecture: Architecture,
     options: &Options,
     vmlinux: &Path,
     tsc_khz: u64,
@@ -33,10 +35,15 @@ pub(crate) fn arguments(
     let memory = options.memory_mib;
     let mut arguments = Arguments::default();
     arguments.words("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
-    arguments.words(
-        "-M q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off,graphics=off,memory-backend=ram",
-    );
-    arguments.words("-bios qboot.rom -cpu max,-la57 -smp 1");
+    arguments.words(match architecture {
+        Architecture::X86_64 => {
+            "-M q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off,graphics=off,memory-backend=ram \
+             -bios qboot.rom -cpu max,-la57 -smp 1"
+        }
+        Architecture::Arm64 => {
+            "-M virt,virtualization=on,gic-version=3,memory-backend=ram -cpu max,pauth=off -smp 1"
+        }
+    });
     arguments.words(&format!("-object memory-backend-memfd,id=ram,share=on,size={memory}M"));
     arguments.words(&format!("-m {memory}"));
     if options.instruction_clock {
@@ -46,7 +53,11 @@ pub(crate) fn arguments(
     }
     arguments.path("-kernel", vmlinux);
     arguments.words(&format!("-initrd /proc/self/fd/{}", inherited.initramfs));
-    arguments.path("-append", Path::new(&kernel_command_line(options, tsc_khz)));
+    let command_line = match architecture {
+        Architecture::X86_64 => x86_command_line(options, tsc_khz),
+        Architecture::Arm64 => "console=ttyAMA0".to_owned(),
+    };
+    arguments.path("-append", Path::new(&format!("{command_line} {}", common_words(options))));
     arguments.words(&format!("-device virtio-serial-pci,max_ports={},vectors=2", PORTS + 1));
     for (index, fd) in inherited.ports.iter().enumerate() {
         let number = index + 1;
@@ -60,16 +71,22 @@ pub(crate) fn arguments(
     arguments.0
 }
 
-/// The outer kernel's command line.
-fn kernel_command_line(options: &Options, tsc_khz: u64) -> String {
+/// What the outer kernel is told on every processor.
+fn common_words(options: &Options) -> String {
+    [
+        "loglevel=6 rdinit=/init panic=-1 rcupdate.rcu_expedited=1 mitigations=off".into(),
+        format!("initcall_blacklist={SKIPPED_INITCALLS} init_on_alloc=0 hardened_usercopy=off"),
+        format!("lsm=landlock transparent_hugepage={}", options.huge_pages),
+    ]
+    .join(" ")
+}
+
+fn x86_command_line(options: &Options, tsc_khz: u64) -> String {
     // Under -icount QEMU's time stamp counter counts the virtual clock's nanoseconds.
     let tsc_khz = if options.instruction_clock { 1_000_000 } else { tsc_khz };
     [
-        "console=ttyS0 loglevel=6 rdinit=/init reboot=t panic=-1".into(),
-        format!("tsc=reliable no_timer_check tsc_early_khz={tsc_khz} lpj={}", tsc_khz * 4),
-        format!("rcupdate.rcu_expedited=1 mitigations=off initcall_blacklist={SKIPPED_INITCALLS}"),
-        "init_on_alloc=0 hardened_usercopy=off".into(),
-        format!("lsm=landlock 8250.nr_uarts=1 transparent_hugepage={}", options.huge_pages),
+        "console=ttyS0 reboot=t 8250.nr_uarts=1 tsc=reliable no_timer_check".into(),
+        format!("tsc_early_khz={tsc_khz} lpj={}", tsc_khz * 4),
     ]
     .join(" ")
 }
@@ -99,7 +116,13 @@ mod tests {
             ports: (20..20 + PORTS as RawFd).collect(),
             initramfs: 12,
         };
-        let arguments = arguments(options, Path::new("/a b/vmlinux"), 2_600_000, &inherited);
+        let arguments = arguments(
+            Architecture::X86_64,
+            options,
+            Path::new("/a b/vmlinux"),
+            2_600_000,
+            &inherited,
+        );
         assert!(arguments.contains(&"/a b/vmlinux".into()), "a path with a space stays whole");
         arguments.join(" ".as_ref()).into_string().unwrap()
     }

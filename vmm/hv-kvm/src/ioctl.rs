@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use cabana_hv::HvError;
 
-const READ: u32 = 2;
-const WRITE: u32 = 1;
+/// The kernel reads what the argument points to.
+pub(crate) const WRITE: u32 = 1;
 
 /// `KVM_RUN`.
 pub(crate) const RUN: u64 = number(0, 0x80, 0);
@@ -14,22 +14,10 @@ pub(crate) const RUN: u64 = number(0, 0x80, 0);
 pub(crate) const IRQFD: u64 = number(WRITE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
 /// `KVM_IOEVENTFD`.
 pub(crate) const IOEVENTFD: u64 = number(WRITE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
-/// `KVM_GET_TSC_KHZ`.
-pub(crate) const GET_TSC_KHZ: u64 = number(0, 0xa3, 0);
-/// `KVM_GET_XSAVE`: fills 4 KiB.
-pub(crate) const GET_XSAVE: u64 = number(READ, 0xa4, XSAVE_LEN);
-/// `KVM_SET_XSAVE`: reads as many bytes as `KVM_CAP_XSAVE2` says.
-pub(crate) const SET_XSAVE: u64 = number(WRITE, 0xa5, XSAVE_LEN);
 /// `KVM_GET_STATS_FD`.
 pub(crate) const GET_STATS_FD: u64 = number(0, 0xce, 0);
-/// `KVM_GET_XSAVE2`: fills as many bytes as `KVM_CAP_XSAVE2` says.
-pub(crate) const GET_XSAVE2: u64 = number(READ, 0xcf, XSAVE_LEN);
-
-/// `sizeof(struct kvm_xsave)`.
-pub(crate) const XSAVE_LEN: usize = 4096;
-
 /// `_IOC(direction, KVMIO, nr, size)` (include/uapi/asm-generic/ioctl.h).
-const fn number(direction: u32, nr: u32, size: usize) -> u64 {
+pub(crate) const fn number(direction: u32, nr: u32, size: usize) -> u64 {
     const KVMIO: u32 = 0xae;
     (direction << 30 | (size as u32) << 16 | KVMIO << 8 | nr) as u64
 }
@@ -40,7 +28,7 @@ const fn number(direction: u32, nr: u32, size: usize) -> u64 {
 /// `argument` must be what the kernel expects for `request`, valid for all that it reads and writes.
 pub(crate) unsafe fn ioctl<T>(fd: RawFd, request: u64, argument: *mut T) -> io::Result<i32> {
     // SAFETY: the caller vouches for the argument.
-    let result = unsafe { libc::ioctl(fd, request, argument) };
+    let result = unsafe { libc::ioctl(fd, request as libc::Ioctl, argument) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 

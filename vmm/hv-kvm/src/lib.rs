@@ -1,27 +1,37 @@
-//! KVM, the hypervisor of Linux (Documentation/virt/kvm/api.rst), x86-64.
+//! KVM, the hypervisor of Linux (Documentation/virt/kvm/api.rst), x86-64 and arm64.
 //!
-//! Local APICs are the kernel's, the I/O APIC is ours ("split irqchip"); there is no PIT and no PIC.
 //! Every ioctl is start-up time: [`Kvm`] makes none until it is asked for something, and asks the
 //! kernel once what the processor can do.
 //!
-//! The pages from `0xfffb_c000` to `0xfffc_0000` of guest-physical memory belong to KVM (real mode
-//! on old Intel processors): map nothing there.
+//! - x86-64: local APICs are the kernel's, the I/O APIC is ours ("split irqchip"); there is no PIT and no PIC.
+//!   The pages from `0xfffb_c000` to `0xfffc_0000` of guest-physical memory belong to KVM (real mode
+//!   on old Intel processors): map nothing there.
+//! - arm64: the interrupt controller (a `GICv3`), the timers and PSCI are the kernel's.
 
-#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 // KVM is a memory area shared with the kernel and ioctls on it; most have safe wrappers in
 // kvm-ioctls, the rest is here.
 #![allow(unsafe_code)]
 
-mod convert;
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod ioctl;
 mod kick;
 mod probe;
-mod quirks;
 mod run_page;
-mod state;
 mod stats;
 mod vcpu;
 mod vm;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+/// What differs between processors, under the same names.
+mod arch {
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) use crate::aarch64::*;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) use crate::x86_64::*;
+}
 
 use std::ffi::CString;
 use std::io;
@@ -29,9 +39,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use cabana_hv::x86::CpuidLeaf;
-use cabana_hv::{HvError, Hypervisor, Probe, X86Vm};
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use cabana_hv::{HvError, Hypervisor, Probe};
 
 use ioctl::failed;
 use vm::KvmVm;
@@ -86,8 +94,19 @@ impl Hypervisor for Kvm {
         probe::probe(self)
     }
 
-    fn create_x86_vm(&self) -> Result<Box<dyn X86Vm>, HvError> {
-        Ok(Box::new(KvmVm::new(Arc::clone(self.system()?))?))
+    #[cfg(target_arch = "x86_64")]
+    fn create_x86_vm(&self) -> Result<Box<dyn cabana_hv::X86Vm>, HvError> {
+        let parts = arch::VmParts::default();
+        Ok(Box::new(KvmVm::new(Arc::clone(self.system()?), parts)?))
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn create_arm64_vm(
+        &self,
+        gic: cabana_hv::arm64::Gic,
+    ) -> Result<Box<dyn cabana_hv::Arm64Vm>, HvError> {
+        let parts = arch::VmParts::new(gic);
+        Ok(Box::new(KvmVm::new(Arc::clone(self.system()?), parts)?))
     }
 }
 
@@ -95,8 +114,7 @@ impl Hypervisor for Kvm {
 #[derive(Debug)]
 struct System {
     kvm: kvm_ioctls::Kvm,
-    cpuid: OnceLock<Vec<CpuidLeaf>>,
-    saved_msrs: OnceLock<Vec<u32>>,
+    arch: arch::SystemParts,
 }
 
 impl System {
@@ -106,30 +124,6 @@ impl System {
             source: io::ErrorKind::InvalidInput.into(),
         })?;
         let kvm = kvm_ioctls::Kvm::new_with_path(path).map_err(failed("open /dev/kvm"))?;
-        Ok(Self { kvm, cpuid: OnceLock::new(), saved_msrs: OnceLock::new() })
-    }
-
-    /// What the processor and KVM can show a guest, without what does not work on this host.
-    fn supported_cpuid(&self) -> Result<&[CpuidLeaf], HvError> {
-        if let Some(leaves) = self.cpuid.get() {
-            return Ok(leaves);
-        }
-        let supported = self
-            .kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-        let mut leaves: Vec<_> = supported.as_slice().iter().map(convert::leaf_from_kvm).collect();
-        quirks::apply(&mut leaves);
-        Ok(self.cpuid.get_or_init(|| leaves))
-    }
-
-    /// The model-specific registers that are part of a vCPU's saved state.
-    fn saved_msrs(&self) -> Result<&[u32], HvError> {
-        if let Some(list) = self.saved_msrs.get() {
-            return Ok(list);
-        }
-        let list = self.kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
-        let list = list.as_slice().iter().copied().filter(|&msr| state::is_saved(msr)).collect();
-        Ok(self.saved_msrs.get_or_init(|| list))
+        Ok(Self { kvm, arch: arch::SystemParts::default() })
     }
 }

@@ -1,32 +1,13 @@
 //! What this host's KVM can do, found out by running a vCPU.
 
-use std::arch::x86_64::__cpuid;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use cabana_hv::x86::trial;
 use cabana_hv::{HvError, Hypervisor, Probe, Verdict};
-use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_IRQFD,
-    KVM_CAP_READONLY_MEM, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_TSC_DEADLINE_TIMER,
-    KVM_CAP_XCRS, KVM_CAP_XSAVE,
-};
+use kvm_bindings::KVM_API_VERSION;
 
-use crate::{Kvm, System, quirks};
-
-/// What Cabana needs, and the Linux that has it first.
-const NEEDED: [(u32, &str, &str); 10] = [
-    (KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP", "4.4"),
-    (KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", "4.11"),
-    (KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD", "2.6.32"),
-    (KVM_CAP_IRQFD, "KVM_CAP_IRQFD", "2.6.32"),
-    (KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING", "2.6.30"),
-    (KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI", "3.5"),
-    (KVM_CAP_READONLY_MEM, "KVM_CAP_READONLY_MEM", "3.7"),
-    (KVM_CAP_TSC_DEADLINE_TIMER, "KVM_CAP_TSC_DEADLINE_TIMER", "3.2"),
-    (KVM_CAP_XSAVE, "KVM_CAP_XSAVE", "2.6.36"),
-    (KVM_CAP_XCRS, "KVM_CAP_XCRS", "2.6.36"),
-];
+use crate::arch::{self, NEEDED};
+use crate::{Kvm, System};
 
 pub(crate) fn probe(kvm: &Kvm) -> Probe {
     let mut found = Probe {
@@ -34,14 +15,13 @@ pub(crate) fn probe(kvm: &Kvm) -> Probe {
         verdict: Verdict::Works,
         instructions_per_second: None,
         max_vcpus: None,
-        quirks: quirks::xsave_is_broken().into_iter().map(str::to_owned).collect(),
+        quirks: arch::quirks(),
     };
     found.verdict = match kvm.system() {
         Err(error) => cannot_open(kvm, &error),
         Ok(system) => match missing(kvm, system) {
             Some(why) => Verdict::TooOld { why },
-            None => (kvm.create_x86_vm())
-                .and_then(|vm| trial::run(vm.as_ref(), thread_time, &mut found))
+            None => arch::try_out(kvm, thread_time, &mut found)
                 .unwrap_or_else(|error| Verdict::Broken { why: error.to_string() }),
         },
     };
@@ -61,32 +41,12 @@ fn cannot_open(kvm: &Kvm, error: &HvError) -> Verdict {
             ),
         },
         ErrorKind::NotFound => {
-            Verdict::NoDevice { why: format!("there is no {device}: {}", what_to_do()) }
+            Verdict::NoDevice { why: format!("there is no {device}: {}", arch::what_to_do()) }
         }
         _ if matches!(source.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => {
-            Verdict::NoDevice { why: format!("nothing is behind {device}: {}", what_to_do()) }
+            Verdict::NoDevice { why: format!("nothing is behind {device}: {}", arch::what_to_do()) }
         }
         _ => Verdict::Broken { why: format!("cannot open {device}: {source}") },
-    }
-}
-
-/// What the processor says of itself decides what would help.
-fn what_to_do() -> &'static str {
-    const VMX: u32 = 1 << 5;
-    const HYPERVISOR: u32 = 1 << 31;
-    const SVM: u32 = 1 << 2;
-    let features = __cpuid(1).ecx;
-    if features & VMX != 0 {
-        "load KVM (sudo modprobe kvm-intel); if that fails, enable virtualization (VT-x) in the \
-         firmware"
-    } else if __cpuid(0x8000_0001).ecx & SVM != 0 {
-        "load KVM (sudo modprobe kvm-amd); if that fails, enable virtualization (SVM) in the \
-         firmware"
-    } else if features & HYPERVISOR != 0 {
-        "this is a virtual machine, and its host offers it no nested virtualization: turn that on \
-         there, or use a real machine"
-    } else {
-        "the processor offers no virtualization: enable it in the firmware (VT-x, SVM)"
     }
 }
 
@@ -140,7 +100,9 @@ mod tests {
         println!("{found:?} after {spent:?}");
         assert!(spent < Duration::from_secs(2), "{spent:?}");
         match &found.verdict {
-            Verdict::Works => assert!(found.instructions_per_second >= Some(trial::REAL)),
+            Verdict::Works => {
+                assert!(found.instructions_per_second >= Some(cabana_hv::trial::REAL));
+            }
             other => assert!(other.why().is_some_and(|why| why.len() > 20), "{other:?}"),
         }
     }

@@ -7,21 +7,19 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use cabana_hv::x86::{BootState, VcpuState};
-use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit};
-use kvm_bindings::{
-    CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
-    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
-    kvm_run__bindgen_ty_1,
-};
+use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
+use kvm_bindings::{KVM_EXIT_FAIL_ENTRY, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO};
 use kvm_ioctls::VcpuFd;
 
-use crate::ioctl::{RUN, failed, ioctl};
+use crate::arch::{self, BootState, Guest, VcpuState, state};
+use crate::ioctl::{RUN, ioctl};
 use crate::kick::{KickTarget, KvmKicker};
 use crate::run_page::RunPage;
 use crate::stats::ExitCounter;
 use crate::vm::VmShared;
-use crate::{convert, state};
+
+/// What a guest did that no driver does.
+const UNDECODED: &str = "device memory was accessed by an instruction that cannot be emulated";
 
 /// A vCPU that is not yet on its thread.
 #[derive(Debug)]
@@ -33,29 +31,22 @@ pub(crate) struct KvmSeat {
 }
 
 impl KvmSeat {
-    pub(crate) fn new(vm: Arc<VmShared>, index: u32, setup: &VcpuSetup) -> Result<Self, HvError> {
-        let mut fd = vm.fd.create_vcpu(u64::from(index)).map_err(failed("KVM_CREATE_VCPU"))?;
-        if !setup.cpuid.is_empty() {
-            let entries: Vec<_> = setup.cpuid.iter().map(convert::leaf_to_kvm).collect();
-            let cpuid = CpuId::from_entries(&entries)
-                .map_err(|_| HvError::Invalid(format!("{} CPUID leaves", entries.len())))?;
-            fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-        }
-        state::set_msrs(&fd, &setup.msrs)?;
+    /// Of a vCPU that the kernel has made.
+    pub(crate) fn new(vm: Arc<VmShared>, mut fd: VcpuFd) -> Self {
         let base = NonNull::from(fd.get_kvm_run());
         // SAFETY: `fd` maps `run_size` bytes there and is dropped together with the page, and its
         // own accessors of the area are not used after this.
         let page = unsafe { RunPage::new(base, vm.fd.run_size()) };
-        Ok(Self { vm, fd, page, kicks: Arc::default() })
+        Self { vm, fd, page, kicks: Arc::default() }
     }
 }
 
-impl VcpuSeat for KvmSeat {
+impl VcpuSeat<Guest> for KvmSeat {
     fn kicker(&self) -> Box<dyn VcpuKicker> {
         Box::new(KvmKicker { target: Arc::clone(&self.kicks) })
     }
 
-    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu>, HvError> {
+    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu<Guest>>, HvError> {
         let Self { vm, fd, page, kicks } = *self;
         kicks.bind(page.immediate_exit());
         Ok(Box::new(KvmVcpu {
@@ -174,6 +165,8 @@ impl KvmVcpu {
                     // Somebody else's signal; or an application processor was woken (EAGAIN).
                     Some(libc::EINTR | libc::EAGAIN) => {}
                     Some(libc::EFAULT | libc::EHWPOISON) => return Err(self.bad_memory(&error)),
+                    // arm64: the processor did not say what the instruction was to do.
+                    Some(libc::ENOSYS) => return Err(self.stuck(UNDECODED)),
                     _ => return Err(HvError::Call { call: "KVM_RUN", source: error }),
                 },
             }
@@ -210,12 +203,6 @@ impl KvmVcpu {
                     offset: RunPage::mmio_data_offset(),
                 }))
             }
-            KVM_EXIT_IOAPIC_EOI => {
-                // SAFETY: the member that belongs to this reason.
-                Ok(VmExit::EndOfInterrupt { vector: unsafe { details.eoi }.vector })
-            }
-            KVM_EXIT_HLT => Ok(VmExit::Halt),
-            KVM_EXIT_SHUTDOWN | KVM_EXIT_SYSTEM_EVENT => Ok(VmExit::Shutdown),
             KVM_EXIT_FAIL_ENTRY => {
                 // SAFETY: the member that belongs to this reason.
                 let reason = unsafe { details.fail_entry }.hardware_entry_failure_reason;
@@ -223,15 +210,14 @@ impl KvmVcpu {
                     "the processor refused the guest's state (hardware reason {reason:#x})"
                 )))
             }
-            KVM_EXIT_INTERNAL_ERROR => Err(self.stuck(&internal_error(&details))),
-            reason => Err(self.stuck(&format!("unexpected exit reason {reason}"))),
+            reason => arch::exit(reason, &details).map_err(|what| self.stuck(&what)),
         }
     }
 
     /// The guest cannot go on; where it stands is the best hint there is.
     fn stuck(&self, what: &str) -> HvError {
-        match self.fd.get_regs() {
-            Ok(regs) => HvError::Guest(format!("{what}, at RIP {:#x}", regs.rip)),
+        match state::instruction(&self.fd) {
+            Ok(at) => HvError::Guest(format!("{what}, at {} {at:#x}", arch::INSTRUCTION_POINTER)),
             Err(_) => HvError::Guest(what.to_owned()),
         }
     }
@@ -275,38 +261,7 @@ impl KvmVcpu {
     }
 }
 
-/// What KVM says of itself when it gives up.
-fn internal_error(details: &kvm_run__bindgen_ty_1) -> String {
-    // SAFETY: the members that belong to this reason, plain numbers.
-    let (internal, failure) = unsafe { (details.internal, details.emulation_failure) };
-    let meaning = match internal.suberror {
-        1 => "an instruction that KVM cannot emulate",
-        2 => "two exceptions at once",
-        3 => "an exit while an event was delivered",
-        4 => "an exit that KVM does not know",
-        _ => "an unknown cause",
-    };
-    // SAFETY: plain numbers, meaningful if the flags say so.
-    let bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
-    let has_bytes = internal.suberror == 1 && failure.ndata >= 3 && failure.flags & 1 != 0;
-    let instruction = if has_bytes {
-        let len = usize::from(bytes.insn_size).min(bytes.insn_bytes.len());
-        format!(", instruction bytes {:02x?}", &bytes.insn_bytes[..len])
-    } else {
-        String::new()
-    };
-    let data: Vec<String> = (internal.data.iter())
-        .take(internal.ndata as usize)
-        .map(|word| format!("{word:#x}"))
-        .collect();
-    format!(
-        "internal error {}: {meaning}{instruction}, data [{}]",
-        internal.suberror,
-        data.join(", ")
-    )
-}
-
-impl Vcpu for KvmVcpu {
+impl Vcpu<Guest> for KvmVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, HvError> {
         if let Some(exit) = self.queued.take() {
             return Ok(exit);
@@ -328,19 +283,15 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_boot_state(&mut self, boot: &BootState) -> Result<(), HvError> {
-        let reset = self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        let mut sregs = convert::system_to_kvm(&boot.system);
-        (sregs.apic_base, sregs.cr8) = (reset.apic_base, reset.cr8);
-        self.fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
-        self.fd.set_regs(&convert::regs_to_kvm(&boot.regs)).map_err(failed("KVM_SET_REGS"))
+        state::set_boot(&self.fd, boot)
     }
 
     fn exits(&self) -> Option<u64> {
         self.exits.get_or_init(|| ExitCounter::open(&self.fd)).as_ref()?.read()
     }
 
-    fn tsc(&mut self) -> Result<u64, HvError> {
-        state::get_msr(&self.fd, state::TSC)
+    fn counter(&mut self) -> Result<u64, HvError> {
+        state::counter(&self.fd)
     }
 }
 

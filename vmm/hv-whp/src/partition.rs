@@ -4,8 +4,9 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
+use cabana_hv::HvError;
 use cabana_hv::x86::CpuidLeaf;
-use cabana_hv::{HvError, VcpuSetup};
+use cabana_hv::x86::VcpuSetup;
 use windows_sys::Win32::System::Hypervisor::{
     WHV_CPUID_OUTPUT, WHV_PARTITION_HANDLE, WHV_PARTITION_PROPERTY_CODE, WHV_REGISTER_NAME,
     WHV_RUN_VP_EXIT_CONTEXT, WHV_X64_CPUID_RESULT2, WHvPartitionPropertyCodeCpuidResultList2,

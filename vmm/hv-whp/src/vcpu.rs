@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cabana_hv::x86::{BootState, VcpuState};
-use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit};
+use cabana_hv::x86::{BootState, VcpuSetup, VcpuState, X86};
+use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 use cabana_hv_x86::{Cpu, Emulation, MAX_INSTRUCTION, Mode, Step};
 use windows_sys::Win32::System::Hypervisor::{
     WHV_REGISTER_NAME, WHV_RUN_VP_EXIT_CONTEXT, WHvRegisterInterruptState, WHvRegisterPendingEvent,
@@ -49,13 +49,13 @@ impl WhpSeat {
     }
 }
 
-impl VcpuSeat for WhpSeat {
+impl VcpuSeat<X86> for WhpSeat {
     fn kicker(&self) -> Box<dyn VcpuKicker> {
         let (processor, kicked) = (Arc::downgrade(&self.processor), Arc::clone(&self.kicked));
         Box::new(WhpKicker { processor, kicked })
     }
 
-    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu>, HvError> {
+    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu<X86>>, HvError> {
         let Self { vm, processor, kicked, msrs } = *self;
         let (work, queued, thread) = (None, None, PhantomData);
         Ok(Box::new(WhpVcpu { vm, processor, kicked, msrs, work, queued, thread }))
@@ -260,7 +260,7 @@ impl WhpVcpu {
     }
 }
 
-impl Vcpu for WhpVcpu {
+impl Vcpu<X86> for WhpVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, HvError> {
         if let Some(exit) = self.queued.take() {
             return Ok(exit);
@@ -299,7 +299,7 @@ impl Vcpu for WhpVcpu {
         None
     }
 
-    fn tsc(&mut self) -> Result<u64, HvError> {
+    fn counter(&mut self) -> Result<u64, HvError> {
         let [tsc] = self.processor.get([WHvX64RegisterTsc])?;
         Ok(tsc.as_u64())
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use cabana_hv::x86::{CpuidLeaf, Msi, MsiRoute};
-use cabana_hv::{Doorbell, HvError, MemorySlot, Seats, VcpuSeat, VcpuSetup, Vm, X86Vm};
+use cabana_hv::x86::{CpuidLeaf, Msi, MsiRoute, VcpuSetup, X86};
+use cabana_hv::{Doorbell, HvError, MemorySlot, Seats, VcpuSeat, Vm, X86Vm};
 use cabana_os::Event;
 use windows_sys::Win32::Foundation::{E_INVALIDARG, HANDLE};
 use windows_sys::Win32::System::Hypervisor::{
@@ -29,7 +29,7 @@ const MATCH_VALUE_AND_LENGTH: u32 = 0b11;
 #[derive(Debug)]
 pub(crate) struct WhpVm {
     shared: Arc<VmShared>,
-    seats: Seats,
+    seats: Seats<VcpuSetup>,
 }
 
 /// What a VM and its vCPUs hold together.
@@ -71,7 +71,7 @@ impl WhpVm {
     }
 }
 
-impl Vm for WhpVm {
+impl Vm<X86> for WhpVm {
     unsafe fn map(&self, slot: &MemorySlot) -> Result<(), HvError> {
         let len = slot.len as u64;
         let aligned = [slot.guest, slot.host as u64, len].iter().all(|at| at.is_multiple_of(PAGE));
@@ -154,7 +154,7 @@ impl Vm for WhpVm {
         Ok(())
     }
 
-    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError> {
+    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat<X86>>, HvError> {
         let setup = self.seats.take(index)?;
         Ok(Box::new(WhpSeat::new(Arc::clone(&self.shared), index, &setup)?))
     }

@@ -54,6 +54,10 @@ pub enum VmExit {
     Halt,
     /// The guest gave up: a triple fault on x86.
     Shutdown,
+    /// The guest switched the machine off (arm64, PSCI's `SYSTEM_OFF`).
+    PowerOff,
+    /// The guest asked for a reset (arm64, PSCI's `SYSTEM_RESET`).
+    Reset,
     /// [`crate::VcpuKicker::kick`] was called.
     Kicked,
 }

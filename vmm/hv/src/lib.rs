@@ -4,22 +4,28 @@
 //! - A [`VcpuSeat`] may travel between threads; [`VcpuSeat::bind`] makes it a [`Vcpu`] on the thread
 //!   that will run it, since some hypervisors tie a vCPU to its thread.
 //! - [`Vcpu::run`] exchanges values: a [`VmEntry`] in, a [`VmExit`] out. No callbacks.
-//! - What only one architecture has stands in an extension trait ([`X86Vm`]).
+//! - What an architecture makes of a vCPU is plain data, named by an [`Arch`]; what else only one has stands in
+//!   an extension trait ([`X86Vm`], [`Arm64Vm`]).
 
+pub mod arm64;
 mod error;
 mod exit;
 pub mod fake;
 mod probe;
 mod seats;
+pub mod trial;
 pub mod x86;
+
+use std::fmt::Debug;
 
 use cabana_os::Event;
 
+pub use arm64::{Arm64, Arm64Vm};
 pub use error::HvError;
 pub use exit::{VmEntry, VmExit};
 pub use probe::{Probe, Verdict};
 pub use seats::Seats;
-pub use x86::X86Vm;
+pub use x86::{X86, X86Vm};
 
 /// One hypervisor of the host.
 pub trait Hypervisor: Send + Sync {
@@ -29,12 +35,29 @@ pub trait Hypervisor: Send + Sync {
     /// Finds out, by really running a vCPU, whether guests can run here and how well.
     fn probe(&self) -> Probe;
 
-    /// An empty x86-64 virtual machine.
-    fn create_x86_vm(&self) -> Result<Box<dyn X86Vm>, HvError>;
+    /// An empty x86-64 virtual machine; [`HvError::Unsupported`] on another processor.
+    fn create_x86_vm(&self) -> Result<Box<dyn X86Vm>, HvError> {
+        Err(HvError::Unsupported("x86-64 guests on this processor"))
+    }
+
+    /// An empty arm64 virtual machine; [`HvError::Unsupported`] on another processor.
+    fn create_arm64_vm(&self, _gic: arm64::Gic) -> Result<Box<dyn Arm64Vm>, HvError> {
+        Err(HvError::Unsupported("arm64 guests on this processor"))
+    }
+}
+
+/// A processor architecture: what a vCPU is made of there.
+pub trait Arch: Copy + Debug + Default + Send + Sync + 'static {
+    /// What a vCPU is from birth.
+    type Setup: Clone + Debug + Default + Send;
+    /// What a boot protocol prescribes.
+    type BootState: Clone + Debug + Default + Send;
+    /// Everything that a vCPU is: enough to go on elsewhere.
+    type State: Clone + Debug + Default + Send;
 }
 
 /// Guest-physical memory, doorbells and vCPUs: what every architecture has.
-pub trait Vm: Send + Sync {
+pub trait Vm<A: Arch>: Send + Sync {
     /// Makes host memory appear in the guest. Costly (KVM waits for its readers, for milliseconds on
     /// a busy host): make few slots, and do something else meanwhile.
     ///
@@ -56,10 +79,10 @@ pub trait Vm: Send + Sync {
     fn doorbell(&self, doorbell: Doorbell, event: &Event) -> Result<(), HvError>;
 
     /// Says what the vCPUs are, all of them: once, before memory is mapped and before the first seat.
-    fn set_vcpus(&self, vcpus: Vec<VcpuSetup>) -> Result<(), HvError>;
+    fn set_vcpus(&self, vcpus: Vec<A::Setup>) -> Result<(), HvError>;
 
     /// The `index`-th vCPU of [`Vm::set_vcpus`], not yet bound to a thread. Each is given once.
-    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat>, HvError>;
+    fn vcpu_seat(&self, index: u32) -> Result<Box<dyn VcpuSeat<A>>, HvError>;
 
     /// How many vCPUs one VM may have on this host.
     fn max_vcpus(&self) -> u32;
@@ -89,23 +112,13 @@ pub struct Doorbell {
     pub value: u32,
 }
 
-/// What a vCPU is from birth. Its position, from 0, is its initial APIC id on x86.
-#[derive(Clone, Debug, Default)]
-pub struct VcpuSetup {
-    /// The processor that the guest sees (x86; see [`X86Vm::supported_cpuid`]).
-    pub cpuid: Vec<x86::CpuidLeaf>,
-    /// Model-specific registers that differ from reset before the guest's first instruction, as
-    /// firmware would have left them (x86; see [`x86::firmware_msrs`]).
-    pub msrs: Vec<(u32, u64)>,
-}
-
 /// A vCPU on its way to its thread.
-pub trait VcpuSeat: Send {
+pub trait VcpuSeat<A: Arch>: Send {
     /// A way to stop its `run` from any thread.
     fn kicker(&self) -> Box<dyn VcpuKicker>;
 
     /// Ties the vCPU to the calling thread.
-    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu>, HvError>;
+    fn bind(self: Box<Self>) -> Result<Box<dyn Vcpu<A>>, HvError>;
 }
 
 /// Stops a vCPU from another thread.
@@ -115,23 +128,24 @@ pub trait VcpuKicker: Send + Sync {
 }
 
 /// A vCPU on its thread.
-pub trait Vcpu {
+pub trait Vcpu<A: Arch> {
     /// Runs the guest until something needs the machine. `entry` answers the last exit:
     /// [`VmEntry::Data`] exactly after a read, else [`VmEntry::Resume`].
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, HvError>;
 
     /// The whole register state. An unanswered read is not part of it: the guest will read again.
-    fn state(&mut self) -> Result<x86::VcpuState, HvError>;
+    fn state(&mut self) -> Result<A::State, HvError>;
 
     /// Sets the whole register state.
-    fn set_state(&mut self, state: &x86::VcpuState) -> Result<(), HvError>;
+    fn set_state(&mut self, state: &A::State) -> Result<(), HvError>;
 
-    /// Sets what a boot needs: general and segment registers. Everything else stays at reset.
-    fn set_boot_state(&mut self, boot: &x86::BootState) -> Result<(), HvError>;
+    /// Sets what a boot protocol prescribes. Everything else stays at reset.
+    fn set_boot_state(&mut self, boot: &A::BootState) -> Result<(), HvError>;
 
     /// Exits of this vCPU so far, those that the hypervisor handled itself included, if it counts.
     fn exits(&self) -> Option<u64>;
 
-    /// Guest time-stamp counter right now, for placing the guest's stamps on the host's clock.
-    fn tsc(&mut self) -> Result<u64, HvError>;
+    /// The guest's time counter right now (x86: the time-stamp counter; arm64: `CNTVCT_EL0`), for placing the
+    /// guest's stamps on the host's clock.
+    fn counter(&mut self) -> Result<u64, HvError>;
 }

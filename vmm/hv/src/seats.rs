@@ -2,27 +2,33 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{HvError, VcpuSetup};
+use crate::HvError;
 
 /// The vCPUs that nobody has taken yet: behind [`crate::Vm::set_vcpus`] and [`crate::Vm::vcpu_seat`] of a backend.
-#[derive(Debug, Default)]
-pub struct Seats {
-    free: Mutex<Vec<Option<VcpuSetup>>>,
+#[derive(Debug)]
+pub struct Seats<S> {
+    free: Mutex<Vec<Option<S>>>,
 }
 
-impl Seats {
+impl<S> Default for Seats<S> {
+    fn default() -> Self {
+        Self { free: Mutex::new(Vec::new()) }
+    }
+}
+
+impl<S> Seats<S> {
     /// Says what all of them are.
-    pub fn set(&self, vcpus: Vec<VcpuSetup>) {
+    pub fn set(&self, vcpus: Vec<S>) {
         *self.lock() = vcpus.into_iter().map(Some).collect();
     }
 
     /// Takes the `index`-th, once.
-    pub fn take(&self, index: u32) -> Result<VcpuSetup, HvError> {
+    pub fn take(&self, index: u32) -> Result<S, HvError> {
         let setup = self.lock().get_mut(index as usize).and_then(Option::take);
         setup.ok_or_else(|| HvError::Invalid(format!("there is no vCPU {index} to give")))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<VcpuSetup>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<S>>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -33,10 +39,10 @@ mod tests {
 
     #[test]
     fn each_vcpu_is_given_once() {
-        let seats = Seats::default();
+        let seats = Seats::<&str>::default();
         assert!(seats.take(0).is_err());
-        seats.set(vec![VcpuSetup::default(), VcpuSetup { cpuid: Vec::new(), msrs: vec![(1, 2)] }]);
-        assert_eq!(seats.take(1).unwrap().msrs, [(1, 2)]);
+        seats.set(vec!["first", "second"]);
+        assert_eq!(seats.take(1).unwrap(), "second");
         assert!(seats.take(1).unwrap_err().to_string().contains("no vCPU 1"));
         assert!(seats.take(0).is_ok());
     }

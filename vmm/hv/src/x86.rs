@@ -7,10 +7,30 @@ pub mod trial;
 use cabana_os::Event;
 use serde::{Deserialize, Serialize};
 
-use crate::{HvError, Vm};
+use crate::{Arch, HvError, Vm};
+
+/// The architecture.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct X86;
+
+impl Arch for X86 {
+    type Setup = VcpuSetup;
+    type BootState = BootState;
+    type State = VcpuState;
+}
+
+/// What a vCPU is from birth. Its position, from 0, is its initial APIC id.
+#[derive(Clone, Debug, Default)]
+pub struct VcpuSetup {
+    /// The processor that the guest sees (see [`X86Vm::supported_cpuid`]).
+    pub cpuid: Vec<CpuidLeaf>,
+    /// Model-specific registers that differ from reset before the guest's first instruction, as
+    /// firmware would have left them (see [`firmware_msrs`]).
+    pub msrs: Vec<(u32, u64)>,
+}
 
 /// An x86-64 VM whose local APICs are the hypervisor's and whose I/O APIC is ours.
-pub trait X86Vm: Vm {
+pub trait X86Vm: Vm<X86> {
     /// Sends one message-signalled interrupt.
     fn signal_msi(&self, msi: Msi) -> Result<(), HvError>;
 

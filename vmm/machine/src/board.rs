@@ -1,23 +1,24 @@
-//! Wires devices to buses, interrupt pins and doorbells.
+//! x86-64's board: devices on buses and interrupt pins.
 
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
 use cabana_boot::x86_64::acpi;
-use cabana_bus::{Bus, BusDevice, Interrupt};
-use cabana_hv::x86::Msi;
-use cabana_hv::{Doorbell, HvError, MemorySlot, X86Vm};
+use cabana_bus::{Bus, Interrupt};
+use cabana_hv::X86Vm;
+use cabana_hv::x86::{Msi, X86};
 use cabana_memory::GuestRam;
 use cabana_platform::{
     AbsentTimer, COM1, EXIT_PORT, ExitPort, IO_APIC_SIZE, IoApic, MessageSink, POWER_OFF,
     PULSE_RESET, RESET_PORT, RTC_PORT, RTC_PORTS, ResetPort, Rtc, SERIAL_PORTS, SLEEP_PORT,
     SLEEP_PORTS, Serial, SerialInput, SleepPorts, TIMER_PORT,
 };
-use cabana_virtio::{MmioTransport, RegisterPage, VirtioDevice};
+use cabana_virtio::{MmioTransport, VirtioDevice};
 
 use crate::control::{Control, Outcome};
-use crate::layout::{self, MAX_VIRTIO_DEVICES, Pins, VIRTIO_STRIDE};
+use crate::layout::{MAX_VIRTIO_DEVICES, Pins, VIRTIO_STRIDE};
 use crate::machine::MachineError;
+use crate::wiring;
 
 /// Buses with their devices.
 pub(crate) struct Board {
@@ -28,25 +29,6 @@ pub(crate) struct Board {
     /// Set once everything is mapped and every doorbell hung.
     pub(crate) wired: Arc<OnceLock<()>>,
     pub(crate) ioapic: Arc<IoApic>,
-}
-
-/// A virtio device's registers before everything is in place: whoever comes too early waits. Only
-/// accesses that exit get here, and those are none of a running guest's hot path.
-struct Wired<D> {
-    device: D,
-    wired: Arc<OnceLock<()>>,
-}
-
-impl<D: BusDevice> BusDevice for Wired<Arc<D>> {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        self.wired.wait();
-        self.device.read(offset, data);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.wired.wait();
-        self.device.write(offset, data);
-    }
 }
 
 /// Messages of the I/O APIC go to the hypervisor's local APICs.
@@ -63,7 +45,7 @@ impl Board {
     /// A board with I/O APIC, reset port and exit port.
     pub(crate) fn new(
         vm: &Arc<dyn X86Vm>,
-        control: &Arc<Control>,
+        control: &Arc<Control<X86>>,
         pins: Pins,
     ) -> Result<Self, MachineError> {
         let ioapic = IoApic::new(pins.count, Box::new(ToLocalApics(Arc::clone(vm))));
@@ -91,7 +73,7 @@ impl Board {
     }
 
     /// Adds ACPI's sleep registers: a kernel powers off through them.
-    pub(crate) fn add_sleep(&mut self, control: &Arc<Control>) -> Result<(), MachineError> {
+    pub(crate) fn add_sleep(&mut self, control: &Arc<Control<X86>>) -> Result<(), MachineError> {
         let ends = Arc::clone(control);
         let sleep = SleepPorts::new(move || ends.end(Outcome::Exit(0)));
         self.pio.insert(SLEEP_PORT..SLEEP_PORT + SLEEP_PORTS, Arc::new(sleep))?;
@@ -112,22 +94,12 @@ impl Board {
         ram: &GuestRam,
         devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<(), MachineError> {
-        if devices.len() > MAX_VIRTIO_DEVICES {
-            return Err(MachineError::TooManyDevices(devices.len(), MAX_VIRTIO_DEVICES));
-        }
-        if devices.is_empty() {
-            return Ok(());
-        }
-        let pages = RegisterPage::contiguous(devices.len()).map_err(MachineError::Host)?;
-        for (index, (device, page)) in devices.into_iter().zip(pages).enumerate() {
-            let (base, pin) = self.pins.virtio_slot(index);
-            let transport = MmioTransport::new(device, page, ram.clone(), self.pin(pin)?)
-                .map_err(MachineError::Host)?;
-            let registers =
-                Wired { device: Arc::clone(&transport), wired: Arc::clone(&self.wired) };
-            self.mmio.insert(base..base + VIRTIO_STRIDE, Arc::new(registers))?;
-            self.transports.push(transport);
-        }
+        let (pins, ioapic) = (self.pins, Arc::clone(&self.ioapic));
+        let place = |index| {
+            let (base, pin) = pins.virtio_slot(index);
+            Ok((base, pin_of(&ioapic, pin)?))
+        };
+        self.transports = wiring::add_virtio(&mut self.mmio, &self.wired, ram, devices, place)?;
         Ok(())
     }
 
@@ -160,57 +132,10 @@ impl Board {
     }
 
     fn pin(&self, pin: u8) -> Result<Arc<dyn Interrupt>, MachineError> {
-        self.ioapic.pin(pin).ok_or(MachineError::TooManyDevices(pin.into(), MAX_VIRTIO_DEVICES))
+        pin_of(&self.ioapic, pin)
     }
 }
 
-/// Hangs the doorbells of the devices. As with [`map_devices`], a guest that is quicker waits at
-/// [`Wired`].
-pub(crate) fn hang_doorbells(
-    vm: &dyn X86Vm,
-    transports: &[Arc<MmioTransport>],
-) -> Result<(), HvError> {
-    for (index, transport) in transports.iter().enumerate() {
-        let base = layout::virtio_registers(index);
-        for bell in transport.doorbells() {
-            let doorbell = Doorbell { guest: base + bell.offset, value: bell.value };
-            unsupported_is_fine(vm.doorbell(doorbell, bell.event))?;
-        }
-    }
-    Ok(())
-}
-
-/// Maps the devices' memory and register pages. Each of these calls waits until no vCPU uses the table
-/// that it changes, so it is done while a booting guest already runs.
-///
-/// Register pages are mapped read-only, so that only writes exit; where the hypervisor cannot do
-/// that, the bus answers the reads.
-pub(crate) fn map_devices(
-    vm: &dyn X86Vm,
-    transports: &[Arc<MmioTransport>],
-    device_memory: &[MemorySlot],
-) -> Result<(), HvError> {
-    for slot in device_memory {
-        // SAFETY: the machine keeps the memory's owners until the VM and its vCPUs are gone, and
-        // the owners promise that nobody has references into it.
-        unsafe { vm.map(slot)? };
-    }
-    let Some(first) = transports.first() else { return Ok(()) };
-    let registers = MemorySlot {
-        guest: layout::VIRTIO_BASE,
-        host: first.register_page().host(),
-        len: transports.len() * VIRTIO_STRIDE as usize,
-        read_only: true,
-        track_dirty: false,
-    };
-    // SAFETY: the pages follow one another and live as long as the transports, which the machine
-    // keeps until the VM is gone; they are only ever accessed as atomics.
-    unsupported_is_fine(unsafe { vm.map(&registers) })
-}
-
-fn unsupported_is_fine(result: Result<(), HvError>) -> Result<(), HvError> {
-    match result {
-        Err(HvError::Unsupported(_)) => Ok(()),
-        result => result,
-    }
+fn pin_of(ioapic: &Arc<IoApic>, pin: u8) -> Result<Arc<dyn Interrupt>, MachineError> {
+    ioapic.pin(pin).ok_or(MachineError::TooManyDevices(pin.into(), MAX_VIRTIO_DEVICES))
 }

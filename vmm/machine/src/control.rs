@@ -3,8 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cabana_hv::x86::VcpuState;
-use cabana_hv::{HvError, Vcpu};
+use cabana_hv::{Arch, HvError, Vcpu};
 use cabana_os::process::monotonic;
 
 /// How a machine ended.
@@ -24,13 +23,16 @@ pub enum Outcome {
 
 /// Shared between the machine and its vCPU threads.
 #[derive(Debug, Default)]
-pub(crate) struct Control {
-    state: Mutex<State>,
+pub(crate) struct Control<A: Arch> {
+    state: Mutex<State<A>>,
     changed: Condvar,
 }
 
+/// A vCPU's registers, once they have come.
+type Wanted<A> = Option<Result<<A as Arch>::State, HvError>>;
+
 #[derive(Debug, Default)]
-struct State {
+struct State<A: Arch> {
     outcome: Option<Outcome>,
     /// How many want it paused.
     pauses: u32,
@@ -38,7 +40,7 @@ struct State {
     /// What each vCPU's thread said when it last parked.
     reports: Vec<Option<VcpuReport>>,
     /// The registers that parked threads are asked for, in the order of the vCPUs; each fills its own.
-    wanted: Option<Vec<Option<Result<VcpuState, HvError>>>>,
+    wanted: Option<Vec<Wanted<A>>>,
 }
 
 /// What only a vCPU's own thread can find out.
@@ -46,15 +48,15 @@ struct State {
 pub(crate) struct VcpuReport {
     /// Exits as the hypervisor counts them, if it does.
     pub(crate) exits: Option<u64>,
-    /// The guest's time-stamp counter, if it could be read.
-    pub(crate) tsc: Option<u64>,
+    /// The guest's time counter, if it could be read.
+    pub(crate) counter: Option<u64>,
     /// When it was read, on the host's monotonic clock.
     pub(crate) at: Duration,
 }
 
 impl VcpuReport {
-    fn of(vcpu: &mut dyn Vcpu) -> Self {
-        Self { exits: vcpu.exits(), tsc: vcpu.tsc().ok(), at: monotonic() }
+    fn of<A: Arch>(vcpu: &mut dyn Vcpu<A>) -> Self {
+        Self { exits: vcpu.exits(), counter: vcpu.counter().ok(), at: monotonic() }
     }
 }
 
@@ -65,18 +67,18 @@ pub(crate) enum Next {
     End,
 }
 
-impl Control {
+impl<A: Arch> Control<A> {
     /// Of a machine whose vCPUs wait at [`Control::wait_start`] for [`Control::resume`].
     pub(crate) fn paused() -> Self {
         let state = State { pauses: 1, ..State::default() };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, State<A>>) -> MutexGuard<'a, State<A>> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,7 +133,7 @@ impl Control {
     }
 
     /// The registers of all `vcpus`, which are parked; nothing once the machine has ended.
-    pub(crate) fn vcpu_states(&self, vcpus: u32) -> Result<Vec<VcpuState>, HvError> {
+    pub(crate) fn vcpu_states(&self, vcpus: u32) -> Result<Vec<A::State>, HvError> {
         let mut state = self.lock();
         let mut wanted = Vec::new();
         wanted.resize_with(vcpus as usize, || None);
@@ -145,7 +147,7 @@ impl Control {
     }
 
     /// Called by vCPU `index`'s thread when it was kicked: parks while the machine is paused.
-    pub(crate) fn checkpoint(&self, index: u32, vcpu: &mut dyn Vcpu) -> Next {
+    pub(crate) fn checkpoint(&self, index: u32, vcpu: &mut dyn Vcpu<A>) -> Next {
         let mut state = self.lock();
         if state.pauses > 0 || state.outcome.is_some() {
             let at = index as usize;
@@ -158,16 +160,16 @@ impl Control {
     }
 
     /// Called by vCPU `index`'s thread before it runs for the first time.
-    pub(crate) fn wait_start(&self, index: u32, vcpu: &mut dyn Vcpu) -> Next {
+    pub(crate) fn wait_start(&self, index: u32, vcpu: &mut dyn Vcpu<A>) -> Next {
         self.park(self.lock(), index, vcpu)
     }
 
     /// Waits while the machine is paused, and answers what only this thread can.
     fn park<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State<A>>,
         index: u32,
-        vcpu: &mut dyn Vcpu,
+        vcpu: &mut dyn Vcpu<A>,
     ) -> Next {
         if state.pauses > 0 || state.outcome.is_some() {
             state.parked += 1;
@@ -187,7 +189,7 @@ impl Control {
     }
 
     /// Called by the thread of vCPU `index` when it has nothing to run until the end.
-    pub(crate) fn wait_end(&self, index: u32, vcpu: &mut dyn Vcpu) {
+    pub(crate) fn wait_end(&self, index: u32, vcpu: &mut dyn Vcpu<A>) {
         while self.checkpoint(index, vcpu) == Next::Run {
             let state = self.lock();
             if state.outcome.is_none() && state.pauses == 0 {

@@ -41,13 +41,8 @@ impl Pins {
 
     /// Register block and pin of the `index`-th virtio device.
     pub(crate) fn virtio_slot(self, index: usize) -> (u64, u8) {
-        (virtio_registers(index), self.first_virtio + index as u8)
+        (VIRTIO_BASE + index as u64 * VIRTIO_STRIDE, self.first_virtio + index as u8)
     }
-}
-
-/// Register block of the `index`-th virtio device.
-pub(crate) fn virtio_registers(index: usize) -> u64 {
-    VIRTIO_BASE + index as u64 * VIRTIO_STRIDE
 }
 
 /// The pieces of RAM for `memory` bytes: what does not fit below the gap goes on above 4 GiB.

@@ -8,6 +8,7 @@
 // Guest memory is handed to the hypervisor by its address.
 #![allow(unsafe_code)]
 
+pub mod arm64;
 mod board;
 mod control;
 mod entry;
@@ -18,10 +19,13 @@ mod restore;
 mod state;
 mod timeline;
 mod vcpu;
+mod wiring;
 
 pub use control::Outcome;
 pub use exits::ExitCounts;
-pub use machine::{DeviceMemory, Frozen, GuestClock, Machine, MachineError, Observation, Setup};
+pub use machine::{
+    DeviceMemory, Frozen, GuestClock, Machine, MachineError, Observation, Platform, Setup, X86Parts,
+};
 pub use restore::Restore;
 pub use state::{MachineState, STATE_VERSION, SavedVcpu};
 pub use timeline::{Mark, Timeline};

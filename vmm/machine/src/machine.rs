@@ -8,22 +8,23 @@ use std::time::Duration;
 
 use cabana_boot::x86_64::{self, Boot};
 use cabana_boot::{BootError, Initrd, Kernel};
-use cabana_bus::{RangeTaken, SavedState};
-use cabana_hv::x86::{CpuidLeaf, cpuid};
-use cabana_hv::{HvError, MemorySlot, VcpuSetup, X86Vm, x86};
+use cabana_bus::{Bus, RangeTaken, SavedState};
+use cabana_hv::x86::{CpuidLeaf, VcpuSetup, X86, cpuid};
+use cabana_hv::{Arch, HvError, MemorySlot, Vm, X86Vm, x86};
 use cabana_memory::{GuestRam, MemoryError, RamSlot};
 use cabana_platform::{IoApic, SerialInput};
 use cabana_virtio::{MmioTransport, VirtioDevice};
 
-use crate::board::{self, Board};
+use crate::board::Board;
 use crate::control::{Control, Outcome};
+use crate::entry::boot_state;
 use crate::exits::{Counters, ExitCounts};
 use crate::layout::{self, Pins};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, Begin, Running, Shared};
-use crate::{MachineState, SavedVcpu};
+use crate::{MachineState, SavedVcpu, wiring};
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// What a machine is made of.
 pub struct Setup {
@@ -41,7 +42,7 @@ pub struct Setup {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Memory that devices bring along.
     pub device_memory: Vec<DeviceMemory>,
-    /// Where COM1's output goes; without it there is neither COM1 nor ACPI.
+    /// Where the serial port's output goes; without it there is none, and on x86-64 no ACPI either.
     pub serial: Option<Box<dyn Write + Send>>,
     /// Where moments of the start are noted.
     pub timeline: Arc<Timeline>,
@@ -122,24 +123,31 @@ impl GuestClock {
     }
 }
 
+/// What differs between the boards of processors.
+pub trait Platform: Arch {
+    /// The hypervisor's VM.
+    type Vm: Vm<Self> + ?Sized + 'static;
+    /// What a machine keeps beside buses and virtio devices.
+    type Kept: Send + Sync;
+    /// The register blocks of virtio devices, one behind the other.
+    const VIRTIO_REGISTERS: u64;
+}
+
 /// A running machine. Dropping it stops it.
-pub struct Machine {
+pub struct Machine<P: Platform = X86> {
     vcpus: Vec<Running>,
     wiring: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<P>>,
     transports: Vec<Arc<MmioTransport>>,
-    ioapic: Arc<IoApic>,
     serial: Option<SerialInput>,
     ram: GuestRam,
-    tsc_khz: u32,
-    /// The processors that the guest sees.
-    cpuids: Vec<Vec<CpuidLeaf>>,
+    kept: P::Kept,
     // In this order: the VM is gone before the memory that it sees.
-    vm: Arc<dyn X86Vm>,
+    vm: Arc<P::Vm>,
     _device_memory: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
-impl Machine {
+impl Machine<X86> {
     /// Builds the machine and starts its vCPUs.
     pub fn start(vm: Box<dyn X86Vm>, setup: Setup) -> Result<Self, MachineError> {
         let vm: Arc<dyn X86Vm> = Arc::from(vm);
@@ -200,42 +208,67 @@ impl Machine {
 
         let slots = Slots::of(&setup.device_memory);
         let wired = Arc::clone(&board.wired);
-        let parts = Parts { vm, control, timeline, ram, tsc_khz, cpuids };
-        let mut machine = Self::assemble(parts, board, serial, &setup.device_memory);
+        let Board { mmio, pio, transports, ioapic, .. } = board;
+        let kept = X86Parts { ioapic, tsc_khz, cpuids };
+        let parts = Parts { vm, control, timeline, ram, mmio, pio, transports, serial, kept };
+        let mut machine = Self::assemble(parts, &setup.device_memory);
         for index in 0..cpus {
-            machine.add_vcpu(if index == 0 { Begin::Boot(start) } else { Begin::Sleep })?;
+            machine.add_vcpu(if index == 0 {
+                Begin::Boot(boot_state(start))
+            } else {
+                Begin::Sleep
+            })?;
         }
         machine.start_wiring(Some(slots), wired)?;
         Ok(machine)
     }
 
+    /// Looks at the machine from outside. Holds it for a moment, since a vCPU's counters belong to
+    /// its thread.
+    pub fn observe(&self) -> Observation {
+        let user = self.shared.counters.read(None);
+        self.pause();
+        let reports = self.shared.control.reports();
+        self.resume();
+        let total = reports.iter().map(|report| report.and_then(|report| report.exits)).sum();
+        let first = reports.first().copied().flatten();
+        let clock = first.and_then(|first| {
+            Some(GuestClock { tsc: first.counter?, at: first.at, khz: self.kept.tsc_khz })
+        });
+        Observation { exits: ExitCounts { total, ..user }, clock }
+    }
+
+    /// Holds vCPUs and devices, until the answer is dropped: nothing changes RAM or a disk, or is on its
+    /// way between them.
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.pause();
+        for transport in &self.transports {
+            transport.pause();
+        }
+        Frozen { machine: self }
+    }
+}
+
+impl<P: Platform> Machine<P> {
     /// The machine without its vCPUs.
-    pub(crate) fn assemble(
-        parts: Parts,
-        board: Board,
-        serial: Option<SerialInput>,
-        device_memory: &[DeviceMemory],
-    ) -> Self {
-        let Parts { vm, control, timeline, ram, tsc_khz, cpuids } = parts;
-        let Board { mmio, pio, transports, ioapic, .. } = board;
+    pub(crate) fn assemble(parts: Parts<P>, device_memory: &[DeviceMemory]) -> Self {
+        let Parts { vm, control, timeline, ram, mmio, pio, transports, serial, kept } = parts;
         let counters = Counters::default();
         Self {
             vcpus: Vec::new(),
             wiring: None,
             shared: Arc::new(Shared { mmio, pio, control, counters, timeline }),
             transports,
-            ioapic,
             serial,
             ram,
-            tsc_khz,
-            cpuids,
+            kept,
             vm,
             _device_memory: device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect(),
         }
     }
 
     /// Makes the next vCPU and starts its thread.
-    pub(crate) fn add_vcpu(&mut self, begin: Begin) -> Result<(), MachineError> {
+    pub(crate) fn add_vcpu(&mut self, begin: Begin<P>) -> Result<(), MachineError> {
         let index = self.vcpus.len() as u32;
         let seat = self.vm.vcpu_seat(index)?;
         let running = vcpu::spawn(index, seat, begin, Arc::clone(&self.shared))
@@ -272,32 +305,7 @@ impl Machine {
         self.shared.control.resume();
     }
 
-    /// Holds vCPUs and devices, until the answer is dropped: nothing changes RAM or a disk, or is on its
-    /// way between them.
-    pub fn freeze(&self) -> Frozen<'_> {
-        self.pause();
-        for transport in &self.transports {
-            transport.pause();
-        }
-        Frozen { machine: self }
-    }
-
-    /// Looks at the machine from outside. Holds it for a moment, since a vCPU's counters belong to
-    /// its thread.
-    pub fn observe(&self) -> Observation {
-        let user = self.shared.counters.read(None);
-        self.pause();
-        let reports = self.shared.control.reports();
-        self.resume();
-        let total = reports.iter().map(|report| report.and_then(|report| report.exits)).sum();
-        let first = reports.first().copied().flatten();
-        let clock = first.and_then(|first| {
-            Some(GuestClock { tsc: first.tsc?, at: first.at, khz: self.tsc_khz })
-        });
-        Observation { exits: ExitCounts { total, ..user }, clock }
-    }
-
-    /// COM1's other end, if there is a COM1.
+    /// The serial port's other end, if there is one.
     pub fn serial(&self) -> Option<&SerialInput> {
         self.serial.as_ref()
     }
@@ -317,11 +325,12 @@ impl Machine {
         let (vm, transports) = (Arc::clone(&self.vm), self.transports.clone());
         let control = Arc::clone(&self.shared.control);
         let wire = move || {
+            let (vm, registers) = (vm.as_ref(), P::VIRTIO_REGISTERS);
             let mapped = match memory {
-                Some(slots) => board::map_devices(vm.as_ref(), &transports, &{ slots }.0),
+                Some(slots) => wiring::map_devices(vm, registers, &transports, &{ slots }.0),
                 None => Ok(()),
             };
-            let hung = mapped.and_then(|()| board::hang_doorbells(vm.as_ref(), &transports));
+            let hung = mapped.and_then(|()| wiring::hang_doorbells(vm, registers, &transports));
             if let Err(error) = hung {
                 control.end(Outcome::Failed(error.to_string()));
             }
@@ -334,10 +343,10 @@ impl Machine {
 
     /// Maps the memory of devices and their registers.
     pub(crate) fn map_devices(&self, slots: &Slots) -> Result<(), HvError> {
-        board::map_devices(self.vm.as_ref(), &self.transports, &slots.0)
+        wiring::map_devices(self.vm.as_ref(), P::VIRTIO_REGISTERS, &self.transports, &slots.0)
     }
 
-    pub(crate) fn vm(&self) -> &dyn X86Vm {
+    pub(crate) fn vm(&self) -> &P::Vm {
         self.vm.as_ref()
     }
 
@@ -357,7 +366,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl<P: Platform> Drop for Machine<P> {
     fn drop(&mut self) {
         self.stop();
         if let Some(wiring) = self.wiring.take() {
@@ -386,14 +395,14 @@ impl Frozen<'_> {
         if machine.ended().is_some() {
             return Err(MachineError::Restore("it has ended".to_owned()));
         }
-        let cpuids = machine.cpuids.iter().cloned();
+        let cpuids = machine.kept.cpuids.iter().cloned();
         let vcpus = cpuids.zip(states).map(|(cpuid, state)| SavedVcpu { cpuid, state });
         Ok(MachineState {
             memory: machine.ram.size(),
-            tsc_khz: machine.tsc_khz,
+            tsc_khz: machine.kept.tsc_khz,
             clock: machine.vm.clock()?,
             vcpus: vcpus.collect(),
-            ioapic: SavedState::of(&*machine.ioapic),
+            ioapic: SavedState::of(&*machine.kept.ioapic),
             devices: machine.transports.iter().map(|transport| transport.save()).collect(),
         })
     }
@@ -413,15 +422,32 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// What a machine is assembled from, beside its board.
-pub(crate) struct Parts {
-    pub(crate) vm: Arc<dyn X86Vm>,
-    pub(crate) control: Arc<Control>,
-    pub(crate) timeline: Arc<Timeline>,
-    pub(crate) ram: GuestRam,
+/// What x86-64's machine keeps.
+#[derive(Debug)]
+pub struct X86Parts {
+    pub(crate) ioapic: Arc<IoApic>,
     pub(crate) tsc_khz: u32,
     /// The processors that the guest sees.
     pub(crate) cpuids: Vec<Vec<CpuidLeaf>>,
+}
+
+impl Platform for X86 {
+    type Vm = dyn X86Vm;
+    type Kept = X86Parts;
+    const VIRTIO_REGISTERS: u64 = layout::VIRTIO_BASE;
+}
+
+/// What a machine is assembled from.
+pub(crate) struct Parts<P: Platform> {
+    pub(crate) vm: Arc<P::Vm>,
+    pub(crate) control: Arc<Control<P>>,
+    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) ram: GuestRam,
+    pub(crate) mmio: Bus,
+    pub(crate) pio: Bus,
+    pub(crate) transports: Vec<Arc<MmioTransport>>,
+    pub(crate) serial: Option<SerialInput>,
+    pub(crate) kept: P::Kept,
 }
 
 impl DeviceMemory {
@@ -443,7 +469,7 @@ impl Slots {
 // SAFETY: a slot names memory by its address; nothing is accessed through it but by the hypervisor.
 unsafe impl Send for Slots {}
 
-pub(crate) fn map_ram(vm: &dyn X86Vm, ram: &GuestRam) -> Result<(), HvError> {
+pub(crate) fn map_ram<A: Arch>(vm: &(impl Vm<A> + ?Sized), ram: &GuestRam) -> Result<(), HvError> {
     for RamSlot { guest, host, len } in ram.slots() {
         let slot = MemorySlot { guest: guest.0, host, len, read_only: false, track_dirty: false };
         // SAFETY: the machine keeps RAM until the VM and its vCPUs are gone, and `GuestRam` hands
@@ -453,7 +479,7 @@ pub(crate) fn map_ram(vm: &dyn X86Vm, ram: &GuestRam) -> Result<(), HvError> {
     Ok(())
 }
 
-impl std::fmt::Debug for Machine {
+impl<P: Platform> std::fmt::Debug for Machine<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Machine").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
     }

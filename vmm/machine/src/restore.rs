@@ -7,15 +7,15 @@
 use std::sync::Arc;
 
 use cabana_bus::StateError;
-use cabana_hv::x86::cpuid;
-use cabana_hv::{VcpuSetup, X86Vm};
+use cabana_hv::X86Vm;
+use cabana_hv::x86::{VcpuSetup, X86, cpuid};
 use cabana_memory::GuestRam;
 use cabana_virtio::VirtioDevice;
 
 use crate::board::Board;
 use crate::control::{Control, Outcome};
 use crate::layout::{self, Pins};
-use crate::machine::{Parts, Slots, map_ram};
+use crate::machine::{Parts, Slots, X86Parts, map_ram};
 use crate::vcpu::Begin;
 use crate::{DeviceMemory, Machine, MachineError, MachineState, Timeline};
 
@@ -36,7 +36,7 @@ pub struct Restore {
     pub timeline: Arc<Timeline>,
 }
 
-impl Machine {
+impl Machine<X86> {
     /// Lets a frozen machine go on. It has neither COM1 nor ACPI.
     pub fn restore(vm: Box<dyn X86Vm>, restore: Restore) -> Result<Self, MachineError> {
         let vm: Arc<dyn X86Vm> = Arc::from(vm);
@@ -61,9 +61,11 @@ impl Machine {
         }
         let wired = Arc::clone(&board.wired);
         let (control, tsc_khz) = (Arc::clone(&control), state.tsc_khz);
-        let parts = Parts { vm, control, timeline, ram, tsc_khz, cpuids };
-        let ioapic = Arc::clone(&board.ioapic);
-        let mut machine = Self::assemble(parts, board, None, &device_memory);
+        let Board { mmio, pio, transports, ioapic, .. } = board;
+        let kept = X86Parts { ioapic: Arc::clone(&ioapic), tsc_khz, cpuids };
+        let serial = None;
+        let parts = Parts { vm, control, timeline, ram, mmio, pio, transports, serial, kept };
+        let mut machine = Self::assemble(parts, &device_memory);
         for vcpu in state.vcpus {
             machine.add_vcpu(Begin::Restored(Box::new(vcpu.state)))?;
         }

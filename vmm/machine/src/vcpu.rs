@@ -3,33 +3,30 @@
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use cabana_boot::x86_64::Start;
 use cabana_bus::Bus;
-use cabana_hv::x86::VcpuState;
-use cabana_hv::{HvError, VcpuKicker, VcpuSeat, VmEntry, VmExit};
+use cabana_hv::{Arch, HvError, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 
 use crate::control::{Control, Next, Outcome};
-use crate::entry::boot_state;
 use crate::exits::Counters;
 use crate::timeline::Timeline;
 
 /// What vCPU threads share.
-pub(crate) struct Shared {
+pub(crate) struct Shared<A: Arch> {
     pub(crate) mmio: Bus,
     pub(crate) pio: Bus,
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<Control<A>>,
     pub(crate) counters: Counters,
     pub(crate) timeline: Arc<Timeline>,
 }
 
 /// How a vCPU comes to its first instruction.
-pub(crate) enum Begin {
+pub(crate) enum Begin<A: Arch> {
     /// The first one of a machine that boots.
-    Boot(Start),
+    Boot(A::BootState),
     /// The others: the first one starts them.
     Sleep,
     /// It goes on with this, once the machine is resumed.
-    Restored(Box<VcpuState>),
+    Restored(Box<A::State>),
 }
 
 /// A running vCPU.
@@ -39,11 +36,11 @@ pub(crate) struct Running {
 }
 
 /// Starts the thread of vCPU `index`.
-pub(crate) fn spawn(
+pub(crate) fn spawn<A: Arch>(
     index: u32,
-    seat: Box<dyn VcpuSeat>,
-    begin: Begin,
-    shared: Arc<Shared>,
+    seat: Box<dyn VcpuSeat<A>>,
+    begin: Begin<A>,
+    shared: Arc<Shared<A>>,
 ) -> std::io::Result<Running> {
     let kicker = seat.kicker();
     let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 << 10).spawn(
@@ -56,10 +53,15 @@ pub(crate) fn spawn(
     Ok(Running { kicker, thread })
 }
 
-fn run(index: u32, seat: Box<dyn VcpuSeat>, begin: Begin, shared: &Shared) -> Result<(), HvError> {
+fn run<A: Arch>(
+    index: u32,
+    seat: Box<dyn VcpuSeat<A>>,
+    begin: Begin<A>,
+    shared: &Shared<A>,
+) -> Result<(), HvError> {
     let mut vcpu = seat.bind()?;
     match begin {
-        Begin::Boot(start) => vcpu.set_boot_state(&boot_state(start))?,
+        Begin::Boot(state) => vcpu.set_boot_state(&state)?,
         Begin::Sleep => {}
         Begin::Restored(state) => {
             vcpu.set_state(&state)?;
@@ -98,11 +100,20 @@ fn run(index: u32, seat: Box<dyn VcpuSeat>, begin: Begin, shared: &Shared) -> Re
                 return Ok(());
             }
             VmExit::Shutdown => shared.control.end(Outcome::TripleFault),
+            VmExit::PowerOff => shared.control.end(Outcome::Exit(0)),
+            VmExit::Reset => shared.control.end(Outcome::Reset),
             // Our I/O APIC has no level-triggered lines, so that nothing is to be done at their end.
             VmExit::Kicked | VmExit::EndOfInterrupt { .. } => {}
         }
         // A device may have ended the machine in this thread; others are kicked.
-        let looked = matches!(exit, VmExit::Kicked | VmExit::Shutdown | VmExit::PioWrite { .. });
+        let looked = matches!(
+            exit,
+            VmExit::Kicked
+                | VmExit::Shutdown
+                | VmExit::PowerOff
+                | VmExit::Reset
+                | VmExit::PioWrite { .. }
+        );
         if looked && shared.control.checkpoint(index, vcpu.as_mut()) == Next::End {
             return Ok(());
         }

@@ -1,10 +1,9 @@
 //! Clippy for the targets that nobody here runs, so that what is portable stays so.
 
-use std::process::{Command, Stdio};
-
 use crate::cargo;
-use crate::failure::{Failure, output, succeed};
+use crate::failure::{Failure, succeed};
 use crate::progress::say;
+use crate::target::{install, installed};
 
 /// What compiles everywhere. A crate joins when it does.
 const EVERYWHERE: &[&str] = &[
@@ -35,11 +34,16 @@ const MACOS: &[&str] = &["cabana-boot", "cabana-memory", "cabana-store"];
 
 /// What is Linux's alone today, on every processor.
 const LINUX: &[&str] = &[
+    "cabana-agent",
     "cabana-boot",
+    "cabana-hv-kvm",
+    "cabana-lab",
+    "cabana-machine",
     "cabana-memory",
     "cabana-netstack",
     "cabana-snapshot",
     "cabana-store",
+    "cabana-test-hv",
     "cabana-virtio",
 ];
 
@@ -61,19 +65,4 @@ pub(super) fn check() -> Result<(), Failure> {
         say(&format!("check Cross: {target}: {} crates", EVERYWHERE.len() + beside.len()));
     }
     Ok(())
-}
-
-/// Is the target's standard library there?
-fn installed(target: &str) -> Result<bool, Failure> {
-    let folder =
-        output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
-    Ok(std::path::Path::new(folder.trim()).exists())
-}
-
-/// Asks rustup for it, where there is one.
-fn install(target: &str) -> bool {
-    let mut rustup = Command::new("rustup");
-    rustup.args(["target", "add", target]).current_dir(cargo::workspace());
-    rustup.stdout(Stdio::null()).stderr(Stdio::null());
-    rustup.status().is_ok_and(|status| status.success())
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: builds all test binaries once, runs each suite where it can run, and ends with
 //! a summary.
 
+mod arm;
 mod build;
 mod cases;
 mod libtest;
@@ -11,7 +12,7 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use cabana_lab::{Lab, Options, Parts};
+use cabana_lab::{Architecture, Lab, Options, Parts};
 use cabana_store::Store;
 
 use crate::artifacts::{self, MUSL};
@@ -65,7 +66,9 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
             ));
         }
         // The guest suite boots it, wherever it runs.
-        cabana_lab::debian_kernel(&mut |step| say(&format!("guest suite: {step}")))?;
+        cabana_lab::debian_kernel(Architecture::default(), &mut |step| {
+            say(&format!("guest suite: {step}"));
+        })?;
     } else {
         setup::tools()?;
     }
@@ -109,7 +112,8 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
             Ok(()) => {}
             Err(why) => {
                 say(&format!("xtask: the tests that need KVM run in the lab, because {why}"));
-                let lab = Place::Lab(RefCell::new(start_lab()?));
+                let architecture = Architecture::default();
+                let lab = Place::Lab(architecture, RefCell::new(start_lab(architecture)?));
                 if suites.contains(&Suite::Hv) {
                     run("hv (lab)", &lab, Suite::Hv)?;
                 }
@@ -118,6 +122,9 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
                 }
             }
         }
+    }
+    if suites.contains(&Suite::Hv) {
+        rows.push(arm::run(&mut cases)?);
     }
     print!("{}", cases.table());
     Ok(summary::print(&rows))
@@ -142,8 +149,8 @@ fn pjdfstest() {
 
 /// One outer machine for all suites. The workspace is writable like here, and is there even if it
 /// lies under `/tmp`, of which the machine has its own.
-fn start_lab() -> Result<Lab, Failure> {
-    let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
+fn start_lab(architecture: Architecture) -> Result<Lab, Failure> {
+    let parts = Parts::prepare_for(architecture, &mut |step| say(&format!("lab: {step}")))?;
     let writable = vec![cargo::workspace().to_owned(), cargo::target_folder()];
     let options = Options { writable, ..Options::default() };
     Ok(Lab::start(&parts, &options)?)

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cabana_lab::Lab;
+use cabana_lab::{Architecture, Lab};
 
 use super::build::Binary;
 use super::libtest::Report;
@@ -25,8 +25,8 @@ const LAB_SILENCE: Duration = Duration::from_secs(5 * 60);
 pub(super) enum Place {
     /// On this machine.
     Here,
-    /// In the lab, whose machine is replaced when it hangs.
-    Lab(RefCell<Lab>),
+    /// In the lab of a processor, whose machine is replaced when it hangs.
+    Lab(Architecture, RefCell<Lab>),
 }
 
 impl Place {
@@ -34,7 +34,8 @@ impl Place {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Here => "here",
-            Self::Lab(_) => "lab",
+            Self::Lab(Architecture::X86_64, _) => "lab",
+            Self::Lab(Architecture::Arm64, _) => "Arm lab",
         }
     }
 }
@@ -54,7 +55,9 @@ pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<(Report,
     let start = Instant::now();
     let ended = match place {
         Place::Here => here(binary, &arguments)?,
-        Place::Lab(lab) => in_lab_or_anew(lab, &name, binary, &arguments)?,
+        Place::Lab(architecture, lab) => {
+            in_lab_or_anew(*architecture, lab, &name, binary, &arguments)?
+        }
     };
     let report = Report::read(&name, &ended.output).filter(|report| {
         // A binary that fails after its last test has failed all the same.
@@ -111,6 +114,7 @@ fn here(binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
 /// Runs a binary in the lab. If it falls silent, a new machine takes the lab's place and the binary
 /// runs once more; a second silence is a failure.
 fn in_lab_or_anew(
+    architecture: Architecture,
     lab: &RefCell<Lab>,
     name: &str,
     binary: &Binary,
@@ -122,7 +126,7 @@ fn in_lab_or_anew(
     }
     let minutes = LAB_SILENCE.as_secs() / 60;
     say(&format!("{name}: silent in the lab for {minutes} minutes; once more in a new machine"));
-    lab.replace(super::start_lab()?);
+    lab.replace(super::start_lab(architecture)?);
     let second = in_lab(&lab.borrow(), binary, arguments)?;
     Ok(second.unwrap_or_else(|| Ended { output: String::new(), how: hung_for(LAB_SILENCE) }))
 }

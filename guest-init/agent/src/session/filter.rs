@@ -52,6 +52,12 @@ const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 /// and the question for the one in force.
 const PERSONALITIES: [u32; 3] = [0, 0x0004_0000, 0xffff_ffff];
 
+/// `kexec_file_load`, which `libc` names for one processor only.
+#[cfg(target_arch = "x86_64")]
+const KEXEC_FILE_LOAD: c_long = libc::SYS_kexec_file_load;
+#[cfg(target_arch = "aarch64")]
+const KEXEC_FILE_LOAD: c_long = 294;
+
 /// `mount_setattr` and the like are not in `libc` for every processor, but their numbers are the same
 /// everywhere from 424 on.
 const OPEN_TREE: c_long = 428;
@@ -97,7 +103,7 @@ const FORBIDDEN: &[c_long] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_open_by_handle_at,
     libc::SYS_fanotify_init,
     libc::SYS_vhangup,

@@ -1,27 +1,12 @@
 //! A payload that shows whether guests run, and how fast: what every backend's probe does.
 
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use cabana_os::Mapping;
 
-use super::{BootState, Regs, Segment, SystemRegs};
-use crate::{HvError, MemorySlot, Probe, Vcpu, VcpuSetup, Verdict, VmEntry, VmExit, X86Vm};
-
-/// A processor, even one that QEMU translates, runs some hundred millions of plain instructions a
-/// second; an instruction emulator a few millions.
-pub const REAL: u64 = 50_000_000;
-/// Below this a long measurement would only take long.
-const CRAWLING: u64 = REAL / 10;
-/// Turns of the loop in a short and in a long measurement, two instructions each.
-const SHORT: u64 = 10_000;
-const LONG: u64 = 1_000_000;
-/// Each measurement is repeated this often before it is believed that the host is slow.
-const TRIES: u32 = 3;
-/// The payload is stopped after this time, whatever happens. Only a host that is far slower than an
-/// instruction emulator, or stalls, ever comes to that.
-const TIME_LIMIT: Duration = Duration::from_millis(400);
+use super::{BootState, Regs, Segment, SystemRegs, VcpuSetup, X86};
+use crate::trial::{rate, too_slow, watched};
+use crate::{HvError, MemorySlot, Probe, Vcpu, Verdict, VmEntry, VmExit, X86Vm};
 
 const ASK: u16 = 0x10;
 const DONE: u16 = 0x11;
@@ -65,69 +50,23 @@ pub fn run(
             track_dirty: false,
         })
     }?;
-    let seat = vm.vcpu_seat(0)?;
-    let kicker = seat.kicker();
-    let (finished, watch) = mpsc::channel::<()>();
-    let watchdog = thread::spawn(move || {
-        if watch.recv_timeout(TIME_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-            kicker.kick();
-        }
-    });
-    let verdict = seat.bind().and_then(|mut vcpu| {
+    let verdict = watched(vm.vcpu_seat(0)?, |vcpu| {
         vcpu.set_boot_state(&boot_state())?;
-        measure(&mut *vcpu, &memory, time, found)
+        measure(vcpu, &memory, time, found)
     });
-    drop(finished);
-    // The watchdog cannot panic; there is nothing to learn from its end.
-    let _ = watchdog.join();
     vm.unmap(0)?;
     verdict
 }
 
 fn measure(
-    vcpu: &mut dyn Vcpu,
+    vcpu: &mut dyn Vcpu<X86>,
     memory: &Mapping,
     time: impl Fn() -> Duration,
     found: &mut Probe,
 ) -> Result<Verdict, HvError> {
-    let too_slow = || Verdict::Emulated {
-        why: format!("a loop of {} instructions was not done in {TIME_LIMIT:?}", 2 * SHORT),
-    };
-    let mut exit = vcpu.run(VmEntry::Resume)?;
-    let (mut best, mut turns, mut tries) = (0, SHORT, TRIES);
-    while tries > 0 {
-        if exit != (VmExit::PioRead { port: ASK, size: 4 }) {
-            let why = format!("the test payload ended with {exit:?}");
-            return Ok(Verdict::Broken { why });
-        }
-        let before = time();
-        exit = vcpu.run(VmEntry::Data(turns))?;
-        if exit == VmExit::Kicked {
-            break;
-        }
-        let spent = time().saturating_sub(before).as_nanos().max(1);
-        let rate = u64::try_from(2 * u128::from(turns) * 1_000_000_000 / spent).unwrap_or(u64::MAX);
-        best = best.max(rate);
-        if turns == SHORT && rate >= CRAWLING {
-            (turns, tries) = (LONG, TRIES);
-        } else if turns == LONG && best >= REAL {
-            break;
-        } else {
-            tries -= 1;
-        }
-    }
-    if best == 0 {
-        return Ok(too_slow());
-    }
-    found.instructions_per_second = Some(best);
-    if best < REAL {
-        return Ok(Verdict::Emulated {
-            why: format!(
-                "guest instructions run in an emulator: {:.1} million a second, where a processor \
-                 runs hundreds of millions",
-                best as f64 / 1e6
-            ),
-        });
+    let ask = VmExit::PioRead { port: ASK, size: 4 };
+    if let Some(verdict) = rate(vcpu, ask, time, found)? {
+        return Ok(verdict);
     }
     let without = |why: &str| Verdict::Emulated {
         why: format!("guest instructions run in an emulator that has no cmpxchg16b: {why}"),

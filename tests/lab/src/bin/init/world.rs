@@ -132,8 +132,9 @@ fn comforts() -> Result<(), Error> {
             _ => {}
         }
     }
-    fs::set_permissions("/dev/kvm", Permissions::from_mode(0o666))
-        .map_err(|error| Error::new("open /dev/kvm to everybody (is kvm-amd loaded?)", error))?;
+    fs::set_permissions("/dev/kvm", Permissions::from_mode(0o666)).map_err(|error| {
+        Error::new("open /dev/kvm to everybody (does the kernel have KVM?)", error)
+    })?;
     fs::create_dir_all("/run/lock").map_err(|error| Error::new("make /run/lock", error))?;
     sethostname(b"lab").map_err(|error| Error::new("set the host name", error.into()))?;
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };

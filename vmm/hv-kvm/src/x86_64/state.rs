@@ -3,16 +3,17 @@
 use std::os::fd::AsRawFd;
 
 use cabana_hv::HvError;
-use cabana_hv::x86::VcpuState;
+use cabana_hv::x86::{BootState, VcpuState};
 use kvm_bindings::{Msrs, kvm_debugregs, kvm_lapic_state, kvm_msr_entry, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{Cap, VcpuFd};
 
-use crate::ioctl::{GET_XSAVE, GET_XSAVE2, SET_XSAVE, XSAVE_LEN, failed, ioctl};
+use super::ioctl::{GET_XSAVE, GET_XSAVE2, SET_XSAVE, XSAVE_LEN};
+use super::{convert, quirks};
+use crate::ioctl::{failed, ioctl};
 use crate::vm::VmShared;
-use crate::{convert, quirks};
 
 /// `IA32_TIME_STAMP_COUNTER`.
-pub(crate) const TSC: u32 = 0x10;
+const TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`.
 const TSC_DEADLINE: u32 = 0x6e0;
 /// Where the local APIC's registers have the timer's entry, and its mode that goes by a deadline
@@ -39,7 +40,7 @@ pub(crate) fn is_saved(msr: u32) -> bool {
     )
 }
 
-pub(crate) fn get_msr(vcpu: &VcpuFd, msr: u32) -> Result<u64, HvError> {
+fn get_msr(vcpu: &VcpuFd, msr: u32) -> Result<u64, HvError> {
     let (values, _) = get_some_msrs(vcpu, &[msr])?;
     match values.first() {
         Some(&(_, value)) => Ok(value),
@@ -143,7 +144,7 @@ pub(crate) fn get(vm: &VmShared, vcpu: &VcpuFd) -> Result<VcpuState, HvError> {
     let debug = vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?;
     let events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
     let lapic: Vec<u8> = lapic.regs.iter().map(|&byte| byte as u8).collect();
-    let mut msrs = get_msrs(vcpu, vm.system.saved_msrs()?)?;
+    let mut msrs = get_msrs(vcpu, vm.system.arch.saved_msrs(&vm.system.kvm)?)?;
     keep_expired_deadline(&lapic, &mut msrs);
     Ok(VcpuState {
         regs: convert::regs_from_kvm(&regs),
@@ -212,6 +213,25 @@ pub(crate) fn set(vm: &VmShared, vcpu: &VcpuFd, state: &VcpuState) -> Result<(),
     set_msrs(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&convert::events_to_kvm(&state.events))
         .map_err(failed("KVM_SET_VCPU_EVENTS"))
+}
+
+/// What a boot needs: general and segment registers.
+pub(crate) fn set_boot(vcpu: &VcpuFd, boot: &BootState) -> Result<(), HvError> {
+    let reset = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    let mut sregs = convert::system_to_kvm(&boot.system);
+    (sregs.apic_base, sregs.cr8) = (reset.apic_base, reset.cr8);
+    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    vcpu.set_regs(&convert::regs_to_kvm(&boot.regs)).map_err(failed("KVM_SET_REGS"))
+}
+
+/// The time-stamp counter.
+pub(crate) fn counter(vcpu: &VcpuFd) -> Result<u64, HvError> {
+    get_msr(vcpu, TSC)
+}
+
+/// Where the vCPU stands.
+pub(crate) fn instruction(vcpu: &VcpuFd) -> Result<u64, HvError> {
+    Ok(vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?.rip)
 }
 
 #[cfg(test)]

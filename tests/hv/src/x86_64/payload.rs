@@ -1,12 +1,5 @@
 //! Payloads, assembled by the compiler.
 
-/// Position-independent machine code; see [`payload!`](crate::payload).
-#[derive(Clone, Copy, Debug)]
-pub struct Payload {
-    /// Its bytes.
-    pub code: &'static [u8],
-}
-
 /// Assembles the lines (Intel syntax, 64-bit unless they say `.code16`) into a function of that
 /// name, which returns the [`Payload`]. Names are symbols of the test binary: begin them with
 /// `payload_`.

@@ -1,15 +1,14 @@
 //! A small 64-bit guest: identity page tables, flat segments, a payload.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread;
-use std::time::Duration;
+use std::ops::Deref;
 
 use cabana_hv::x86::cpuid::{self, Options};
-use cabana_hv::x86::{BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuState};
-use cabana_hv::{MemorySlot, Vcpu, VcpuKicker, VcpuSeat, VcpuSetup, VmEntry, VmExit, X86Vm};
-use cabana_os::Mapping;
+use cabana_hv::x86::{
+    BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuSetup, VcpuState, X86,
+};
+use cabana_hv::{VcpuSeat, VmExit, X86Vm};
 
-use crate::{Backend, Payload};
+use crate::{Backend, Payload, Ram, Runner};
 
 /// Guest-physical addresses; the first 4 GiB are mapped as they are.
 pub mod layout {
@@ -37,8 +36,6 @@ pub mod layout {
     pub const END_PORT: u16 = 0xf4;
 }
 
-/// No case takes longer; a vCPU that does is kicked, and its case fails.
-const WATCHDOG: Duration = Duration::from_secs(20);
 /// The code segment's selector.
 const CODE_SELECTOR: u16 = 0x10;
 
@@ -47,7 +44,7 @@ pub struct Guest {
     /// The VM.
     pub vm: Box<dyn X86Vm>,
     // After the VM, which must not outlive it.
-    ram: Mapping,
+    ram: Ram,
 }
 
 impl Guest {
@@ -60,19 +57,7 @@ impl Guest {
     pub fn with_cpus(backend: &Backend, payload: Payload, cpus: u32) -> Self {
         let vm = backend.hypervisor().create_x86_vm().expect("a VM");
         vm.set_vcpus(processors(vm.as_ref(), cpus)).expect("the vCPUs are taken");
-        let ram = Mapping::anonymous(layout::RAM_END as usize).expect("RAM");
-        // SAFETY: the RAM outlives the VM (vCPUs end before the `Guest`, or their case has failed),
-        // and nobody makes references to it.
-        unsafe {
-            vm.map(&MemorySlot {
-                guest: 0,
-                host: ram.as_ptr(),
-                len: ram.len(),
-                read_only: false,
-                track_dirty: false,
-            })
-        }
-        .expect("RAM is mapped");
+        let ram = Ram::map(vm.as_ref(), 0, layout::RAM_END);
         let guest = Self { vm, ram };
         guest.page_tables();
         // Null, unused, 64-bit code, data.
@@ -114,41 +99,8 @@ impl Guest {
         self.write(layout::REAL_MODE, payload.code);
     }
 
-    /// Copies bytes into RAM.
-    pub fn write(&self, at: u64, bytes: &[u8]) {
-        assert!(at as usize + bytes.len() <= self.ram.len());
-        // SAFETY: within the mapping, by the line above.
-        unsafe {
-            self.ram
-                .as_ptr()
-                .add(at as usize)
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        }
-    }
-
-    /// Writes a number into RAM.
-    pub fn write_u64(&self, at: u64, value: u64) {
-        self.write(at, &value.to_le_bytes());
-    }
-
-    /// A copy of RAM.
-    pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
-        assert!(at as usize + len <= self.ram.len());
-        let mut bytes = vec![0; len];
-        // SAFETY: within the mapping, by the line above.
-        unsafe {
-            self.ram.as_ptr().add(at as usize).copy_to_nonoverlapping(bytes.as_mut_ptr(), len);
-        }
-        bytes
-    }
-
-    /// A number in RAM.
-    pub fn read_u64(&self, at: u64) -> u64 {
-        u64::from_le_bytes(self.read(at, 8).try_into().expect("eight bytes"))
-    }
-
     /// vCPU `index`, not bound.
-    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat> {
+    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat<X86>> {
         self.vm.vcpu_seat(index).expect("a vCPU")
     }
 
@@ -167,6 +119,19 @@ impl Guest {
     }
 }
 
+impl Deref for Guest {
+    type Target = Ram;
+
+    fn deref(&self) -> &Ram {
+        &self.ram
+    }
+}
+
+/// Is it how payloads end?
+pub(crate) fn is_end(exit: &VmExit) -> bool {
+    matches!(exit, VmExit::PioWrite { port: layout::END_PORT, .. })
+}
+
 /// Processors as a machine makes them.
 fn processors(vm: &dyn X86Vm, count: u32) -> Vec<VcpuSetup> {
     let supported = vm.supported_cpuid().expect("CPUID");
@@ -177,80 +142,6 @@ fn processors(vm: &dyn X86Vm, count: u32) -> Vec<VcpuSetup> {
         VcpuSetup { cpuid, msrs }
     };
     (0..count).map(processor).collect()
-}
-
-/// A vCPU on its thread that cannot run forever.
-pub struct Runner {
-    /// The vCPU.
-    pub vcpu: Box<dyn Vcpu>,
-    /// Stops it.
-    pub kicker: Box<dyn VcpuKicker>,
-    /// Ends the watchdog when it is dropped.
-    _watchdog: Sender<()>,
-}
-
-impl Runner {
-    /// Binds `seat` to this thread.
-    pub fn bind(seat: Box<dyn VcpuSeat>) -> Self {
-        let (kicker, watchdog) = (seat.kicker(), watch(seat.kicker()));
-        Self { vcpu: seat.bind().expect("the vCPU is bound"), kicker, _watchdog: watchdog }
-    }
-
-    /// Runs on to the next exit.
-    pub fn run(&mut self) -> VmExit {
-        self.answer(VmEntry::Resume)
-    }
-
-    /// Answers a read with `data` and runs on to the next exit.
-    pub fn data(&mut self, data: u64) -> VmExit {
-        self.answer(VmEntry::Data(data))
-    }
-
-    fn answer(&mut self, entry: VmEntry) -> VmExit {
-        self.vcpu.run(entry).expect("the vCPU runs")
-    }
-
-    /// Runs on and demands these exits in their order; reads are answered with the value beside
-    /// them.
-    pub fn expect(&mut self, script: &[(VmExit, u64)]) {
-        let mut entry = VmEntry::Resume;
-        for (step, &(expected, answer)) in script.iter().enumerate() {
-            let exit = self.answer(entry);
-            assert_eq!(exit, expected, "exit {step}");
-            entry = match exit {
-                VmExit::MmioRead { .. } | VmExit::PioRead { .. } => VmEntry::Data(answer),
-                _ => VmEntry::Resume,
-            };
-        }
-        let end = self.answer(entry);
-        assert!(matches!(end, VmExit::PioWrite { port: layout::END_PORT, .. }), "{end:?}");
-    }
-
-    /// Runs on and demands that the payload ends.
-    pub fn expect_end(&mut self) {
-        self.expect(&[]);
-    }
-}
-
-/// Kicks the vCPU when time is over, unless the sender was dropped before.
-fn watch(kicker: Box<dyn VcpuKicker>) -> Sender<()> {
-    let (running, ended) = channel();
-    thread::spawn(move || {
-        // Again and again: a case may take a kick for the one that it expects.
-        while ended.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("the watchdog kicks a vCPU that ran for {WATCHDOG:?}");
-            kicker.kick();
-        }
-    });
-    running
-}
-
-/// Runs `body` with a bound vCPU on a thread of its own.
-pub fn thread_of<T: Send + 'static>(
-    seat: Box<dyn VcpuSeat>,
-    body: impl FnOnce(Runner) -> T + Send + 'static,
-) -> thread::JoinHandle<T> {
-    thread::spawn(move || body(Runner::bind(seat)))
 }
 
 /// 64-bit mode with flat segments, at the payload.

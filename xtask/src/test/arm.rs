@@ -1,0 +1,54 @@
+//! The suites for arm64, bare metal and Linux, in the Arm lab.
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use cabana_lab::{Architecture, Error};
+
+use super::build;
+use super::cases::Cases;
+use super::libtest::Report;
+use super::runner::{self, Place};
+use super::summary::Row;
+use crate::failure::Failure;
+use crate::progress::say;
+use crate::target::{install, installed};
+
+const NAME: &str = "hv (Arm lab)";
+
+/// Builds and runs it; what cannot be had skips it, loudly.
+pub(super) fn run(cases: &mut Cases) -> Result<Row, Failure> {
+    let start = Instant::now();
+    let architecture = Architecture::Arm64;
+    let target = architecture.target();
+    if !installed(target)? && !install(target) {
+        return Ok(skipped(&format!(
+            "the standard library for {target} cannot be had (`rustup target add {target}`)"
+        )));
+    }
+    let lab = match super::start_lab(architecture) {
+        Err(Failure::Lab(missing @ Error::Missing { .. })) => {
+            return Ok(skipped(&missing.to_string()));
+        }
+        lab => Place::Lab(architecture, RefCell::new(lab?)),
+    };
+    let suite = [
+        ["--package", "cabana-test-hv"],
+        ["--test", "arm64"],
+        ["--test", "linux_arm64"],
+        ["--target", target],
+    ];
+    let mut report = Report::default();
+    for binary in build::of(suite.as_flattened())? {
+        let (found, output) = runner::run(&binary, &lab, false)?;
+        report.add(found);
+        cases.read(&binary.target, lab.name(), &output);
+    }
+    Ok(Row { name: NAME, report, seconds: start.elapsed().as_secs_f64() })
+}
+
+fn skipped(why: &str) -> Row {
+    say(&format!("xtask: SKIPPED {NAME}: {why}"));
+    let reasons = vec![format!("{NAME}: {why}")];
+    Row { name: NAME, report: Report { skipped: 1, reasons, ..Report::default() }, seconds: 0.0 }
+}
