@@ -205,7 +205,6 @@ const ATTACKER: SessionLimits = SessionLimits {
 
 fn start(host: &Host) -> Machine {
     let config = MachineConfig {
-        cpus: 2,
         scratch: Scratch::Temporary {
             template: host.scratch.clone(),
             folder: std::env::temp_dir(),

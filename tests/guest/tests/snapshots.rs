@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cabana_sandbox::{Machine, MachineConfig, RestoreConfig, Scratch, Timeline};
+use cabana_sandbox::{Machine, MachineConfig, NetworkConfig, RestoreConfig, Scratch, Timeline};
 use cabana_test_guest::{Call, Host, host, sh, share};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -273,6 +273,149 @@ until [ -e /w/ready ]; do sleep 0.05; done";
     assert_eq!(text, "other\none\ntwo\nthree\n");
     other.shutdown().unwrap();
     machine.shutdown().unwrap();
+}
+
+/// Works on four processors, the disk, a share and the network until it is told to stop, and then says what is wrong
+/// with its own results: a chain of hashes for each processor, files with their hashes as names, connections.
+const LOAD: &str = r"
+import hashlib, os, socket, sys, threading, time
+# Processors that never rest have so many timer interrupts that a software processor does nothing else.
+stop = lambda: os.path.exists('/dev/shm/stop')
+sha = lambda data: hashlib.sha256(data).digest()
+counts, wrong = {}, []
+def beat(name): counts[name] = counts.get(name, 0) + 1
+def processor(cpu):
+    if os.fork(): return
+    os.sched_setaffinity(0, [cpu])
+    state, links = b'%d' % cpu, 0
+    while not stop():
+        for _ in range(200): state = sha(state)
+        links += 200
+        if os.sched_getaffinity(0) != {cpu}: break
+        with open(f'/dev/shm/cpu{cpu}.new', 'w') as file: file.write(f'{links} {state.hex()}')
+        os.rename(f'/dev/shm/cpu{cpu}.new', f'/dev/shm/cpu{cpu}')
+        time.sleep(0.1)
+    os._exit(0)
+def disk():
+    while not stop():
+        data = os.urandom(200_000)
+        path = '/root/load/' + sha(data).hex()
+        with open(path, 'wb') as file: file.write(data); file.flush(); os.fsync(file.fileno())
+        beat('disk')
+        time.sleep(0.1)
+        for name in os.listdir('/root/load')[8:]: check(name); os.unlink('/root/load/' + name)
+def check(name):
+    fd = os.open('/root/load/' + name, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if sha(os.read(fd, 1 << 20)).hex() != name: wrong.append('disk')
+    os.close(fd)
+def share():
+    while not stop():
+        try:
+            with open('/w/new', 'wb') as file: file.write(b'x' * 5000)
+            os.rename('/w/new', '/w/whole')
+            if os.stat('/w/whole').st_size != 5000: wrong.append('share')
+            beat('share')
+        except OSError: beat('without a share')
+        # Nothing is kept of a machine while it has a file open in a share.
+        time.sleep(0.1)
+def network():
+    while not stop():
+        try: socket.create_connection(('10.107.0.1', 53), 20).close(); beat('network')
+        except OSError: beat('broken connections')
+        time.sleep(0.1)
+os.makedirs('/root/load', exist_ok=True)
+for cpu in range(4): processor(cpu)
+threads = [threading.Thread(target=work) for work in (disk, share, network)]
+for thread in threads: thread.start()
+while not stop():
+    open('/dev/shm/counts.new', 'w').write(repr(counts)); os.rename('/dev/shm/counts.new', '/dev/shm/counts')
+    time.sleep(0.05)
+for thread in threads: thread.join()
+for name in os.listdir('/root/load'): check(name)
+for cpu in range(4):
+    links, said = open(f'/dev/shm/cpu{cpu}').read().split()
+    state = b'%d' % cpu
+    for _ in range(int(links)): state = sha(state)
+    if state.hex() != said: wrong.append(f'processor {cpu}')
+print(sorted(set(wrong)), file=open('/dev/shm/result.new', 'w'), flush=True)
+os.rename('/dev/shm/result.new', '/dev/shm/result')
+";
+
+/// Waits until everything of [`LOAD`] has gone on since.
+const PROGRESS: &str = r"
+import ast, os, time
+def now():
+    counts = ast.literal_eval(open('/dev/shm/counts').read())
+    cpus = [int(open(f'/dev/shm/cpu{cpu}').read().split()[0]) for cpu in range(4)]
+    return cpus + [counts.get(name, 0) for name in ('disk', 'share', 'network')]
+while True:
+    try: before = now(); break
+    except OSError: time.sleep(0.1)
+while any(new <= old for old, new in zip(before, now())): time.sleep(0.1)
+";
+
+#[test]
+fn a_machine_is_kept_and_goes_on_under_load() {
+    let Some(host) = host() else { return };
+    let [folder, shared] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let share = share(shared.path(), "/w", false);
+    let network = Some(NetworkConfig::default());
+    let machine = Machine::start(&MachineConfig {
+        cpus: 4,
+        scratch: Scratch::Temporary {
+            template: host.scratch.clone(),
+            folder: folder.path().to_owned(),
+        },
+        shares: vec![share.clone()],
+        network: network.clone(),
+        ..host.machine()
+    })
+    .unwrap();
+    let progress = |machine: &Machine| {
+        sh(machine, &format!("python3 - <<'END'{PROGRESS}END")).succeeded();
+    };
+    let start = format!(
+        "cat >/dev/shm/load.py <<'END'{LOAD}END
+setsid python3 /dev/shm/load.py </dev/null >/dev/shm/log 2>&1 &"
+    );
+    sh(&machine, &start).succeeded();
+    let path = folder.path().join("snapshot");
+    for _ in 0..2 {
+        progress(&machine);
+        // It may just have a file of the share's open.
+        let kept = (0..50).any(|_| {
+            let kept = machine.snapshot(&path);
+            if let Err(error) = &kept {
+                println!("{error}");
+                assert!(error.to_string().contains("a program uses it"), "{error}");
+            }
+            kept.is_ok()
+        });
+        assert!(kept, "in none of fifty moments");
+    }
+    let result = |machine: &Machine| {
+        progress(machine);
+        let script = "touch /dev/shm/stop; until [ -e /dev/shm/result ]; do sleep 0.1; done; \
+                      cat /dev/shm/log /dev/shm/result; cat /dev/shm/counts >&2";
+        let ended = sh(machine, script);
+        println!("{}", String::from_utf8_lossy(&ended.stderr));
+        ended.succeeded()
+    };
+    assert_eq!(result(&machine), "[]\n");
+    machine.shutdown().unwrap();
+    let other = Machine::restore(&RestoreConfig {
+        snapshot: path,
+        image: Some(host.image.clone()),
+        disk_folder: folder.path().to_owned(),
+        shares: vec![share],
+        network,
+        hostname: "other".to_owned(),
+        timeline: std::sync::Arc::new(Timeline::new()),
+    })
+    .unwrap();
+    assert_eq!(result(&other), "[]\n");
+    other.shutdown().unwrap();
 }
 
 #[test]
