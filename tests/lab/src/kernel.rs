@@ -12,11 +12,12 @@ use crate::Error;
 const METAPACKAGES: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
 
 /// The modules in the order in which they load; each needs only those before it.
-const MODULES: [&str; 4] = [
+const MODULES: [&str; 5] = [
     "virt/lib/irqbypass.ko",
     "arch/x86/kvm/kvm.ko",
     "arch/x86/kvm/kvm-amd.ko",
     "fs/overlayfs/overlay.ko",
+    "net/sched/sch_netem.ko",
 ];
 
 /// A kernel that QEMU can boot, and its modules.
@@ -36,8 +37,7 @@ impl OuterKernel {
     pub(crate) fn prepare(cache: &Path, report: &mut dyn FnMut(&str)) -> Result<Self, Error> {
         let folder = cache.join("outer-kernel");
         let kernel = Self::in_folder(&folder);
-        // The folder appears by a rename, so what is there is whole.
-        if kernel.vmlinuz.exists() {
+        if kernel.is_whole() {
             return Ok(kernel);
         }
         fs::create_dir_all(cache).map_err(Error::file(cache))?;
@@ -52,13 +52,13 @@ impl OuterKernel {
         let whole = work.path().join("whole");
         fs::create_dir(&whole).map_err(Error::file(&whole))?;
         Self::in_folder(&whole).extract(&unpacked)?;
-        if folder.exists() && !kernel.vmlinuz.exists() {
-            // Of an earlier version, which did not keep the bzImage.
+        if folder.exists() && !kernel.is_whole() {
+            // Of an earlier version, which kept less.
             fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
         }
         match fs::rename(&whole, &folder) {
             // Somebody else was faster; theirs is as good.
-            Err(_) if kernel.vmlinuz.exists() => Ok(kernel),
+            Err(_) if kernel.is_whole() => Ok(kernel),
             renamed => renamed.map(|()| kernel).map_err(Error::file(folder)),
         }
     }
@@ -71,6 +71,13 @@ impl OuterKernel {
             vmlinuz: folder.join("vmlinuz"),
             modules: MODULES.iter().map(file_name).collect(),
         }
+    }
+
+    /// Whether all files are there. A folder appears by a rename, but may be of an earlier version.
+    fn is_whole(&self) -> bool {
+        self.vmlinux.exists()
+            && self.vmlinuz.exists()
+            && self.modules.iter().all(|file| file.exists())
     }
 
     /// Makes the files out of an unpacked package.
