@@ -360,7 +360,7 @@ fn the_network_of_a_machine_that_is_up() {
     let ask = |number: u64, answer: &str, remember: &str, log: &mut Running| {
         let words = ["exec", "-s", "chat-1", "m", "--", "python3", "-c", read];
         let reader = user.cabana(&words).start();
-        log.wait_for(&format!("[chat-1] ask   ?{number} 93.184.216.34 port 80"));
+        log.wait_for(&format!("[chat-1] ask   ?{number} 93.184.216.34 port 80 for python3 ("));
         let number = number.to_string();
         let answered = net(&["answer", "m", &number, answer, "--json", "--remember", remember]);
         let answered = answered.succeeded();
