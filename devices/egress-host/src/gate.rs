@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use cabana_egress::inspect::{EditHead, Refusal};
 use cabana_egress::{
-    Answer, AskId, Change, Decision, DnsStep, DomainName, EgressPolicy, Event, FlowId, Lookup,
-    LookupError, PolicyError, QueryId, Secret,
+    Answer, AskId, Asker, Change, Decision, DnsStep, DomainName, EgressPolicy, Event, FlowId,
+    Lookup, LookupError, PolicyError, QueryId, Secret,
 };
 use cabana_netstack::{Flow, Gate, Inspection, Opening, Order, Protocol, Waker};
 
@@ -232,11 +232,8 @@ impl Gate for EgressGate {
             let asked = cabana_egress::Flow {
                 id,
                 source: flow.source.ip(),
-                protocol: match flow.protocol {
-                    Protocol::Tcp => cabana_egress::Protocol::Tcp,
-                    Protocol::Udp => cabana_egress::Protocol::Udp,
-                    Protocol::Icmp => cabana_egress::Protocol::Icmp,
-                },
+                source_port: flow.source.port(),
+                protocol: protocol(flow.protocol),
                 destination: flow.destination,
             };
             let decision = state.gate.open(now, asked);
@@ -253,7 +250,8 @@ impl Gate for EgressGate {
             state.clock.tell(now);
             state.next_query += 1;
             let query = state.next_query;
-            let step = state.gate.query(now, query, flow.source.ip(), message);
+            let from = Asker { protocol: protocol(flow.protocol), address: flow.source };
+            let step = state.gate.query(now, query, from, message);
             if !matches!(step, DnsStep::Drop) {
                 state.queries.insert(query, id);
             }
@@ -429,6 +427,15 @@ impl Shared {
             None => Order::Open(id, Opening::Refuse),
         };
         self.with(|state| state.orders.push_back(order));
+    }
+}
+
+/// The same in the policy's words.
+fn protocol(protocol: Protocol) -> cabana_egress::Protocol {
+    match protocol {
+        Protocol::Tcp => cabana_egress::Protocol::Tcp,
+        Protocol::Udp => cabana_egress::Protocol::Udp,
+        Protocol::Icmp => cabana_egress::Protocol::Icmp,
     }
 }
 

@@ -15,7 +15,7 @@ mod trust;
 
 pub use authority::AuthorityError;
 pub use cabana_egress::{
-    Answer, AskId, DomainName, EgressPolicy, Event, Explanation, LookupError, PolicyError,
+    Answer, AskId, Asker, DomainName, EgressPolicy, Event, Explanation, LookupError, PolicyError,
     Protocol, Question, Reason, Remember, Secret, SecretError, SessionPolicy, Verdict, What,
 };
 pub use gate::{Egress, EgressConfig, EgressError, EgressGate, Listener, egress};

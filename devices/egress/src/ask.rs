@@ -1,7 +1,7 @@
 //! Questions about what no rule decides, and the answers that were given.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,20 @@ pub struct Question {
     /// The process that wants it. The guest says so: it is no more than a claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<String>,
+    /// The guest's end of it, by which the process is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<Asker>,
     /// When it counts as answered with no, on the gate's clock.
     pub until: Duration,
+}
+
+/// A socket of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asker {
+    /// TCP or UDP; that of the query for a lookup.
+    pub protocol: Protocol,
+    /// Its own address.
+    pub address: SocketAddr,
 }
 
 /// An answer.
@@ -158,6 +170,7 @@ impl<W> Asks<W> {
             port: subject.port,
             protocol: subject.protocol,
             process: None,
+            asker: None,
             until,
         };
         self.waiting.insert(ask, Waiting { subject, until, waiters: vec![waiter] });

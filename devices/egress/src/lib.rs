@@ -45,7 +45,7 @@ mod secrets;
 mod sets;
 mod verdict;
 
-pub use ask::{Answer, Question, Remember};
+pub use ask::{Answer, Asker, Question, Remember};
 pub use dns::Family;
 pub use domain::{DomainName, DomainPattern};
 pub use gate::{

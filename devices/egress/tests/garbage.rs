@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cabana_egress::inspect::{Inspector, MAX_HELD, Progress};
 use cabana_egress::{
-    Decision, DnsStep, DomainName, EgressPolicy, Expect, Flow, Gate, Protocol, Rule,
+    Asker, Decision, DnsStep, DomainName, EgressPolicy, Expect, Flow, Gate, Protocol, Rule,
 };
 
 const ROUNDS: u64 = 20_000;
@@ -113,13 +113,14 @@ fn mutated_queries_get_an_answer_or_none() {
     let mut random = Random(2);
     let now = Duration::from_secs(1);
     let mut looked_up = 0;
+    let from = Asker { protocol: Protocol::Udp, address: SocketAddr::new(GUEST, 40_000) };
     for round in 0..ROUNDS {
         let message = if round % 8 == 0 {
             (0..random.below(80)).map(|_| random.next() as u8).collect()
         } else {
             random.mutate(seed)
         };
-        match gate.query(now, round, GUEST, &message) {
+        match gate.query(now, round, from, &message) {
             DnsStep::Resolve(lookup) => {
                 assert_eq!(lookup.name().as_str(), "a.example");
                 let address = IpAddr::V4(Ipv4Addr::from(random.next() as u32));
@@ -182,7 +183,7 @@ fn random_addresses_stay_closed() {
         let v4 = Ipv4Addr::from(random.next() as u32);
         let port = [22, 80, 443][random.below(3)];
         let destination = SocketAddr::new(v4.into(), port);
-        let flow = Flow { id, source: GUEST, protocol: Protocol::Tcp, destination };
+        let flow = Flow { id, source: GUEST, source_port: 1, protocol: Protocol::Tcp, destination };
         let open = matches!(gate.open(Duration::ZERO, flow), Decision::Allow { .. });
         let named = v4.octets()[..3] == [198, 51, 100];
         let private =

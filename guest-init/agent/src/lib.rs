@@ -21,6 +21,7 @@ mod listeners;
 mod server;
 mod service;
 mod session;
+mod sockets;
 
 use std::time::Instant;
 

@@ -1,19 +1,20 @@
 //! Tells of programs that listen for TCP, in the machine and in each session, and of their end.
 //!
 //! Nothing in the kernel of a guest says when a socket begins to listen, so the kernel's tables
-//! (`Documentation/networking/proc_net_tcp.rst`) are looked at: soon after a command has started, then more and more
+//! ([`sockets`]) are looked at: soon after a command has started, then more and more
 //! seldom, and not at all where no command runs and nobody is known to listen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use cabana_protocol::Event;
 
 use crate::events::Events;
 use crate::session::Session;
+use crate::sockets::{self, MACHINE};
 
 /// How long after the start of a command the tables are looked at, and again as soon as something has changed.
 const SOON: Duration = Duration::from_millis(100);
@@ -23,8 +24,6 @@ const SELDOM: Duration = Duration::from_secs(2);
 const AFTER: Duration = Duration::from_secs(10);
 /// The most listeners of a place that are told of.
 const MOST: usize = 256;
-/// `TCP_LISTEN` in the tables.
-const LISTEN: &str = "0A";
 
 /// Who listens, and where somebody may begin to.
 #[derive(Debug)]
@@ -126,9 +125,9 @@ impl Place {
 
     /// Who listens now: nobody, if the session is gone.
     fn look(&self) -> BTreeMap<SocketAddr, u64> {
-        let Some(session) = &self.session else { return listening("/proc/self/net") };
+        let Some(session) = &self.session else { return sockets::listening(MACHINE) };
         let Some(session) = session.upgrade() else { return BTreeMap::new() };
-        let found = listening(&session.network_tables());
+        let found = sockets::listening(&session.network_tables());
         // The number of a process that is gone may be another's.
         if session.has_ended() { BTreeMap::new() } else { found }
     }
@@ -178,7 +177,7 @@ impl Shared {
         let mut new: Vec<_> =
             found.into_iter().filter(|(address, _)| !place.known.contains(address)).collect();
         if !new.is_empty() {
-            let own = own_sockets();
+            let own = sockets::of_process("self");
             new.retain(|(_, socket)| !own.contains(socket));
         }
         new.truncate(MOST.saturating_sub(place.known.len()));
@@ -188,77 +187,5 @@ impl Shared {
             self.events.tell(Event::Listening { session, address: *address });
         }
         !gone.is_empty() || !new.is_empty()
-    }
-}
-
-/// What listens by the tables in this folder, with the numbers of the sockets.
-fn listening(folder: &str) -> BTreeMap<SocketAddr, u64> {
-    let read = |name| fs::read_to_string(format!("{folder}/{name}")).unwrap_or_default();
-    let tables = [read("tcp"), read("tcp6")];
-    tables.iter().flat_map(|table| table.lines().filter_map(parse)).collect()
-}
-
-/// A line of a table: `sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode …`.
-fn parse(line: &str) -> Option<(SocketAddr, u64)> {
-    let mut words = line.split_whitespace();
-    let (address, port) = words.nth(1)?.split_once(':')?;
-    if words.nth(1)? != LISTEN {
-        return None;
-    }
-    let socket = words.nth(5)?.parse().ok()?;
-    Some((SocketAddr::new(self::address(address)?, u16::from_str_radix(port, 16).ok()?), socket))
-}
-
-/// An address: words of 32 bits as the processor would print them, which hold bytes in the network's order.
-fn address(text: &str) -> Option<IpAddr> {
-    let word = |at: usize| Some(u32::from_str_radix(text.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
-    match text.len() {
-        8 => Some(Ipv4Addr::from(word(0)?).into()),
-        32 => {
-            let words = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
-            Some(Ipv6Addr::from(<[u8; 16]>::try_from(words).ok()?).into())
-        }
-        _ => None,
-    }
-}
-
-/// The sockets of the agent itself, which listens for the host where it was asked to.
-fn own_sockets() -> BTreeSet<u64> {
-    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let number = |entry: fs::DirEntry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-    };
-    entries.filter_map(number).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn lines_of_the_tables_are_read() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 100 0 0 10 0";
-        assert_eq!(parse(line), Some(("127.0.0.1:8080".parse().unwrap(), 4711)));
-        let line = "   1: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12 1 0 100 0 0 10 0";
-        assert_eq!(parse(line), Some(("[::1]:22".parse().unwrap(), 12)));
-        let established = line.replace(" 0A ", " 01 ");
-        for bad in ["", "  sl  local_address rem_address   st", "0: x:y 0:0 0A", &established] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn who_listens_is_found_and_the_agent_itself_is_known() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(listener) = TcpListener::bind(address) else { continue };
-            let address = listener.local_addr().unwrap();
-            let socket = listening("/proc/self/net")[&address];
-            assert!(own_sockets().contains(&socket));
-            drop(listener);
-            assert!(!listening("/proc/self/net").contains_key(&address));
-        }
     }
 }

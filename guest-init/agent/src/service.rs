@@ -12,6 +12,7 @@ use crate::exec::{ExecError, Link};
 use crate::init::{freeze, shares};
 use crate::server::Server;
 use crate::session::{Session, SessionError, Sessions};
+use crate::sockets::{self, MACHINE};
 
 /// Answers a request, to the end of its connection.
 pub(crate) fn serve(server: &Server, mut link: Link, request: Request) -> Result<(), ExecError> {
@@ -65,6 +66,10 @@ pub(crate) fn serve(server: &Server, mut link: Link, request: Request) -> Result
             Err(error) => Err(error),
         },
         Request::Accept { connection } => return tunnel::accept(server, link, connection, &about),
+        Request::FindOwner { session, udp, address } => place(server, session).map(|session| {
+            let tables = session.map_or(MACHINE.to_owned(), |session| session.network_tables());
+            Reply::Owner(sockets::owner(&tables, udp, address))
+        }),
         Request::Freeze => freeze_all(server).map(|()| Reply::Done),
         Request::Thaw => {
             freeze::thaw().map(|()| Reply::Done).map_err(|failed| SessionError::of_setup(&failed))
@@ -119,6 +124,9 @@ fn about(request: &Request) -> String {
         }
         Request::Freeze => "holding the machine for a snapshot".into(),
         Request::Thaw => "letting the machine go on".into(),
+        Request::FindOwner { session, address, .. } => {
+            format!("finding whose {address} is{}", of(session))
+        }
         Request::Accept { connection } => format!("taking connection {connection}"),
     }
 }

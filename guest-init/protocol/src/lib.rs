@@ -38,7 +38,7 @@ pub use frame::{
     Decoder, Frame, Kind, MAX_PAYLOAD, Message, read_frame, read_message, write_frame,
     write_message,
 };
-pub use service::{Cause, Entry, Failed, ProcessInfo, Reply, Request};
+pub use service::{Cause, Entry, Failed, OwnerInfo, ProcessInfo, Reply, Request};
 pub use session::{Event, SessionCard, SessionInfo, SessionLimits, SessionSpec};
 
 /// The generation of messages that this crate speaks; [`Hello::protocol`] carries it.

@@ -8,6 +8,7 @@
 //! | [`Freeze`](Request::Freeze), [`Thaw`](Request::Thaw) | [`Reply::Done`] |
 //! | [`ListSessions`](Request::ListSessions) | [`Reply::Sessions`] |
 //! | [`ListProcesses`](Request::ListProcesses) | [`Reply::Processes`] |
+//! | [`FindOwner`](Request::FindOwner) | [`Reply::Owner`] |
 //! | [`Push`](Request::Push) | the host's [`Entry`]s, each file with its bytes; after [`Entry::End`] the guest's [`Reply::Done`] |
 //! | [`Pull`](Request::Pull) | the guest's [`Entry`]s, each file with its bytes; after [`Entry::End`] its [`Reply::Done`] |
 //! | [`Connect`](Request::Connect), [`Accept`](Request::Accept) | [`Reply::Connected`], then bytes both ways |
@@ -15,6 +16,8 @@
 //!
 //! Bytes are frames of [`Kind::Data`](crate::Kind::Data), an empty one their end. They are held back by
 //! the stream alone. [`Reply::Failed`] can come at any point and is the last frame.
+
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +103,15 @@ pub enum Request {
     Freeze,
     /// Let everything go on in a machine that was held.
     Thaw,
+    /// Tell whose a socket is.
+    FindOwner {
+        /// Whose network it is in; absent: the machine's.
+        session: Option<String>,
+        /// A UDP socket; else one of TCP.
+        udp: bool,
+        /// Its own address.
+        address: SocketAddr,
+    },
 }
 
 /// What the guest answers.
@@ -127,6 +139,17 @@ pub enum Reply {
     },
     /// It could not be done.
     Failed(Failed),
+    /// A process that has the socket, if one is found.
+    Owner(Option<OwnerInfo>),
+}
+
+/// A process, as the guest has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerInfo {
+    /// Its process identifier in the machine.
+    pub pid: u32,
+    /// Its name (`comm`), which it chooses itself, at most 15 characters.
+    pub name: String,
 }
 
 /// A background process.

@@ -17,9 +17,9 @@ use std::{env, fs};
 
 use cabana_protocol::{
     Cause, Decoder, Entry, Event, Exec, ExecFailed, ExecReply, ExecRequest, ExitStatus, Failed,
-    FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, NetworkSetup, PROTOCOL_VERSION,
-    ProcessInfo, Ready, Renew, Reply, Request, RootSetup, SessionCard, SessionInfo, SessionLimits,
-    SessionSpec, Setup, SetupFailed, ShareMount, TtySize, write_frame,
+    FailureKind, GuestMessage, Hello, HostMessage, Kind, Message, NetworkSetup, OwnerInfo,
+    PROTOCOL_VERSION, ProcessInfo, Ready, Renew, Reply, Request, RootSetup, SessionCard,
+    SessionInfo, SessionLimits, SessionSpec, Setup, SetupFailed, ShareMount, TtySize, write_frame,
 };
 
 /// Every message has a sample: a variant that is new does not compile here until it has a name, and
@@ -100,6 +100,7 @@ fn service_name(message: &Request) -> &'static str {
         Request::Accept { .. } => "accept",
         Request::Freeze => "freeze",
         Request::Thaw => "thaw",
+        Request::FindOwner { .. } => "find-owner",
     }
 }
 
@@ -112,6 +113,7 @@ fn service_reply_name(message: &Reply) -> &'static str {
         Reply::Connected => "connected",
         Reply::Listening { .. } => "listening",
         Reply::Incoming { .. } => "incoming",
+        Reply::Owner(_) => "owner",
         Reply::Failed(failed) => match failed.cause {
             Cause::Invalid => "refused-invalid",
             Cause::NotFound => "refused-not-found",
@@ -314,6 +316,11 @@ fn service_samples() -> Vec<Request> {
         Request::Accept { connection: 300 },
         Request::Freeze,
         Request::Thaw,
+        Request::FindOwner {
+            session: Some("chat-1".into()),
+            udp: true,
+            address: ([10, 107, 1, 1], 40_000).into(),
+        },
     ]
 }
 
@@ -335,6 +342,7 @@ fn service_reply_samples() -> Vec<Reply> {
         Reply::Connected,
         Reply::Listening { port: 8080 },
         Reply::Incoming { connection: 300 },
+        Reply::Owner(Some(OwnerInfo { pid: 4711, name: "curl".into() })),
         failed(Cause::Invalid),
         failed(Cause::NotFound),
         failed(Cause::Exists),

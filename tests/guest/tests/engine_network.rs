@@ -307,7 +307,10 @@ fn a_machine_that_is_up_publishes_asks_and_keeps_secrets() {
             &events,
             |event| matches!(&event.what, NetworkWhat::Ask { host, .. } if host == "two.test"),
         );
-        let NetworkWhat::Ask { ask, .. } = asked.what else { unreachable!() };
+        let NetworkWhat::Ask { ask, process, .. } = asked.what else { unreachable!() };
+        // The guest says who wants it.
+        let process = process.unwrap_or_default();
+        assert!(process.starts_with("curl (") && process.ends_with(')'), "{process}");
         machine.answer(ask, allow, remember).unwrap();
     };
     let fetched = |answer: bool, remember| {

@@ -356,34 +356,43 @@ fn the_network_of_a_machine_that_is_up() {
         });
     }
 
-    let read = "import socket; print(socket.create_connection((\"93.184.216.34\", 80)).makefile().read(), end=\"\")";
-    let ask = |number: u64, answer: &str, remember: &str, log: &mut Running| {
-        let words = ["exec", "-s", "chat-1", "m", "--", "python3", "-c", read];
+    let read = |port: u16| {
+        format!(
+            "import socket; print(socket.create_connection((\"93.184.216.34\", {port})).makefile().read(), end=\"\")"
+        )
+    };
+    let ask = |port: u16, answer: &str, remember: &str, log: &mut Running| {
+        let script = read(port);
+        let words = ["exec", "-s", "chat-1", "m", "--", "python3", "-c", &script];
         let reader = user.cabana(&words).start();
-        log.wait_for(&format!("[chat-1] ask   ?{number} 93.184.216.34 port 80"));
-        let number = number.to_string();
-        let answered = net(&["answer", "m", &number, answer, "--json", "--remember", remember]);
+        // A segment that was sent again on a slow machine can make another question, which no process claims.
+        let claimed = format!(" 93.184.216.34 port {port} for python3 (");
+        let seen = log.wait_for(&claimed);
+        let (before, _) = seen.split_once(&claimed).unwrap();
+        let (before, number) = before.rsplit_once('?').unwrap();
+        assert!(before.ends_with("[chat-1] ask   "), "{seen}");
+        let answered = net(&["answer", "m", number, answer, "--json", "--remember", remember]);
         let answered = answered.succeeded();
         assert!(answered.contains(&format!("\"ask\": {number}")), "{answered}");
         assert!(answered.contains(&format!("\"allowed\": {}", answer == "yes")), "{answered}");
         reader.end()
     };
-    let refused = ask(1, "no", "once", &mut log);
+    let refused = ask(81, "no", "once", &mut log);
     assert!(refused.status() == 1 && refused.stderr.contains("Connection"), "{refused:?}");
     json.wait_for("\"code\":\"answered-no\"");
     log.wait_for("DENY");
-    let passed = ask(2, "yes", "session", &mut log);
+    let passed = ask(80, "yes", "session", &mut log);
     assert_eq!(passed.text(), "from the mirror\n");
     log.wait_for("allow");
     // It is remembered, for the session alone.
-    let again = user.cabana(&["exec", "-s", "chat-1", "m", "--", "python3", "-c", read]);
+    let again = user.cabana(&["exec", "-s", "chat-1", "m", "--", "python3", "-c", &read(80)]);
     assert_eq!(again.end().succeeded(), "from the mirror\n");
 
     // Rules as they are, others, and what they would do.
     let status = net(&["status", "m"]).succeeded();
     let numbered = format!("policy {version}");
     let allows = "the machine allows nothing; asks";
-    for part in [&numbered, allows, "published: 127.0.0.1:", "1 refused"] {
+    for part in [&numbered, allows, "published: 127.0.0.1:", " refused"] {
         assert!(status.contains(part), "{part}: {status}");
     }
     let set = net(&["set", "m", "--allow", "pypi"]).succeeded();

@@ -44,6 +44,7 @@ impl Architecture {
                 "arch/x86/kvm/kvm.ko",
                 "arch/x86/kvm/kvm-amd.ko",
                 "fs/overlayfs/overlay.ko",
+                "net/sched/sch_netem.ko",
             ],
             // KVM is built in. The others are for guests of the same kernel.
             Self::Arm64 => &[

@@ -35,8 +35,7 @@ impl OuterKernel {
     ) -> Result<Self, Error> {
         let folder = cache.join(architecture.kernel_folder());
         let kernel = Self::in_folder(architecture, &folder);
-        // The folder appears by a rename, so what is there is whole.
-        if kernel.vmlinuz.exists() {
+        if kernel.is_whole() {
             return Ok(kernel);
         }
         fs::create_dir_all(cache).map_err(Error::file(cache))?;
@@ -52,13 +51,13 @@ impl OuterKernel {
         let whole = work.path().join("whole");
         fs::create_dir(&whole).map_err(Error::file(&whole))?;
         Self::in_folder(architecture, &whole).extract(&unpacked)?;
-        if folder.exists() && !kernel.vmlinuz.exists() {
-            // Of an earlier version, which did not keep the bzImage.
+        if folder.exists() && !kernel.is_whole() {
+            // Of an earlier version, which kept less.
             fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
         }
         match fs::rename(&whole, &folder) {
             // Somebody else was faster; theirs is as good.
-            Err(_) if kernel.vmlinuz.exists() => Ok(kernel),
+            Err(_) if kernel.is_whole() => Ok(kernel),
             renamed => renamed.map(|()| kernel).map_err(Error::file(folder)),
         }
     }
@@ -76,6 +75,13 @@ impl OuterKernel {
             modules: architecture.modules().iter().map(file_name).collect(),
             architecture,
         }
+    }
+
+    /// Whether all files are there. A folder appears by a rename, but may be of an earlier version.
+    fn is_whole(&self) -> bool {
+        self.vmlinux.exists()
+            && self.vmlinuz.exists()
+            && self.modules.iter().all(|file| file.exists())
     }
 
     /// Makes the files out of an unpacked package.

@@ -75,6 +75,7 @@
 
 mod background;
 mod bare;
+mod claims;
 mod config;
 mod copy;
 mod disk;

@@ -11,6 +11,7 @@ use cabana_api::{
     ShareSpec,
 };
 use cabana_protocol::Event;
+use cabana_sandbox::egress::{Asker, Protocol};
 use cabana_worker::link::{Fault, Progress, Request};
 
 use crate::engine::House;
@@ -360,8 +361,18 @@ impl Machine {
                 inner.listeners.tell(event);
             }
         };
+        let inner = Arc::downgrade(&self.inner);
+        let claim = move |session: Option<&str>, asker: Asker| {
+            let running = match &Weak::upgrade(&inner)?.life().stage {
+                Stage::Running(running) => Arc::clone(running),
+                Stage::Idle | Stage::Starting(_) => return None,
+            };
+            let udp = asker.protocol == Protocol::Udp;
+            let owner = running.guest().find_owner(session, udp, asker.address).ok()??;
+            Some(format!("{} ({})", owner.name, owner.pid))
+        };
         let policies = self.policies().clone();
-        Network::start(&self.inner.house.config.worker, spec, &policies, tell).map(Some)
+        Network::start(&self.inner.house.config.worker, spec, &policies, claim, tell).map(Some)
     }
 
     /// Starts it, with its sessions and shares; says which of them it could not make again.

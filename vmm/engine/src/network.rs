@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cabana_api::{MachineEvent, NetworkSpec, NetworkStatus, PolicySpec, Remember};
 use cabana_os::{Packets, proxies};
 use cabana_protocol::{Exec, SessionCard};
-use cabana_sandbox::egress::{self, Answer, EgressPolicy, Secret, SessionPolicy, Trust};
+use cabana_sandbox::egress::{self, Answer, Asker, EgressPolicy, Secret, SessionPolicy, Trust};
 use cabana_sandbox::{Guest, MAX_SESSIONS, random_bytes, session_card, trusting};
 use cabana_worker::link::{
     Handle, NetworkBegun, NetworkFigures, NetworkStart, Request, Role, VERSION,
 };
 
+use crate::claims::Claims;
 use crate::config::WorkerKind;
 use crate::verdicts::told;
 use crate::worker::{Handles, Told, Worker};
@@ -118,7 +119,8 @@ impl Network {
         kind: &WorkerKind,
         spec: &NetworkSpec,
         policies: &Policies,
-        tell: impl Fn(&MachineEvent) + Send + 'static,
+        claim: impl Fn(Option<&str>, Asker) -> Option<String> + Send + Sync + 'static,
+        tell: impl Fn(&MachineEvent) + Send + Sync + 'static,
     ) -> Result<(Self, OwnedFd), Error> {
         let (serial, policy) = (policies.serial, policies.compile()?);
         let secrets = secrets(spec)?;
@@ -134,7 +136,9 @@ impl Network {
         }
         let over = Arc::new(AtomicBool::new(false));
         let silent = Arc::clone(&over);
+        let (tell, claims) = (Arc::new(tell), Claims::new(claim));
         let hear = move |told: Told| match told {
+            Told::Network(event) if claims.wants(&event) => claims.complete(*event, &tell),
             Told::Network(event) => tell(&MachineEvent::Network { event: self::told(*event) }),
             Told::Ended(ended) if !silent.load(Ordering::Relaxed) => {
                 let message = ended.err().map(|fault| fault.message).unwrap_or_default();

@@ -56,8 +56,8 @@ pub(crate) fn add_virtio(
     Ok(transports)
 }
 
-/// Hangs the doorbells of the devices, whose register blocks begin at `registers`. As with [`map_devices`], a guest that is quicker waits at
-/// [`Wired`].
+/// Hangs the doorbells of the devices, whose register blocks begin at `registers`. As with [`map_devices`], a guest
+/// that is quicker waits at [`Wired`].
 pub(crate) fn hang_doorbells<A: Arch>(
     vm: &(impl Vm<A> + ?Sized),
     registers: u64,

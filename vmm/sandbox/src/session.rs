@@ -2,7 +2,7 @@
 //! happens. Each request has a connection of its own, see [`cabana_protocol::service`].
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use cabana_protocol::frame::{self, Kind, MAX_PAYLOAD};
 use cabana_protocol::{
-    EXEC_PORT, Entry, Event, GuestMessage, HostMessage, ProcessInfo, ProtocolError, Reply, Request,
-    SessionInfo, SessionLimits, SessionSpec, ShareMount,
+    EXEC_PORT, Entry, Event, GuestMessage, HostMessage, OwnerInfo, ProcessInfo, ProtocolError,
+    Reply, Request, SessionInfo, SessionLimits, SessionSpec, ShareMount,
 };
 
 use crate::guest::{Guest, Pongs};
@@ -48,6 +48,20 @@ impl Guest {
     pub fn processes(&self) -> Result<Vec<ProcessInfo>, Error> {
         match self.request(&Request::ListProcesses)?.1 {
             Reply::Processes(processes) => Ok(processes),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// The process that has a TCP or UDP socket of this address, as the guest says.
+    pub fn find_owner(
+        &self,
+        session: Option<&str>,
+        udp: bool,
+        address: SocketAddr,
+    ) -> Result<Option<OwnerInfo>, Error> {
+        let session = session.map(str::to_owned);
+        match self.request(&Request::FindOwner { session, udp, address })?.1 {
+            Reply::Owner(owner) => Ok(owner),
             other => Err(unexpected(other)),
         }
     }

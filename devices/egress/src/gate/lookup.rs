@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::judge::askable;
 use super::{DnsStep, Gate, QueryId, Waiter};
-use crate::ask::{Host, Subject};
+use crate::ask::{Asker, Host, Subject};
 use crate::dns::{self, Asked, Family, Reply};
 use crate::domain::DomainName;
 use crate::rule::Protocol;
@@ -51,12 +51,12 @@ pub enum LookupError {
 
 impl Gate {
     /// Takes a message to the DNS server, without the length that stands before it over TCP.
-    pub fn query(&mut self, now: Duration, id: QueryId, source: IpAddr, message: &[u8]) -> DnsStep {
-        if !self.sources.contains_key(&source) {
+    pub fn query(&mut self, now: Duration, id: QueryId, from: Asker, message: &[u8]) -> DnsStep {
+        if !self.sources.contains_key(&from.address.ip()) {
             return DnsStep::Drop;
         }
         match dns::read(message) {
-            Ok(asked) => self.look_up(now, id, source, asked),
+            Ok(asked) => self.look_up(now, id, from, asked),
             Err(reply) => step(reply),
         }
     }
@@ -153,15 +153,16 @@ impl Gate {
         &mut self,
         now: Duration,
         id: QueryId,
-        source: IpAddr,
+        from: Asker,
         asked: Asked,
     ) -> DnsStep {
+        let source = from.address.ip();
         let session = self.session(source);
         let verdict = match self.rule_lookup(now, source, &asked.name) {
             Ok(verdict) => verdict,
             Err(verdict) => {
                 if self.rules(session.as_deref()).ask && askable(&verdict.reason) {
-                    return self.ask_lookup(now, id, source, asked, verdict);
+                    return self.ask_lookup(now, id, from, asked, verdict);
                 }
                 let why = verdict.reason.to_string();
                 self.tell_query(now, session, &asked.name, Vec::new(), verdict);
@@ -184,20 +185,21 @@ impl Gate {
         &mut self,
         now: Duration,
         id: QueryId,
-        source: IpAddr,
+        from: Asker,
         asked: Asked,
         verdict: Verdict,
     ) -> DnsStep {
-        let session = self.session(source);
+        let session = self.session(from.address.ip());
         let subject = Subject {
             session: session.clone(),
             host: Host::Name(asked.name.clone()),
             port: None,
             protocol: Protocol::Tcp,
         };
-        match self.asks.wait(now, subject, Waiter::Query(id, source, asked)) {
+        match self.asks.wait(now, subject, Waiter::Query(id, from, asked)) {
             Ok((ask, question)) => {
-                if let Some(question) = question {
+                if let Some(mut question) = question {
+                    question.asker = Some(from);
                     self.tell(now, session, What::Ask(question));
                 }
                 DnsStep::Hold(ask)

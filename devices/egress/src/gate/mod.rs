@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::ask::{Answer, Asks};
+use crate::ask::{Answer, Asker, Asks};
 use crate::dns::Asked;
 use crate::domain::DomainName;
 use crate::inspect::{EditHead, Inspector, Progress, Refusal};
@@ -44,6 +44,8 @@ pub struct Flow {
     pub id: FlowId,
     /// The guest's address, which tells the session.
     pub source: IpAddr,
+    /// The guest's port, which tells nothing but whose process it may be.
+    pub source_port: u16,
     /// Its protocol.
     pub protocol: Protocol,
     /// Where it goes; port 0 for ICMP.
@@ -141,7 +143,7 @@ struct Known {
 #[derive(Clone, Debug)]
 enum Waiter {
     Flow(FlowId),
-    Query(QueryId, IpAddr, Asked),
+    Query(QueryId, Asker, Asked),
 }
 
 impl Gate {
@@ -184,7 +186,9 @@ impl Gate {
         for id in ids {
             self.deny_open(now, id, Reason::SessionEnded);
         }
-        self.asks.leave(|waiter| matches!(waiter, Waiter::Query(_, from, _) if *from == source));
+        self.asks.leave(
+            |waiter| matches!(waiter, Waiter::Query(_, from, _) if from.address.ip() == source),
+        );
         self.pins.forget(source);
         self.sources.remove(&source);
     }
@@ -246,7 +250,9 @@ impl Gate {
                     let verdict = Verdict { reason: Reason::TooManyQuestions, ..verdict };
                     return self.refuse(now, &flow, None, verdict);
                 };
-                if let Some(question) = question {
+                if let Some(mut question) = question {
+                    let address = SocketAddr::new(flow.source, flow.source_port);
+                    question.asker = Some(Asker { protocol: flow.protocol, address });
                     self.tell(now, session, What::Ask(question));
                 }
                 self.know(flow, None, None, false);
@@ -444,12 +450,12 @@ impl Gate {
                     let verdict = self.denied(None, reason.clone());
                     Change::Flow(id, self.refuse(now, &known.flow, None, verdict))
                 }
-                (Waiter::Query(id, source, asked), None) => {
-                    Change::Query(id, self.look_up(now, id, source, asked))
+                (Waiter::Query(id, from, asked), None) => {
+                    Change::Query(id, self.look_up(now, id, from, asked))
                 }
-                (Waiter::Query(id, source, asked), Some(reason)) => {
+                (Waiter::Query(id, from, asked), Some(reason)) => {
                     let verdict = self.denied(None, reason.clone());
-                    let session = self.session(source);
+                    let session = self.session(from.address.ip());
                     self.tell_query(now, session, &asked.name, Vec::new(), verdict);
                     Change::Query(id, step(asked.reply.blocked(&reason.to_string())))
                 }

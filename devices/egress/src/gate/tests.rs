@@ -40,7 +40,8 @@ impl World {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
         message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
         let id = self.id();
-        self.gate.query(self.now, id, ip(source), &message.to_vec().unwrap())
+        let from = Asker { protocol: Protocol::Udp, address: SocketAddr::new(ip(source), 40_000) };
+        self.gate.query(self.now, id, from, &message.to_vec().unwrap())
     }
 
     /// What the guest gets to know when the host's resolver finds `addresses`.
@@ -68,7 +69,8 @@ impl World {
         port: u16,
     ) -> (u64, Decision) {
         let destination = SocketAddr::new(ip(address), port);
-        let flow = Flow { id: self.id(), source: ip(source), protocol, destination };
+        let (id, source) = (self.id(), ip(source));
+        let flow = Flow { id, source, source_port: 50_000, protocol, destination };
         (flow.id, self.gate.open(self.now, flow))
     }
 
