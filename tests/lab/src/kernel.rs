@@ -22,10 +22,18 @@ pub(crate) struct OuterKernel {
     pub(crate) vmlinuz: PathBuf,
     /// The modules in the order in which they load, uncompressed.
     pub(crate) modules: Vec<PathBuf>,
+    /// Those that are kept for guests of the same kernel.
+    guest_modules: Vec<PathBuf>,
     architecture: Architecture,
 }
 
 impl OuterKernel {
+    /// Are all its files there?
+    fn is_whole(&self) -> bool {
+        let modules = self.modules.iter().chain(&self.guest_modules);
+        [&self.vmlinux, &self.vmlinuz].into_iter().chain(modules).all(|file| file.exists())
+    }
+
     /// The kernel in the cache folder; when there is none, downloads the newest. `report` is told what
     /// takes long.
     pub(crate) fn prepare(
@@ -35,8 +43,8 @@ impl OuterKernel {
     ) -> Result<Self, Error> {
         let folder = cache.join(architecture.kernel_folder());
         let kernel = Self::in_folder(architecture, &folder);
-        // The folder appears by a rename, so what is there is whole.
-        if kernel.vmlinuz.exists() {
+        // The folder appears by a rename, so what is there is whole, unless it is of an earlier version.
+        if kernel.is_whole() {
             return Ok(kernel);
         }
         fs::create_dir_all(cache).map_err(Error::file(cache))?;
@@ -52,13 +60,12 @@ impl OuterKernel {
         let whole = work.path().join("whole");
         fs::create_dir(&whole).map_err(Error::file(&whole))?;
         Self::in_folder(architecture, &whole).extract(&unpacked)?;
-        if folder.exists() && !kernel.vmlinuz.exists() {
-            // Of an earlier version, which did not keep the bzImage.
+        if folder.exists() && !kernel.is_whole() {
             fs::remove_dir_all(&folder).map_err(Error::file(&folder))?;
         }
         match fs::rename(&whole, &folder) {
             // Somebody else was faster; theirs is as good.
-            Err(_) if kernel.vmlinuz.exists() => Ok(kernel),
+            Err(_) if kernel.is_whole() => Ok(kernel),
             renamed => renamed.map(|()| kernel).map_err(Error::file(folder)),
         }
     }
@@ -74,6 +81,7 @@ impl OuterKernel {
             vmlinux: folder.join(vmlinux),
             vmlinuz: folder.join("vmlinuz"),
             modules: architecture.modules().iter().map(file_name).collect(),
+            guest_modules: architecture.guest_modules().iter().map(file_name).collect(),
             architecture,
         }
     }
@@ -96,7 +104,9 @@ impl OuterKernel {
         let modules = ["usr/lib/modules", "lib/modules"].map(|path| unpacked.join(path));
         let modules = modules.iter().find(|path| path.exists()).unwrap_or(&modules[0]);
         let tree = only_entry(modules, "")?.join("kernel");
-        for (source, target) in self.architecture.modules().iter().zip(&self.modules) {
+        let own = self.architecture.modules().iter().zip(&self.modules);
+        let guests = self.architecture.guest_modules().iter().zip(&self.guest_modules);
+        for (source, target) in own.chain(guests) {
             let source = tree.join(format!("{source}.xz"));
             let packed = fs::read(&source).map_err(Error::file(&source))?;
             let module = filter(Command::new("xz").args(["-dc"]), &packed, "xz-utils")?;
