@@ -5,15 +5,17 @@ use std::process::{Command, Stdio};
 use crate::failure::{Failure, succeed};
 use crate::progress::say;
 
-/// Packages and why.
-const PACKAGES: [(&str, &str); 22] = [
+/// A package and why it is needed.
+type Package = (&'static str, &'static str);
+
+/// What nothing works without.
+const PACKAGES: [Package; 20] = [
     ("bc", "the kernel's build computes time constants with it"),
     ("binutils", "links and strips the kernel"),
     ("bison", "the kernel's configuration parser"),
     ("busybox-static", "the shell in the initramfs with which a test boots Debian's kernel"),
     ("cpio", "a test reads our initramfs archives with it"),
     ("debian-archive-keyring", "the keys that the image's packages are signed with"),
-    ("device-tree-compiler", "a test reads our device trees with it"),
     ("e2fsprogs", "mkfs.ext4 and debugfs, for the image's writable disk"),
     ("erofs-utils", "mkfs.erofs, for the root image"),
     ("flex", "the kernel's configuration scanner"),
@@ -24,52 +26,71 @@ const PACKAGES: [(&str, &str); 22] = [
     ("make", "drives the kernel's build"),
     ("mmdebstrap", "lays the image's packages out"),
     ("python3-pip", "brings Node.js for the tests of its package"),
-    ("qemu-system-arm", "the Arm lab's software CPU"),
     ("qemu-system-common", "QEMU 7.2 keeps virtiofsd here, which gives the lab the host's files"),
     ("qemu-system-x86", "the lab's software CPU"),
     ("xz-utils", "unpacks the kernel's source and the lab kernel's modules"),
     ("zstd", "unpacks the lab's kernel"),
 ];
 
+/// What one suite or one test works without and then says that it is skipped.
+const OPTIONAL: [Package; 2] = [
+    ("device-tree-compiler", "a test reads our device trees with it"),
+    ("qemu-system-arm", "the Arm lab's software CPU"),
+];
+
 /// Installs what is missing; needs root or sudo only then.
 pub(crate) fn install_missing() -> Result<(), Failure> {
-    let missing = missing()?;
-    if missing.is_empty() {
+    let (needed, optional) = (missing(&PACKAGES)?, missing(&OPTIONAL)?);
+    if needed.is_empty() && optional.is_empty() {
         return Ok(());
     }
-    for (package, reason) in PACKAGES {
-        if missing.contains(&package) {
+    for (package, reason) in PACKAGES.iter().chain(&OPTIONAL) {
+        if needed.contains(package) || optional.contains(package) {
             say(&format!("packages: {package} is missing: {reason}"));
         }
     }
-    apt(&["update"])?;
+    let updated = apt(&["update"]);
+    if !needed.is_empty() {
+        updated?;
+        install(&needed)?;
+    }
+    for package in optional {
+        if let Err(failure) = install(&[package]) {
+            say(&format!("packages: SKIPPED {package}, and what needs it: {failure}"));
+        }
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<(), Failure> {
     let install = ["install", "--yes", "--no-install-recommends"];
-    apt(&[&install[..], &missing[..]].concat())
+    apt(&[&install[..], packages].concat())
 }
 
 /// The packages that are not installed, by one look at dpkg's status.
-fn missing() -> Result<Vec<&'static str>, Failure> {
+fn missing(packages: &[Package]) -> Result<Vec<&'static str>, Failure> {
+    let names: Vec<_> = packages.iter().map(|(package, _)| *package).collect();
     let output = Command::new("dpkg-query")
         .args(["--show", "--showformat", "${db:Status-Status} ${Package}\n"])
-        .args(PACKAGES.map(|(package, _)| package))
+        .args(&names)
         .stderr(Stdio::null())
         .output()
         .map_err(|_| {
             Failure::Sentence(format!(
                 "this is not a Debian machine (no dpkg-query); install what corresponds to these \
                  packages yourself: {}",
-                PACKAGES.map(|(package, _)| package).join(" ")
+                names.join(" ")
             ))
         })?;
-    Ok(not_installed(&String::from_utf8_lossy(&output.stdout)))
+    Ok(not_installed(packages, &String::from_utf8_lossy(&output.stdout)))
 }
 
 /// The packages that no line of `status` calls installed.
-fn not_installed(status: &str) -> Vec<&'static str> {
+fn not_installed(packages: &[Package], status: &str) -> Vec<&'static str> {
     let installed: Vec<_> =
         status.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
-    let names = PACKAGES.map(|(package, _)| package);
-    names.into_iter().filter(|package| !installed.contains(package)).collect()
+    let names = packages.iter().map(|(package, _)| *package);
+    names.filter(|package| !installed.contains(package)).collect()
 }
 
 /// Runs apt-get, with sudo unless we are root, asking nothing.
@@ -101,14 +122,14 @@ mod tests {
     fn what_dpkg_does_not_call_installed_is_missing() {
         let all: String =
             PACKAGES.iter().fold(String::new(), |all, (name, _)| all + "installed " + name + "\n");
-        assert!(not_installed(&all).is_empty());
+        assert!(not_installed(&PACKAGES, &all).is_empty());
         let without = all.replace("installed zstd\n", "config-files zstd\n");
-        assert_eq!(not_installed(&without), ["zstd"]);
-        assert_eq!(not_installed("").len(), PACKAGES.len());
+        assert_eq!(not_installed(&PACKAGES, &without), ["zstd"]);
+        assert_eq!(not_installed(&PACKAGES, "").len(), PACKAGES.len());
     }
 
     #[test]
-    fn the_list_is_in_alphabetical_order() {
-        assert!(PACKAGES.is_sorted());
+    fn the_lists_are_in_alphabetical_order() {
+        assert!(PACKAGES.is_sorted() && OPTIONAL.is_sorted());
     }
 }

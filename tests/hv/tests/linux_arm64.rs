@@ -9,18 +9,44 @@ use std::{fs, thread};
 
 use cabana_agent::initramfs;
 use cabana_boot::{Initrd, Kernel};
+use cabana_fs::{FileServer, FsDevice};
 use cabana_hv::arm64::Arm64;
 use cabana_lab::Architecture;
-use cabana_machine::{Machine, Outcome, Setup, Timeline, arm64};
+use cabana_machine::{DeviceMemory, Machine, Outcome, Setup, Timeline, arm64};
 use cabana_os::EventLoop;
+use cabana_pmem::{Image, Pmem};
+use cabana_protocol::{
+    CONTROL_PORT, EXEC_PORT, Exec, ExecReply, ExecRequest, ExitStatus, GuestMessage, HostMessage,
+    Kind, RootSetup, ShareMount, read_frame, read_message, write_message,
+};
 use cabana_rng::Rng;
-use cabana_test_hv::{Backend, Needs, case};
+use cabana_store::Store;
+use cabana_test_hv::{Backend, Needs, case, lacks};
+use cabana_virtio::VirtioDevice;
+use cabana_vsock::{VsockConfig, VsockDevice, VsockHost};
 
 const LINUX: Needs = Needs::Processor("Linux would take minutes");
 /// No guest here takes longer, and none says nothing for so long.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The modules that the guest's init loads, of those beside the kernel.
-const MODULES: [&str; 2] = ["virtio_mmio.ko", "virtio-rng.ko"];
+const MEMORY: u64 = 512 << 20;
+/// The init, and a command.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_cabana-test-init");
+/// Modules of Debian's kernel in the order in which the guest loads them; each needs only those before it.
+const MODULES: [&str; 13] = [
+    "libcrc32c.ko",
+    "erofs.ko",
+    "overlay.ko",
+    "libnvdimm.ko",
+    "nd_btt.ko",
+    "nd_pmem.ko",
+    "nd_virtio.ko",
+    "virtio_pmem.ko",
+    "vsock.ko",
+    "vmw_vsock_virtio_transport_common.ko",
+    "vmw_vsock_virtio_transport.ko",
+    "virtio-rng.ko",
+    "virtio_mmio.ko",
+];
 
 /// What a guest says on its serial port.
 #[derive(Clone, Default)]
@@ -54,38 +80,49 @@ impl Write for Console {
     }
 }
 
-/// A machine with Debian's kernel, our init, and a source of random bytes.
+/// What a machine with Debian's kernel is made of, with these devices.
+fn setup(cpus: u32, words: &str, console: &Console, devices: Vec<Box<dyn VirtioDevice>>) -> Setup {
+    let kernel = cabana_lab::debian_kernel(Architecture::Arm64, &mut |step| println!("{step}"))
+        .expect("the lab's kernel");
+    let folder = kernel.parent().expect("a folder");
+    let init = fs::read(PROGRAM).expect("the init");
+    let modules = MODULES.iter().enumerate().map(|(number, name)| {
+        (format!("/sys/{number:02}.ko"), fs::read(folder.join(name)).expect("a module"))
+    });
+    let modules: Vec<_> = modules.collect();
+    let files: Vec<_> =
+        modules.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    let mut archive = tempfile::NamedTempFile::new().expect("a file");
+    archive.write_all(&initramfs::pack_with(&init, &files)).expect("the initramfs is written");
+    Setup {
+        cpus,
+        memory: MEMORY,
+        kernel: Kernel::open(&kernel).expect("a kernel"),
+        initrd: Some(Initrd::open(archive.path()).expect("an initramfs")),
+        command_line: format!("console=ttyAMA0 loglevel=4 panic=-1 {words}"),
+        devices,
+        device_memory: Vec::new(),
+        serial: Some(Box::new(console.clone())),
+        timeline: Arc::new(Timeline::new()),
+    }
+}
+
+/// A machine whose init talks, with a source of random bytes.
 fn boot(
     backend: &Backend,
     cpus: u32,
     words: &str,
     console: &Console,
 ) -> (Machine<Arm64>, EventLoop) {
-    let kernel = cabana_lab::debian_kernel(Architecture::Arm64, &mut |step| println!("{step}"))
-        .expect("the lab's kernel");
-    let folder = kernel.parent().expect("a folder");
-    let init = fs::read(env!("CARGO_BIN_EXE_cabana-test-init")).expect("the init");
-    let modules =
-        MODULES.map(|name| (format!("/{name}"), fs::read(folder.join(name)).expect("a module")));
-    let files: Vec<_> =
-        modules.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
-    let mut archive = tempfile::NamedTempFile::new().expect("a file");
-    archive.write_all(&initramfs::pack_with(&init, &files)).expect("the initramfs is written");
-
-    let vm = backend.hypervisor().create_arm64_vm(arm64::GIC).expect("a VM");
     let events = EventLoop::spawn("devices").expect("an event loop");
-    let setup = Setup {
-        cpus,
-        memory: 256 << 20,
-        kernel: Kernel::open(&kernel).expect("a kernel"),
-        initrd: Some(Initrd::open(archive.path()).expect("an initramfs")),
-        command_line: format!("console=ttyAMA0 loglevel=4 panic=-1 {words}"),
-        devices: vec![Box::new(Rng::new(events.handle()))],
-        device_memory: Vec::new(),
-        serial: Some(Box::new(console.clone())),
-        timeline: Arc::new(Timeline::new()),
-    };
-    (Machine::start_arm64(vm, setup).expect("the machine starts"), events)
+    let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(events.handle()))];
+    let machine = start(backend, setup(cpus, words, console, devices));
+    (machine, events)
+}
+
+fn start(backend: &Backend, setup: Setup) -> Machine<Arm64> {
+    let vm = backend.hypervisor().create_arm64_vm(arm64::GIC).expect("a VM");
+    Machine::start_arm64(vm, setup).expect("the machine starts")
 }
 
 /// The end of a machine, which comes soon.
@@ -129,3 +166,100 @@ case!(a_machine_that_is_stopped_is_gone_at_once, LINUX, |backend| {
     machine.stop();
     assert_eq!(machine.wait(), Outcome::Stopped);
 });
+
+case!(the_agent_runs_a_command_from_a_share_on_two_processors, LINUX, |backend| {
+    let image = Store::open().expect("a store").path().join("image/default/root.erofs");
+    if !image.exists() {
+        return lacks("root image in the store (`cargo xtask setup`)");
+    }
+    let console = Console::default();
+    let events = EventLoop::spawn("devices").expect("an event loop");
+    let image = Image::open(&image).expect("an image");
+    let at = arm64::device_memory(MEMORY);
+    let (vsock, host) = VsockDevice::new(VsockConfig::default(), events.handle());
+    let shares = Arc::new(FileServer::new());
+    let devices: Vec<Box<dyn VirtioDevice>> = vec![
+        Box::new(Pmem::new(Arc::clone(&image), at, events.handle())),
+        Box::new(vsock),
+        Box::new(FsDevice::new(Arc::clone(&shares), vec![events.handle()])),
+        Box::new(Rng::new(events.handle())),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::copy(PROGRAM, folder.path().join("look")).expect("the program is copied");
+    fs::write(folder.path().join("question"), "who is there?").expect("the question is written");
+    let share = cabana_fs::Share {
+        name: "share0".to_owned(),
+        path: folder.path().to_owned(),
+        read_only: false,
+    };
+    shares.attach(&share).expect("the folder is shared");
+    let memory = DeviceMemory {
+        guest: at,
+        host: image.host(),
+        len: image.len(),
+        read_only: true,
+        owner: image,
+    };
+    let listener = host.listen(CONTROL_PORT).expect("a port");
+    let setup =
+        Setup { device_memory: vec![memory], ..setup(2, "cabana.agent", &console, devices) };
+    let machine = start(backend, setup);
+
+    let deadline = Some(Instant::now() + PATIENCE);
+    let mut control = listener.accept_until(deadline).unwrap_or_else(|error| {
+        panic!("no agent came: {error:?}; {}", console.0.0.lock().unwrap())
+    });
+    let hello = read_message(&mut control).expect("a greeting");
+    assert!(matches!(hello, GuestMessage::Hello(_)), "{hello:?}");
+    write_message(&mut control, &HostMessage::Setup(introduction())).expect("the agent listens");
+    let ready = read_message(&mut control).expect("an answer");
+    let GuestMessage::Ready(ready) = ready else { panic!("{ready:?}") };
+    println!("warnings: {:?}", ready.warnings);
+
+    let (status, output) = run(&host, &Exec::new(["/mnt/share/look"]));
+    assert_eq!((status, output.as_str()), (ExitStatus::Code(7), "2 processors\n"));
+    let answer = fs::read_to_string(folder.path().join("answer")).expect("an answer");
+    assert_eq!(answer, "WHO IS THERE?");
+    write_message(&mut control, &HostMessage::Shutdown).expect("the agent listens");
+    let last: GuestMessage = read_message(&mut control).expect("a last word");
+    assert_eq!(last, GuestMessage::Stopped);
+    drop(control);
+    assert_eq!(end(&machine, &console), Outcome::Exit(0));
+});
+
+/// What the agent is told: the root image, and one share.
+fn introduction() -> cabana_protocol::Setup {
+    cabana_protocol::Setup {
+        realtime_ns: cabana_os::process::realtime().as_nanos() as u64,
+        hostname: "arm".to_owned(),
+        entropy: [7; 32],
+        root: RootSetup { image: "/dev/pmem0".to_owned(), dax: true, scratch: None },
+        shares: vec![ShareMount {
+            name: "share0".to_owned(),
+            guest_path: "/mnt/share".to_owned(),
+            read_only: false,
+        }],
+        network: None,
+    }
+}
+
+/// Runs a command to its end; returns its standard output.
+fn run(host: &VsockHost, command: &Exec) -> (ExitStatus, String) {
+    let mut stream = host.connect(EXEC_PORT).expect("a connection");
+    write_message(&mut stream, &ExecRequest::Exec(command.clone())).expect("a request");
+    let (mut buffer, mut output) = (Vec::new(), Vec::new());
+    loop {
+        let frame = read_frame(&mut stream, &mut buffer).expect("a frame").expect("a frame");
+        match frame.kind {
+            Kind::Stdout => output.extend_from_slice(frame.payload),
+            Kind::Stderr => println!("{}", String::from_utf8_lossy(frame.payload)),
+            _ => match frame.message().expect("a reply") {
+                ExecReply::Exited(status) => {
+                    return (status, String::from_utf8_lossy(&output).into_owned());
+                }
+                ExecReply::Failed(failed) => panic!("{failed:?}"),
+                _ => {}
+            },
+        }
+    }
+}

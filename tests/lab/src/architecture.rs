@@ -46,11 +46,29 @@ impl Architecture {
                 "fs/overlayfs/overlay.ko",
                 "net/sched/sch_netem.ko",
             ],
-            // KVM is built in. The others are for guests of the same kernel.
+            // KVM is built in.
+            Self::Arm64 => &["fs/overlayfs/overlay.ko"],
+        }
+    }
+
+    /// More modules that are kept beside the kernel: what guests of the same kernel need in place of a kernel of
+    /// our own.
+    pub(crate) fn guest_modules(self) -> &'static [&'static str] {
+        match self {
+            Self::X86_64 => &[],
             Self::Arm64 => &[
-                "fs/overlayfs/overlay.ko",
                 "drivers/virtio/virtio_mmio.ko",
                 "drivers/char/hw_random/virtio-rng.ko",
+                "net/vmw_vsock/vsock.ko",
+                "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
+                "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
+                "drivers/nvdimm/libnvdimm.ko",
+                "drivers/nvdimm/nd_btt.ko",
+                "drivers/nvdimm/nd_pmem.ko",
+                "drivers/nvdimm/nd_virtio.ko",
+                "drivers/nvdimm/virtio_pmem.ko",
+                "lib/libcrc32c.ko",
+                "fs/erofs/erofs.ko",
             ],
         }
     }

@@ -22,6 +22,8 @@ pub(crate) struct OuterKernel {
     pub(crate) vmlinuz: PathBuf,
     /// The modules in the order in which they load, uncompressed.
     pub(crate) modules: Vec<PathBuf>,
+    /// Those that are kept for guests of the same kernel.
+    guest_modules: Vec<PathBuf>,
     architecture: Architecture,
 }
 
@@ -73,15 +75,15 @@ impl OuterKernel {
             vmlinux: folder.join(vmlinux),
             vmlinuz: folder.join("vmlinuz"),
             modules: architecture.modules().iter().map(file_name).collect(),
+            guest_modules: architecture.guest_modules().iter().map(file_name).collect(),
             architecture,
         }
     }
 
     /// Whether all files are there. A folder appears by a rename, but may be of an earlier version.
     fn is_whole(&self) -> bool {
-        self.vmlinux.exists()
-            && self.vmlinuz.exists()
-            && self.modules.iter().all(|file| file.exists())
+        let modules = self.modules.iter().chain(&self.guest_modules);
+        [&self.vmlinux, &self.vmlinuz].into_iter().chain(modules).all(|file| file.exists())
     }
 
     /// Makes the files out of an unpacked package.
@@ -102,7 +104,9 @@ impl OuterKernel {
         let modules = ["usr/lib/modules", "lib/modules"].map(|path| unpacked.join(path));
         let modules = modules.iter().find(|path| path.exists()).unwrap_or(&modules[0]);
         let tree = only_entry(modules, "")?.join("kernel");
-        for (source, target) in self.architecture.modules().iter().zip(&self.modules) {
+        let own = self.architecture.modules().iter().zip(&self.modules);
+        let guests = self.architecture.guest_modules().iter().zip(&self.guest_modules);
+        for (source, target) in own.chain(guests) {
             let source = tree.join(format!("{source}.xz"));
             let packed = fs::read(&source).map_err(Error::file(&source))?;
             let module = filter(Command::new("xz").args(["-dc"]), &packed, "xz-utils")?;
