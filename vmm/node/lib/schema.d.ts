@@ -10,6 +10,8 @@ export type MachineSpec = {
   disk?: string | null
   /** The root image of the store. */
   image?: string
+  /** Shares that are added while the machine runs may have journals: the machine's worker then reaches all journals of this user. */
+  journals?: boolean
   /** Another kernel than the store's. */
   kernel?: string | null
   /** Bytes of RAM, whole pages; the host gives it as it is used. */
@@ -32,6 +34,8 @@ export type ShareSpec = {
   guest: string
   /** The folder, an absolute path. */
   host: string
+  /** What the guest destroys is kept, in at most this many bytes of the host's disk, so that `cabana share rollback` brings it back. A folder that the guest may only read needs none. */
+  journal?: number | null
   /** The guest may only read. */
   read_only?: boolean
 }
