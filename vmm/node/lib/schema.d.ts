@@ -291,6 +291,45 @@ export type Copied = {
   entries: number
 }
 
+/** A network as it is. */
+export type NetworkStatus = {
+  /** Bytes that came to it. */
+  bytes_received: number
+  /** Bytes that left the guest. */
+  bytes_sent: number
+  /** Flows that were refused. */
+  denied: number
+  /** Flows that there are. */
+  flows: number
+  /** Flows that there have been since the start. */
+  flows_opened: number
+  /** Packets whose source is not their sender's. */
+  forged: number
+  /** Frames with nothing that is served. */
+  ignored: number
+  /** Bytes of connections' buffers. */
+  memory: number
+  /** Packets that found a limit reached. */
+  over_limit: number
+  /** What may leave the machine. */
+  policy: PolicySpec
+  /** Where the host listens, in the order of the description; empty while the machine does not run. */
+  published: string[]
+  /** Rules of sessions' own. */
+  sessions: Record<string, PolicySpec>
+  /** The policy's number: 1 at a start, one more for each change. */
+  version: number
+}
+
+/** How long an answer to a question holds. */
+export type Remember =
+  /** For what waits, and a yes for a minute more. */
+  | "once"
+  /** As long as the machine runs, for the session that wanted it. */
+  | "session"
+  /** As long as the machine runs, for all. */
+  | "machine"
+
 /** A machine's network. Nothing leaves unless the policy allows it. */
 export type NetworkSpec = {
   /** A file that gets every frame, as Wireshark and tcpdump read it. */

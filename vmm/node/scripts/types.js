@@ -9,7 +9,7 @@ const target = path.resolve(__dirname, '../lib/schema.d.ts')
 const NAMES = [
   'MachineSpec', 'ShareSpec', 'MachineStatus', 'MachineState', 'MachineEvent',
   'CommandSpec', 'TtySize', 'Exit', 'BackgroundStatus',
-  'SessionSpec', 'SessionLimits', 'SessionStatus', 'Copied',
+  'SessionSpec', 'SessionLimits', 'SessionStatus', 'Copied', 'NetworkStatus', 'Remember',
 ]
 
 const comment = (text, indent) =>
