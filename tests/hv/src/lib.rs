@@ -11,6 +11,10 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub mod cases;
+mod extra;
+mod guest;
+mod payload;
 mod ram;
 mod runner;
 #[cfg(target_arch = "x86_64")]
@@ -31,15 +35,10 @@ use cabana_hv::{Hypervisor, Probe, Verdict};
 
 use arch::is_end;
 pub use arch::{Guest, Processor, backends, boot_state, layout};
+pub use extra::Extra;
+pub use payload::Payload;
 pub use ram::Ram;
 pub use runner::{Runner, thread_of};
-
-/// Position-independent machine code; see [`payload!`](crate::payload).
-#[derive(Clone, Copy, Debug)]
-pub struct Payload {
-    /// Its bytes.
-    pub code: &'static [u8],
-}
 
 /// A backend that another one stands on, by its probe, and why a real processor must be below.
 type Below = (fn() -> Probe, &'static str);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cabana_hv::VmExit;
 use cabana_hv::x86::{Activity, Msi, VcpuState};
+use cabana_test_hv::cases::state as cases;
 use cabana_test_hv::{
     Backend, Guest, Needs, Payload, Runner, boot_state, case, layout, payload, thread_of,
 };
@@ -174,29 +175,14 @@ payload!(payload_echo:
 
 case!(an_unanswered_read_is_read_again, |backend| {
     let guest = Guest::new(backend, payload_echo());
-    let mut runner = guest.start();
     let ask = VmExit::PioRead { port: 0x10, size: 4 };
-    assert_eq!(runner.run(), ask);
-    assert_eq!(runner.data(3), said(3));
-    assert_eq!(runner.run(), ask);
-    let (_copy, mut there) = moved(backend, &guest, payload_echo(), &mut runner);
-    assert_eq!(there.run(), ask);
-    assert_eq!(there.data(4), said(7));
-    // The old one can go on, too.
-    assert_eq!(runner.data(5), said(8));
+    cases::an_unanswered_read_is_read_again(&guest, ask, said, |guest, runner| {
+        moved(backend, guest, payload_echo(), runner)
+    });
 });
 
 case!(a_vcpu_goes_back_to_where_it_was, |backend| {
-    let guest = Guest::new(backend, payload_echo());
-    let mut runner = guest.start();
-    runner.run();
-    assert_eq!(runner.data(3), said(3));
-    let saved = runner.vcpu.state().unwrap();
-    runner.run();
-    assert_eq!(runner.data(10), said(13));
-    runner.vcpu.set_state(&saved).unwrap();
-    runner.run();
-    assert_eq!(runner.data(1), said(4));
+    cases::a_vcpu_goes_back_to_where_it_was(&Guest::new(backend, payload_echo()), said);
 });
 
 payload!(payload_in_string:

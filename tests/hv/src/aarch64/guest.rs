@@ -1,11 +1,9 @@
 //! A small guest at EL1 with the MMU off: all its memory counts as a device's, so that accesses are aligned.
 
-use std::ops::Deref;
+use cabana_hv::arm64::{BootState, Gic, VcpuSetup};
+use cabana_hv::{Arm64Vm, VmExit};
 
-use cabana_hv::arm64::{BootState, Gic, VcpuSetup, VcpuState};
-use cabana_hv::{Arm64Vm, VcpuSeat, VmExit};
-
-use crate::{Backend, Payload, Ram, Runner, payload};
+use crate::{Backend, Payload, Ram, payload};
 
 /// Guest-physical addresses.
 pub mod layout {
@@ -32,6 +30,8 @@ pub mod layout {
     pub const DATA: u64 = RAM + 0x2_0000;
     /// RAM ends here.
     pub const RAM_END: u64 = RAM + 0x20_0000;
+    /// A second piece of memory may be here, above RAM.
+    pub const EXTRA: u64 = 0x5000_0000;
 
     /// The interrupt controller's number of a line, as a handler reads it.
     pub fn interrupt(line: u32) -> u64 {
@@ -80,7 +80,7 @@ pub struct Guest {
     /// The VM.
     pub vm: Box<dyn Arm64Vm>,
     // After the VM, which must not outlive it.
-    ram: Ram,
+    pub(crate) ram: Ram,
 }
 
 impl Guest {
@@ -117,33 +117,6 @@ impl Guest {
     /// Puts `payload` at [`layout::SECOND`].
     pub fn second(&self, payload: Payload) {
         self.write(layout::SECOND, payload.code);
-    }
-
-    /// vCPU `index`, not bound.
-    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat<crate::Processor>> {
-        self.vm.vcpu_seat(index).expect("a vCPU")
-    }
-
-    /// vCPU 0 on this thread, at the payload's first instruction.
-    pub fn start(&self) -> Runner {
-        let mut runner = Runner::bind(self.seat(0));
-        runner.vcpu.set_boot_state(&boot_state()).expect("the boot state is taken");
-        runner
-    }
-
-    /// vCPU 0 on this thread, with a saved state.
-    pub fn resume(&self, state: &VcpuState) -> Runner {
-        let mut runner = Runner::bind(self.seat(0));
-        runner.vcpu.set_state(state).expect("the saved state is taken");
-        runner
-    }
-}
-
-impl Deref for Guest {
-    type Target = Ram;
-
-    fn deref(&self) -> &Ram {
-        &self.ram
     }
 }
 

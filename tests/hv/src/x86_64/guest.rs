@@ -1,17 +1,15 @@
 //! A small 64-bit guest: identity page tables, flat segments, a payload.
 
-use std::ops::Deref;
-
 use cabana_hv::x86::cpuid::{self, Options};
-use cabana_hv::x86::{
-    BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuSetup, VcpuState, X86,
-};
-use cabana_hv::{VcpuSeat, VmExit, X86Vm};
+use cabana_hv::x86::{BootState, DescriptorTable, Regs, Segment, SystemRegs, VcpuSetup};
+use cabana_hv::{VmExit, X86Vm};
 
-use crate::{Backend, Payload, Ram, Runner};
+use crate::{Backend, Payload, Ram};
 
 /// Guest-physical addresses; the first 4 GiB are mapped as they are.
 pub mod layout {
+    /// RAM begins here.
+    pub const RAM: u64 = 0;
     /// Page tables, five pages and one.
     pub const PAGE_TABLES: u64 = 0x1000;
     /// Where [`super::Guest::real_mode`] puts its payload; SIPI vector 8.
@@ -30,6 +28,8 @@ pub mod layout {
     pub const DATA: u64 = 0x2_0000;
     /// RAM ends here.
     pub const RAM_END: u64 = 0x20_0000;
+    /// A second piece of memory may be here, above RAM.
+    pub const EXTRA: u64 = 0x40_0000;
     /// Nothing is mapped here.
     pub const DEVICE: u64 = 0xd000_0000;
     /// Payloads end with a write to this port.
@@ -44,7 +44,7 @@ pub struct Guest {
     /// The VM.
     pub vm: Box<dyn X86Vm>,
     // After the VM, which must not outlive it.
-    ram: Ram,
+    pub(crate) ram: Ram,
 }
 
 impl Guest {
@@ -97,33 +97,6 @@ impl Guest {
     /// Puts `payload` at [`layout::REAL_MODE`].
     pub fn real_mode(&self, payload: Payload) {
         self.write(layout::REAL_MODE, payload.code);
-    }
-
-    /// vCPU `index`, not bound.
-    pub fn seat(&self, index: u32) -> Box<dyn VcpuSeat<X86>> {
-        self.vm.vcpu_seat(index).expect("a vCPU")
-    }
-
-    /// vCPU 0 on this thread, at the payload's first instruction.
-    pub fn start(&self) -> Runner {
-        let mut runner = Runner::bind(self.seat(0));
-        runner.vcpu.set_boot_state(&boot_state()).expect("the boot state is taken");
-        runner
-    }
-
-    /// vCPU 0 on this thread, with a saved state.
-    pub fn resume(&self, state: &VcpuState) -> Runner {
-        let mut runner = Runner::bind(self.seat(0));
-        runner.vcpu.set_state(state).expect("the saved state is taken");
-        runner
-    }
-}
-
-impl Deref for Guest {
-    type Target = Ram;
-
-    fn deref(&self) -> &Ram {
-        &self.ram
     }
 }
 

@@ -1,7 +1,6 @@
 //! x86-64: backends, guests and payloads.
 
 mod guest;
-mod payload;
 
 use std::sync::OnceLock;
 

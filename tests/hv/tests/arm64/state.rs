@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cabana_hv::arm64::VcpuState;
 use cabana_hv::{HvError, VmExit};
+use cabana_test_hv::cases::state as cases;
 use cabana_test_hv::{Backend, Guest, Payload, Runner, case, layout, payload};
 
 /// A new VM with a copy of `guest`'s RAM and interrupt controller; its vCPU goes on where `runner`'s stands.
@@ -156,29 +157,20 @@ payload!(payload_moved_echo:
 
 case!(an_unanswered_read_is_read_again, |backend| {
     let guest = Guest::new(backend, payload_moved_echo());
-    let mut runner = guest.start();
     let ask = VmExit::MmioRead { addr: layout::DEVICE, size: 4 };
-    assert_eq!(runner.run(), ask);
-    assert_eq!(runner.data(3), said(3));
-    assert_eq!(runner.run(), ask);
-    let (_copy, mut there) = moved(backend, &guest, payload_moved_echo(), &mut runner);
-    assert_eq!(there.run(), ask);
-    assert_eq!(there.data(4), said(7));
-    // The old one can go on, too.
-    assert_eq!(runner.data(5), said(8));
+    cases::an_unanswered_read_is_read_again(
+        &guest,
+        ask,
+        |sum: u32| said(sum.into()),
+        |guest, runner| moved(backend, guest, payload_moved_echo(), runner),
+    );
 });
 
 case!(a_vcpu_goes_back_to_where_it_was, |backend| {
-    let guest = Guest::new(backend, payload_moved_echo());
-    let mut runner = guest.start();
-    runner.run();
-    assert_eq!(runner.data(3), said(3));
-    let saved = runner.vcpu.state().unwrap();
-    runner.run();
-    assert_eq!(runner.data(10), said(13));
-    runner.vcpu.set_state(&saved).unwrap();
-    runner.run();
-    assert_eq!(runner.data(1), said(4));
+    cases::a_vcpu_goes_back_to_where_it_was(
+        &Guest::new(backend, payload_moved_echo()),
+        |sum: u32| said(sum.into()),
+    );
 });
 
 // Line 5 edge-triggered and enabled, interrupts masked; says 1; then lets them come and waits.

@@ -1,7 +1,34 @@
 //! Payloads, assembled by the compiler.
 
-/// Assembles the lines (Intel syntax, 64-bit unless they say `.code16`) into a function of that
-/// name, which returns the [`Payload`]. Names are symbols of the test binary: begin them with
+/// Position-independent machine code; see [`payload!`](crate::payload).
+#[derive(Clone, Copy, Debug)]
+pub struct Payload {
+    /// Its bytes.
+    pub code: &'static [u8],
+}
+
+/// Brings the assembler back to 64-bit code, whatever a payload has asked for.
+#[cfg(target_arch = "x86_64")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! after_payload {
+    () => {
+        ".code64"
+    };
+}
+
+/// Nothing: a payload asks the assembler for nothing that lasts.
+#[cfg(target_arch = "aarch64")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! after_payload {
+    () => {
+        ""
+    };
+}
+
+/// Assembles the lines (on x86-64 Intel syntax, 64-bit unless they say `.code16`) into a function of that
+/// name, which returns the [`Payload`](crate::Payload). Names are symbols of the test binary: begin them with
 /// `payload_`.
 #[macro_export]
 macro_rules! payload {
@@ -15,7 +42,7 @@ macro_rules! payload {
             concat!(".quad .L", stringify!($name), "_end - .L", stringify!($name), "_begin"),
             concat!(".L", stringify!($name), "_begin:"),
             $($line,)+
-            ".code64",
+            $crate::after_payload!(),
             concat!(".L", stringify!($name), "_end:"),
             ".popsection",
         );
