@@ -15,7 +15,7 @@ use cabana_platform::{PL011_SIZE, Pl011};
 
 use crate::control::Control;
 use crate::layout::{MAX_VIRTIO_DEVICES, VIRTIO_STRIDE};
-use crate::machine::{PAGE, Parts, Slots, map_ram};
+use crate::machine::{Parts, Slots, map_ram};
 use crate::vcpu::Begin;
 use crate::{Machine, MachineError, Platform, Setup, wiring};
 
@@ -82,14 +82,8 @@ impl Machine<Arm64> {
     /// Builds the machine and starts its vCPUs. `vm` has its interrupt controller at [`GIC`].
     pub fn start_arm64(vm: Box<dyn Arm64Vm>, setup: Setup) -> Result<Self, MachineError> {
         let vm: Arc<dyn Arm64Vm> = Arc::from(vm);
+        setup.check_size(vm.max_vcpus().min(MAX_CPUS))?;
         let Setup { cpus, memory, timeline, .. } = setup;
-        let most = vm.max_vcpus().min(MAX_CPUS);
-        if cpus == 0 || cpus > most {
-            return Err(MachineError::Cpus(cpus, most));
-        }
-        if memory == 0 || memory % PAGE != 0 {
-            return Err(MachineError::MemorySize(memory));
-        }
         let ram = GuestRam::new(&[(GuestAddress(RAM), memory as usize)])?;
         ram.advise_huge();
         let control = Arc::new(Control::default());

@@ -24,7 +24,7 @@ use crate::timeline::Timeline;
 use crate::vcpu::{self, Begin, Running, Shared};
 use crate::{MachineState, SavedVcpu, wiring};
 
-pub(crate) const PAGE: u64 = 4096;
+const PAGE: u64 = 4096;
 
 /// What a machine is made of.
 pub struct Setup {
@@ -60,6 +60,19 @@ pub struct DeviceMemory {
     pub read_only: bool,
     /// Keeps the memory until the machine is gone.
     pub owner: Arc<dyn Any + Send + Sync>,
+}
+
+impl Setup {
+    /// Is it a size that a machine can have, where it may have at most so many vCPUs?
+    pub(crate) fn check_size(&self, most: u32) -> Result<(), MachineError> {
+        if self.cpus == 0 || self.cpus > most {
+            return Err(MachineError::Cpus(self.cpus, most));
+        }
+        if self.memory == 0 || !self.memory.is_multiple_of(PAGE) {
+            return Err(MachineError::MemorySize(self.memory));
+        }
+        Ok(())
+    }
 }
 
 /// Why a machine does not start.
@@ -151,14 +164,8 @@ impl Machine<X86> {
     /// Builds the machine and starts its vCPUs.
     pub fn start(vm: Box<dyn X86Vm>, setup: Setup) -> Result<Self, MachineError> {
         let vm: Arc<dyn X86Vm> = Arc::from(vm);
+        setup.check_size(vm.max_vcpus().min(x86_64::MAX_CPUS))?;
         let Setup { cpus, memory, timeline, .. } = setup;
-        let most = vm.max_vcpus().min(x86_64::MAX_CPUS);
-        if cpus == 0 || cpus > most {
-            return Err(MachineError::Cpus(cpus, most));
-        }
-        if memory == 0 || memory % PAGE != 0 {
-            return Err(MachineError::MemorySize(memory));
-        }
         let ram = GuestRam::new(&layout::ram_pieces(memory))?;
         ram.advise_huge();
         let control = Arc::new(Control::default());
