@@ -11,6 +11,7 @@ mod terminal;
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,18 @@ impl Host {
         arguments: impl IntoIterator<Item = A>,
     ) -> Call {
         Call::of_program(&self.binary, arguments)
+    }
+
+    /// `cabana up`, which leaves a process behind, as other calls must not; what it says.
+    pub fn up<'a>(
+        &self,
+        words: &[&str],
+        variables: impl IntoIterator<Item = (&'a str, &'a Path)>,
+    ) -> String {
+        let mut command = Command::new(&self.binary);
+        let up = command.arg("up").args(words).envs(variables).output().expect("it runs");
+        assert!(up.status.success(), "{up:?}");
+        String::from_utf8(up.stdout).expect("UTF-8")
     }
 
     /// A machine of this host's own artifacts, with everything else as it is by default.

@@ -25,16 +25,8 @@ impl User<'_> {
         self.host.cabana(words).env("XDG_RUNTIME_DIR", self.runtime.path())
     }
 
-    /// `cabana up`, which leaves a process behind, as other calls must not.
     fn up(&self, words: &[&str]) -> String {
-        let up = Command::new(&self.host.binary)
-            .arg("up")
-            .args(words)
-            .env("XDG_RUNTIME_DIR", self.runtime.path())
-            .output()
-            .unwrap();
-        assert!(up.status.success(), "{up:?}");
-        String::from_utf8(up.stdout).unwrap()
+        self.host.up(words, [("XDG_RUNTIME_DIR", self.runtime.path())])
     }
 
     fn left(&self) -> Vec<String> {

@@ -6,11 +6,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cabana_sandbox::{Machine, MachineConfig, NetworkConfig, RestoreConfig, Scratch, Timeline};
+use cabana_sandbox::{
+    Machine, MachineConfig, NetworkConfig, RestoreConfig, Scratch, Share, Timeline,
+};
 use cabana_test_guest::{Call, Host, host, sh, share};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -25,6 +27,28 @@ fn save(host: &Host, file: &Path, options: &[&str], script: &str) -> Call {
 fn from(host: &Host, file: &Path, options: &[&str], script: &str) -> Call {
     let file = file.to_str().expect("a path in UTF-8");
     host.cabana([&["run", "--from", file], options, &["--", "sh", "-ec", script]].concat())
+}
+
+/// Starts a machine whose disk is in `folder` and vanishes.
+fn start(host: &Host, folder: &Path, config: MachineConfig) -> Machine {
+    let (template, folder) = (host.scratch.clone(), folder.to_owned());
+    let scratch = Scratch::Temporary { template, folder };
+    Machine::start(&MachineConfig { scratch, ..config }).unwrap()
+}
+
+/// Another machine, which goes on from a snapshot with a share and, if it had one, a network. Its disk is beside the
+/// snapshot.
+fn restore(host: &Host, file: PathBuf, share: Share, network: Option<NetworkConfig>) -> Machine {
+    let config = RestoreConfig {
+        image: Some(host.image.clone()),
+        disk_folder: file.parent().expect("a folder").to_owned(),
+        snapshot: file,
+        shares: vec![share],
+        network,
+        hostname: "other".to_owned(),
+        timeline: Arc::new(Timeline::new()),
+    };
+    Machine::restore(&config).unwrap()
 }
 
 /// What says of a machine that it is itself.
@@ -217,15 +241,8 @@ fn a_machine_goes_on_after_it_was_kept() {
     let Some(host) = host() else { return };
     let [folder, shared] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let share = share(shared.path(), "/w", false);
-    let machine = Machine::start(&MachineConfig {
-        scratch: Scratch::Temporary {
-            template: host.scratch.clone(),
-            folder: folder.path().to_owned(),
-        },
-        shares: vec![share.clone()],
-        ..host.machine()
-    })
-    .unwrap();
+    let machine =
+        start(host, folder.path(), MachineConfig { shares: vec![share.clone()], ..host.machine() });
     let path = folder.path().join("snapshot");
     for round in ["one", "two"] {
         sh(&machine, &format!("echo {round} >>/w/rounds; echo {round} >>/root/rounds")).succeeded();
@@ -258,16 +275,7 @@ until [ -e /w/ready ]; do sleep 0.05; done";
         "for i in $(seq 300); do [ -s /root/heard ] && break; sleep 0.1; done; cat /root/heard";
     assert_eq!(sh(&machine, script).succeeded(), "True\n");
 
-    let other = Machine::restore(&RestoreConfig {
-        snapshot: path,
-        image: Some(host.image.clone()),
-        disk_folder: folder.path().to_owned(),
-        shares: vec![share],
-        network: None,
-        hostname: "other".to_owned(),
-        timeline: std::sync::Arc::new(Timeline::new()),
-    })
-    .unwrap();
+    let other = restore(host, path, share, None);
     assert!(other.warnings().is_empty(), "{:?}", other.warnings());
     let text = sh(&other, "hostname; cat /root/rounds; tail -1 /w/rounds").succeeded();
     assert_eq!(text, "other\none\ntwo\nthree\n");
@@ -361,17 +369,16 @@ fn a_machine_is_kept_and_goes_on_under_load() {
     let [folder, shared] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let share = share(shared.path(), "/w", false);
     let network = Some(NetworkConfig::default());
-    let machine = Machine::start(&MachineConfig {
-        cpus: 4,
-        scratch: Scratch::Temporary {
-            template: host.scratch.clone(),
-            folder: folder.path().to_owned(),
+    let machine = start(
+        host,
+        folder.path(),
+        MachineConfig {
+            cpus: 4,
+            shares: vec![share.clone()],
+            network: network.clone(),
+            ..host.machine()
         },
-        shares: vec![share.clone()],
-        network: network.clone(),
-        ..host.machine()
-    })
-    .unwrap();
+    );
     let progress = |machine: &Machine| {
         sh(machine, &format!("python3 - <<'END'{PROGRESS}END")).succeeded();
     };
@@ -404,16 +411,7 @@ setsid python3 /dev/shm/load.py </dev/null >/dev/shm/log 2>&1 &"
     };
     assert_eq!(result(&machine), "[]\n");
     machine.shutdown().unwrap();
-    let other = Machine::restore(&RestoreConfig {
-        snapshot: path,
-        image: Some(host.image.clone()),
-        disk_folder: folder.path().to_owned(),
-        shares: vec![share],
-        network,
-        hostname: "other".to_owned(),
-        timeline: std::sync::Arc::new(Timeline::new()),
-    })
-    .unwrap();
+    let other = restore(host, path, share, network);
     assert_eq!(result(&other), "[]\n");
     other.shutdown().unwrap();
 }

@@ -97,13 +97,11 @@ fn machines_that_are_up_have_journals_too() {
     }
     let shown = |name: &str, at: &str| format!("{}:{at}:journal", path(name).display());
     let up = |more: &[&str]| {
-        // It leaves a process behind, as other calls must not.
-        let mut command = std::process::Command::new(&yard.host.binary);
-        command.args(["up", "m", "--share", &shown("work", "/w")]).args(more);
-        let root = format!("--share-root={}", yard.dir.path().display());
-        let command = command.arg(root).env("CABANA_STATE", path("state"));
-        let up = command.env("XDG_RUNTIME_DIR", yard.dir.path()).output().unwrap();
-        assert!(up.status.success(), "{up:?}");
+        let (work, root) = (shown("work", "/w"), yard.dir.path().display().to_string());
+        let words = [&["m", "--share", &work, "--share-root", &root], more].concat();
+        let state = path("state");
+        let variables = [("CABANA_STATE", &*state), ("XDG_RUNTIME_DIR", yard.dir.path())];
+        yard.host.up(&words, variables);
     };
     let exec = |session: &[&str], script: &str| {
         let words = [&["exec"], session, &["m", "--", "sh", "-ec", script]].concat();
