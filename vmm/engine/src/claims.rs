@@ -34,19 +34,17 @@ impl Claims {
         Self { claim: Arc::new(claim), waiting: Arc::default() }
     }
 
-    /// Whether the guest is to be asked before this is told.
-    pub(crate) fn wants(&self, event: &Event) -> bool {
-        let asks = matches!(&event.what, What::Ask(question) if question.asker.is_some());
-        asks && self.waiting.load(Ordering::Relaxed) < MOST
-    }
-
-    /// Tells of a question with the guest's word, or without it when that takes too long.
-    pub(crate) fn complete<T>(&self, event: Event, tell: &Arc<T>)
+    /// Tells of what happened; of a question with the guest's word, or without it when that takes too long.
+    pub(crate) fn tell<T>(&self, event: Event, tell: &Arc<T>)
     where
         T: Fn(&MachineEvent) + Send + Sync + 'static,
     {
         let asker = match &event.what {
-            What::Ask(Question { asker: Some(asker), .. }) => *asker,
+            What::Ask(Question { asker: Some(asker), .. })
+                if self.waiting.load(Ordering::Relaxed) < MOST =>
+            {
+                *asker
+            }
             _ => return tell(&MachineEvent::Network { event: told(event) }),
         };
         let (claim, waiting) = (Arc::clone(&self.claim), Arc::clone(&self.waiting));

@@ -101,10 +101,7 @@ impl Folders {
     /// The worker has to reach a journal too: one that it has from the start, or all.
     fn check_journal_reach(&self, spec: &MachineSpec, home: &Home) -> Result<(), Error> {
         let known = |folder: &Folder| folder.journal.as_ref().is_some_and(|other| other == home);
-        let below = |roots: &[PathBuf], path: &Path| {
-            roots.iter().any(|root| root.canonicalize().is_ok_and(|root| path.starts_with(root)))
-        };
-        let kept = home.kept.starts_with(&home.folder) || below(&spec.share_roots, &home.kept);
+        let kept = home.kept.starts_with(&home.folder) || is_below(&home.kept, &spec.share_roots);
         if self.shown.values().any(known) || (spec.journals && kept) {
             return Ok(());
         }
@@ -183,11 +180,16 @@ fn check_reach(spec: &MachineSpec, share: &ShareSpec) -> Result<(), Error> {
     };
     let wanted = real(&share.host)?;
     let shares = spec.shares.iter().filter(|other| share.read_only || !other.read_only);
-    let mut reached = shares.map(|other| &other.host).chain(&spec.share_roots);
-    if reached.any(|root| root.canonicalize().is_ok_and(|root| wanted.starts_with(root))) {
+    if is_below(&wanted, shares.map(|other| &other.host).chain(&spec.share_roots)) {
         return Ok(());
     }
     Err(Error::OutsideShareRoots { path: share.host.clone() })
+}
+
+/// Whether a path without links lies below one of these folders, which may have some.
+fn is_below<'a>(path: &Path, folders: impl IntoIterator<Item = &'a PathBuf>) -> bool {
+    let mut folders = folders.into_iter();
+    folders.any(|folder| folder.canonicalize().is_ok_and(|folder| path.starts_with(folder)))
 }
 
 pub(crate) fn open_folder(path: &Path) -> Result<OwnedFd, Error> {

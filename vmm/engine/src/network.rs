@@ -20,7 +20,6 @@ use cabana_worker::link::{
 
 use crate::claims::Claims;
 use crate::config::WorkerKind;
-use crate::verdicts::told;
 use crate::worker::{Handles, Told, Worker};
 use crate::{Error, Machine};
 
@@ -138,8 +137,7 @@ impl Network {
         let silent = Arc::clone(&over);
         let (tell, claims) = (Arc::new(tell), Claims::new(claim));
         let hear = move |told: Told| match told {
-            Told::Network(event) if claims.wants(&event) => claims.complete(*event, &tell),
-            Told::Network(event) => tell(&MachineEvent::Network { event: self::told(*event) }),
+            Told::Network(event) => claims.tell(*event, &tell),
             Told::Ended(ended) if !silent.load(Ordering::Relaxed) => {
                 let message = ended.err().map(|fault| fault.message).unwrap_or_default();
                 tell(&MachineEvent::NetworkDied { message });
