@@ -1,20 +1,21 @@
 //! The first process of a guest whose stream to the host is measured: vsock, or a virtio-serial port if there is
 //! one. `w` asks for bytes, `r` announces some; each is followed by their number, and taken bytes are answered by one.
+//! Bytes leave as the agent's do, which lends what can be lent.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
+use cabana_agent::outbox::{BUFFER, Outbox};
+use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The host, and the port on which it awaits its guest.
 const HOST: (u32, u32) = (2, 1024);
 /// Where QEMU's port may be, by the order of the devices.
 const PORTS: [&str; 3] = ["/dev/vport0p1", "/dev/vport1p1", "/dev/vport2p1"];
-/// As much as goes at once.
-const PIECE: usize = 64 << 10;
-
 fn main() {
     if let Err(error) = serve() {
         println!("stream: {error}");
@@ -46,24 +47,39 @@ fn open(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-fn talk(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
+fn talk(mut from: impl Read, to: impl AsFd) -> io::Result<()> {
+    let mut outbox = Outbox::new(to.as_fd());
+    let mut taken = vec![0; BUFFER];
     loop {
         let mut request = [0; 9];
         from.read_exact(&mut request)?;
         let [what, count @ ..] = request;
         let mut left = u64::from_le_bytes(count) as usize;
         while left > 0 {
-            let now = left.min(PIECE);
             if what == b'w' {
-                to.write_all(&piece[..now])?;
+                let now = left.min(BUFFER);
+                outbox.room(now)?;
+                outbox.queue(now);
+                send(&mut outbox, &to)?;
                 left -= now;
             } else {
-                left -= from.read(&mut piece[..now])?;
+                let most = left.min(BUFFER);
+                left -= from.read(&mut taken[..most])?;
             }
         }
         if what == b'r' {
-            to.write_all(b".")?;
+            outbox.push(b".")?;
+            send(&mut outbox, &to)?;
         }
+    }
+}
+
+fn send(outbox: &mut Outbox, to: &impl AsFd) -> io::Result<()> {
+    loop {
+        outbox.flush(to.as_fd())?;
+        if outbox.is_flushed() {
+            return Ok(());
+        }
+        poll(&mut [PollFd::new(to, PollFlags::OUT)], None)?;
     }
 }

@@ -45,10 +45,15 @@ impl Block {
         Ok(len)
     }
 
+    /// What is still to be read.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
     /// Moves bytes from the front into `buf`, as many as fit.
     pub(crate) fn take(&mut self, buf: &mut [u8]) -> usize {
-        let len = buf.len().min(self.end - self.start);
-        buf[..len].copy_from_slice(&self.bytes[self.start..self.start + len]);
+        let len = buf.len().min(self.bytes().len());
+        buf[..len].copy_from_slice(&self.bytes()[..len]);
         self.start += len;
         len
     }

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::{Arc, TryLockError};
 
+use crate::VsockError;
 use crate::host::Hub;
 use crate::inbox::lock;
 use crate::link::Link;
@@ -17,6 +18,7 @@ use crate::rx::Sent;
 ///   down for writing. It fails with `ConnectionReset` ([`crate::VsockError::Reset`]) if the guest
 ///   broke the connection off, and with `BrokenPipe` ([`crate::VsockError::Closed`]) if the machine
 ///   is gone: what came before is delivered first in every case.
+/// - [`VsockStream::receive`] shows what has come where it stands, which saves whoever passes it on a copy.
 /// - A write returns once the bytes stand in the guest's buffers; it waits while the guest does not
 ///   read. It fails with `BrokenPipe` once the guest receives no more, or the machine is gone.
 ///
@@ -61,6 +63,13 @@ impl VsockStream {
         hub.shut(link, flags);
     }
 
+    /// Waits for bytes and shows some of them to `take` where they stand; says how many there were, 0 at the end of
+    /// the stream. They count as read once `take` has returned, whether it failed or not. Errors are a read's, or those
+    /// of `take`.
+    pub fn receive(&self, take: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<usize> {
+        self.handle.receive(take)
+    }
+
     /// Reads what is there; `WouldBlock` if nothing is yet (or another thread waits for it).
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
         self.handle.read(buf, false)
@@ -82,6 +91,24 @@ impl VsockStream {
 }
 
 impl Handle {
+    fn receive(&self, take: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<usize> {
+        let mut current = lock(&self.link.current);
+        let block = match current.take() {
+            Some(block) => block,
+            None => match self.link.next_block(true) {
+                Ok(Some(block)) => block,
+                Ok(None) => return Ok(0),
+                Err(error) => return Err(blocked_or(error)),
+            },
+        };
+        let taken = take(block.bytes());
+        let len = block.bytes().len();
+        self.hub.pool.put(block);
+        drop(current);
+        self.account(len);
+        taken.map(|()| len)
+    }
+
     fn read(&self, buf: &mut [u8], wait: bool) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -106,8 +133,7 @@ impl Handle {
                 None => match self.link.next_block(wait) {
                     Ok(Some(block)) => block,
                     Ok(None) => return Ok(0),
-                    Err(Some(error)) => return Err(error.into()),
-                    Err(None) => return Err(io::ErrorKind::WouldBlock.into()),
+                    Err(error) => return Err(blocked_or(error)),
                 },
             };
             done += block.take(&mut buf[done..]);
@@ -118,15 +144,20 @@ impl Handle {
             }
         }
         drop(current);
+        self.account(done);
+        Ok(done)
+    }
+
+    /// Gives the guest its credit back for `len` bytes that the reader took.
+    fn account(&self, len: usize) {
         let owes = {
             let mut state = self.link.lock();
-            state.connection.read(done as u32);
+            state.connection.read(len as u32);
             state.connection.owes() && !state.queued
         };
         if owes {
             self.hub.send_owed(&self.link);
         }
-        Ok(done)
     }
 
     fn write(&self, buf: &[u8], wait: bool) -> io::Result<usize> {
@@ -141,6 +172,11 @@ impl Handle {
             }
         }
     }
+}
+
+/// Why there is no block to read.
+fn blocked_or(error: Option<VsockError>) -> io::Error {
+    error.map_or_else(|| io::ErrorKind::WouldBlock.into(), Into::into)
 }
 
 impl Drop for Handle {

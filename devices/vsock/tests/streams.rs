@@ -52,6 +52,54 @@ fn the_guest_connects_and_talks() {
 }
 
 #[test]
+fn what_has_come_is_shown_where_it_stands() {
+    let events = EventLoop::spawn("test").unwrap();
+    let (mut guest, host) = boot(&events);
+    let (mut peer, mut stream) = connected(&mut guest, &host);
+    guest.write(&mut peer, b"hello host");
+    let mut buf = [0; 6];
+    stream.read_exact(&mut buf).unwrap();
+    let shown = |expected: &'static [u8]| {
+        move |bytes: &[u8]| {
+            assert_eq!(bytes, expected);
+            Ok(())
+        }
+    };
+    assert_eq!(stream.receive(shown(b"host")).unwrap(), 4);
+    // What was shown to somebody who failed counts as read.
+    guest.write(&mut peer, b"lost");
+    let failed = stream.receive(|_| Err(ErrorKind::StorageFull.into()));
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::StorageFull);
+    guest.write(&mut peer, b"more");
+    assert_eq!(stream.receive(shown(b"more")).unwrap(), 4);
+    // All that was shown is room for the guest again.
+    let piece = vec![7; 60 << 10];
+    let reading = thread::spawn(move || {
+        let mut left = 100 * (60 << 10);
+        while left > 0 {
+            let count = stream
+                .receive(|bytes| {
+                    assert!(bytes.iter().all(|byte| *byte == 7));
+                    Ok(())
+                })
+                .unwrap();
+            left -= count;
+        }
+        stream
+    });
+    for _ in 0..100 {
+        while peer.room() < piece.len() {
+            let (packet, _) = guest.receive();
+            peer.learn(&packet);
+        }
+        guest.write(&mut peer, &piece);
+    }
+    let stream = reading.join().unwrap();
+    guest.send(Packet { flags: 3, ..peer.packet(SHUTDOWN) }, &[]);
+    assert_eq!(stream.receive(|_| unreachable!()).unwrap(), 0);
+}
+
+#[test]
 fn the_host_connects_and_talks() {
     let events = EventLoop::spawn("test").unwrap();
     let (mut guest, host) = boot(&events);
@@ -687,13 +735,12 @@ fn what_the_device_alone_moves() {
     for run in 0..4 {
         let events = EventLoop::spawn("test").unwrap();
         let (mut guest, host) = boot(&events);
-        let (mut peer, mut stream) = connected(&mut guest, &host);
+        let (mut peer, stream) = connected(&mut guest, &host);
         let begun = (Instant::now(), time(ClockId::ProcessCPUTime), time(ClockId::ThreadCPUTime));
         let reading = thread::spawn(move || {
-            let mut buf = vec![0; 64 << 10];
             let mut left = TOTAL;
             while left > 0 {
-                left -= stream.read(&mut buf).unwrap();
+                left -= stream.receive(|_| Ok(())).unwrap();
             }
         });
         let mut left = TOTAL;

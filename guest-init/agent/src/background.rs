@@ -78,13 +78,13 @@ impl Background {
     }
 
     /// Hands a connection to a command's thread; gives it back if there is no such command.
-    pub(crate) fn attach(&self, number: u64, link: Link) -> Result<(), Link> {
+    pub(crate) fn attach(&self, number: u64, link: Box<Link>) -> Result<(), Box<Link>> {
         let Some(entry) = lock(&self.table).commands.get(&number).map(Arc::clone) else {
             return Err(link);
         };
-        match entry.post(Mail::Attach(Box::new(link))) {
+        match entry.post(Mail::Attach(link)) {
             None | Some(Mail::Forget) => Ok(()),
-            Some(Mail::Attach(link)) => Err(*link),
+            Some(Mail::Attach(link)) => Err(link),
         }
     }
 

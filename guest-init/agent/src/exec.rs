@@ -115,7 +115,7 @@ pub(crate) fn run(server: &Server, mut link: Link, exec: &Exec) -> Result<(), Ex
 }
 
 /// Hands the connection to a background command.
-pub(crate) fn attach(server: &Server, link: Link, process: u64) -> Result<(), ExecError> {
+pub(crate) fn attach(server: &Server, link: Box<Link>, process: u64) -> Result<(), ExecError> {
     let Err(mut link) = server.background().attach(process, link) else {
         return Ok(());
     };
@@ -240,7 +240,7 @@ impl Run {
             child.end(|| drop((input, outputs)));
         }
         if let Some(Mail::Attach(link)) = server.background().remove(entry) {
-            return attach(server, *link, entry.number);
+            return attach(server, link, entry.number);
         }
         result
     }

@@ -77,7 +77,7 @@ impl Server {
         })?;
         match first {
             First::Exec(exec) => exec::run(self, link, &exec),
-            First::Attach(process) => exec::attach(self, link, process),
+            First::Attach(process) => exec::attach(self, Box::new(link), process),
             First::Request(request) => service::serve(self, link, request),
         }
     }

@@ -12,6 +12,17 @@ use cabana_vsock::VsockStream;
 pub trait Duplex: fmt::Debug + Send + Sync {
     /// Waits for bytes; 0 is the end.
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Waits for bytes and shows them to `take`, where they stand if this end can do so and in `scratch` otherwise; says
+    /// how many, 0 at the end.
+    fn pass_on(
+        &self,
+        scratch: &mut [u8],
+        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<usize> {
+        let length = self.receive(scratch)?;
+        take(&scratch[..length])?;
+        Ok(length)
+    }
     /// Waits until some of the bytes are taken.
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize>;
     /// Ends one direction or both, for all clones.
@@ -23,6 +34,16 @@ pub trait Duplex: fmt::Debug + Send + Sync {
 pub struct Stream(Arc<dyn Duplex>);
 
 impl Stream {
+    /// Waits for bytes and shows them to `take`, without a copy of its own if the machine is in this process and in
+    /// `scratch` otherwise; says how many there were, 0 at the end.
+    pub fn pass_on(
+        &self,
+        scratch: &mut [u8],
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<usize> {
+        self.0.pass_on(scratch, &mut take)
+    }
+
     /// Ends one direction or both.
     pub fn shutdown(&self, how: Shutdown) {
         self.0.shut(how);
@@ -54,6 +75,14 @@ impl Write for Stream {
 impl Duplex for VsockStream {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&mut &*self).read(buffer)
+    }
+
+    fn pass_on(
+        &self,
+        _: &mut [u8],
+        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<usize> {
+        VsockStream::receive(self, take)
     }
 
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {

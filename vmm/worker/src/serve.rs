@@ -238,7 +238,7 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
         // An end without an agent is told by the watch below.
         if let Ok(stream) = machine.accept() {
             let _ = link::send(&notices, &Notice::Progress(Progress::Connected), &[]);
-            let _ = splice(stream, control.into());
+            let _ = splice(&stream, control.into());
         }
     })?;
     let (machine, notices, open) = (Arc::clone(&vmm), Arc::clone(channel), Arc::clone(&splices));
@@ -318,7 +318,7 @@ fn converse(link: &dyn Link, conversation: u64, port: u32, socket: OwnedFd, noti
     match link.connect(port) {
         Ok(stream) => {
             // Both ends hear of a stream that breaks.
-            let _ = splice(stream, UnixStream::from(socket));
+            let _ = splice(&stream, UnixStream::from(socket));
         }
         Err(error) => {
             let refused = Notice::Refused { conversation, fault: Fault::from(&error) };

@@ -11,7 +11,7 @@ use cabana_sandbox::Stream;
 const CHUNK: usize = 64 << 10;
 
 /// Splices until both directions have ended; returns when the guest's has.
-pub(crate) fn splice(guest: Stream, engine: UnixStream) -> io::Result<()> {
+pub(crate) fn splice(guest: &Stream, engine: UnixStream) -> io::Result<()> {
     let (mut from_engine, mut to_guest) = (engine.try_clone()?, guest.clone());
     thread::Builder::new().name("to guest".to_owned()).stack_size(256 << 10).spawn(move || {
         let end = match pass(&mut from_engine, &mut to_guest) {
@@ -21,13 +21,19 @@ pub(crate) fn splice(guest: Stream, engine: UnixStream) -> io::Result<()> {
         };
         to_guest.shutdown(end);
     })?;
-    let (mut from_guest, mut to_engine) = (guest, engine);
-    if pass(&mut from_guest, &mut to_engine).is_ok() {
+    let mut to_engine = engine;
+    if pass_on(guest, &mut to_engine).is_ok() {
         return to_engine.shutdown(Shutdown::Write);
     }
     // The engine has hung up, or the machine is gone: both hear of it.
-    from_guest.shutdown(Shutdown::Both);
+    guest.shutdown(Shutdown::Both);
     to_engine.shutdown(Shutdown::Both)
+}
+
+/// What the guest says goes to the engine's socket from where the device has put it.
+fn pass_on(guest: &Stream, engine: &mut UnixStream) -> io::Result<()> {
+    while guest.pass_on(&mut [], |bytes| engine.write_all(bytes))? > 0 {}
+    Ok(())
 }
 
 fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {

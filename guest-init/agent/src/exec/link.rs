@@ -10,23 +10,26 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
 use super::ExecError;
+use crate::outbox::{BUFFER, Outbox};
+
+/// The most bytes of a frame of data: with its header one packet of vsock's, and whole pages of a full pipe.
+pub(crate) const MOST_AT_ONCE: usize = 60 << 10;
+const _: () = assert!(HEADER + MOST_AT_ONCE <= BUFFER);
 
 /// A non-blocking stream, cut into frames on the way in, gathered on the way out.
 #[derive(Debug)]
 pub(crate) struct Link {
     stream: OwnedFd,
     decoder: Decoder,
-    /// Bytes to send: `outbox[start..end]`. What stands beyond `end` is room.
-    outbox: Vec<u8>,
-    start: usize,
-    end: usize,
+    outbox: Outbox,
 }
 
 impl Link {
     pub(crate) fn new(stream: OwnedFd) -> Result<Self, ExecError> {
         set_nonblocking(stream.as_fd())
             .map_err(ExecError::system("making the connection non-blocking"))?;
-        Ok(Self { stream, decoder: Decoder::new(), outbox: Vec::new(), start: 0, end: 0 })
+        let outbox = Outbox::new(stream.as_fd());
+        Ok(Self { stream, decoder: Decoder::new(), outbox })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -49,6 +52,7 @@ impl Link {
 
     /// Reads what has arrived.
     pub(crate) fn fill(&mut self) -> Result<(), ExecError> {
+        self.outbox.reclaim(self.stream.as_fd()).map_err(lost)?;
         match self.decoder.fill(&mut Reader(self.stream.as_fd())) {
             Ok(0) => Err(ProtocolError::Closed.into()),
             Ok(_) => Ok(()),
@@ -64,70 +68,47 @@ impl Link {
 
     /// Queues a message.
     pub(crate) fn send<M: Message>(&mut self, reply: &M) -> Result<(), ExecError> {
-        let frame = reply.to_frame()?;
-        self.room(frame.len()).copy_from_slice(&frame);
-        self.end += frame.len();
-        Ok(())
+        self.push(&reply.to_frame()?)
     }
 
-    /// Queues a frame whose payload, at most `most` bytes, `read` puts in its place. Nothing is queued
+    /// Queues a frame whose payload, at most [`MOST_AT_ONCE`] bytes, `read` puts in its place. Nothing is queued
     /// when it reads nothing or fails.
     pub(crate) fn send_data(
         &mut self,
         kind: Kind,
-        most: usize,
         read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
     ) -> Result<Result<usize, Errno>, ExecError> {
-        let frame = self.room(HEADER + most);
+        let frame = self.outbox.room(HEADER + MOST_AT_ONCE).map_err(no_memory)?;
         let (head, payload) = frame.split_at_mut(HEADER);
         let length = match read(payload) {
             Ok(0) => return Ok(Ok(0)),
-            Ok(length) => length.min(most),
+            Ok(length) => length,
             Err(errno) => return Ok(Err(errno)),
         };
         head.copy_from_slice(&header(kind, length)?);
-        self.end += HEADER + length;
+        self.outbox.queue(HEADER + length);
         Ok(Ok(length))
     }
 
     /// Queues a frame of bytes.
     pub(super) fn send_bytes(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), ExecError> {
-        let read = |room: &mut [u8]| {
-            room.copy_from_slice(bytes);
-            Ok(bytes.len())
-        };
-        self.send_data(kind, bytes.len(), read).map(|_| ())
+        self.push(&header(kind, bytes.len())?)?;
+        self.push(bytes)
     }
 
     /// Queues an empty frame of data, the end of a file or a tunnel.
     pub(crate) fn send_end(&mut self) -> Result<(), ExecError> {
-        let head = header(Kind::Data, 0)?;
-        self.room(HEADER).copy_from_slice(&head);
-        self.end += HEADER;
-        Ok(())
+        self.push(&header(Kind::Data, 0)?)
     }
 
     /// Whether everything queued has been sent.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.start == self.end
+        self.outbox.is_flushed()
     }
 
     /// Sends as much as the stream takes now.
     pub(crate) fn flush(&mut self) -> Result<(), ExecError> {
-        while self.start < self.end {
-            match rustix::io::write(&self.stream, &self.outbox[self.start..self.end]) {
-                Ok(0) | Err(Errno::PIPE | Errno::CONNRESET) => {
-                    return Err(ProtocolError::Closed.into());
-                }
-                Ok(written) => self.start += written,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(errno) => return Err(ProtocolError::Io(errno.into()).into()),
-            }
-        }
-        self.start = 0;
-        self.end = 0;
-        Ok(())
+        self.outbox.flush(self.stream.as_fd()).map_err(lost)
     }
 
     /// Sends the last message and everything before it.
@@ -154,13 +135,21 @@ impl Link {
         }
     }
 
-    /// `size` bytes of room behind what is queued.
-    fn room(&mut self, size: usize) -> &mut [u8] {
-        if self.outbox.len() < self.end + size {
-            self.outbox.resize(self.end + size, 0);
-        }
-        &mut self.outbox[self.end..self.end + size]
+    fn push(&mut self, bytes: &[u8]) -> Result<(), ExecError> {
+        self.outbox.push(bytes).map_err(no_memory)
     }
+}
+
+/// What the end of a stream means for its command.
+fn lost(errno: Errno) -> ExecError {
+    match errno {
+        Errno::PIPE | Errno::CONNRESET => ProtocolError::Closed.into(),
+        errno => ProtocolError::Io(errno.into()).into(),
+    }
+}
+
+fn no_memory(source: io::Error) -> ExecError {
+    ExecError::System { what: "memory for what the host is sent", source }
 }
 
 /// Makes reads and writes of `fd` return at once.

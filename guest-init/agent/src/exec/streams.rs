@@ -9,11 +9,7 @@ use cabana_protocol::{ExecReply, Kind, ProtocolError};
 use rustix::io::Errno;
 
 use super::ExecError;
-use super::link::Link;
-
-/// How much output is read at once: whole pages of a full pipe, and with the header not more than
-/// one vsock packet of 64 KiB.
-const OUTPUT_CHUNK: usize = 60 * 1024;
+use super::link::{Link, MOST_AT_ONCE};
 
 /// How many bytes are taken before the host is told.
 const TAKEN_CHUNK: usize = STDIN_WINDOW / 4;
@@ -138,9 +134,7 @@ impl Output {
             return Ok(0);
         };
         let read = match link {
-            Some(link) => {
-                link.send_data(self.kind, OUTPUT_CHUNK, |room| rustix::io::read(fd, room))?
-            }
+            Some(link) => link.send_data(self.kind, |room| rustix::io::read(fd, room))?,
             None => kept.read(self.kind, fd),
         };
         match read {
@@ -190,7 +184,7 @@ impl Kept {
     pub(super) fn give(&mut self, link: &mut Link) -> Result<(), ExecError> {
         self.length = 0;
         for (kind, bytes) in self.pieces.drain(..) {
-            for frame in bytes.chunks(OUTPUT_CHUNK) {
+            for frame in bytes.chunks(MOST_AT_ONCE) {
                 link.send_bytes(kind, frame)?;
             }
         }
@@ -198,7 +192,7 @@ impl Kept {
     }
 
     fn read(&mut self, kind: Kind, fd: &OwnedFd) -> Result<usize, Errno> {
-        let most = OUTPUT_CHUNK.min(OUTPUT_BUFFER.saturating_sub(self.length));
+        let most = MOST_AT_ONCE.min(OUTPUT_BUFFER.saturating_sub(self.length));
         if self.pieces.last().is_none_or(|(last, _)| *last != kind) {
             self.pieces.push((kind, Vec::new()));
         }

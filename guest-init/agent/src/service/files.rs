@@ -16,9 +16,6 @@ use super::refuse;
 use crate::exec::{ExecError, Link};
 use crate::session::Session;
 
-/// How much of a file is read at once.
-const CHUNK: usize = 60 * 1024;
-
 /// The bits of a mode that are carried over.
 const PERMISSIONS: u32 = 0o777;
 
@@ -144,7 +141,7 @@ fn send(link: &mut Link, base: &Path) -> Result<(), Stop> {
 fn send_bytes(link: &mut Link, file: &File) -> Result<(), Stop> {
     loop {
         link.drain()?;
-        let read = link.send_data(Kind::Data, CHUNK, |room| rustix::io::read(file, room))?;
+        let read = link.send_data(Kind::Data, |room| rustix::io::read(file, room))?;
         match read {
             Ok(0) => return Ok(link.send_end()?),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

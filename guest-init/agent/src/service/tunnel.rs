@@ -16,9 +16,6 @@ use crate::exec::{ExecError, Link};
 use crate::server::Server;
 use crate::session::Session;
 
-/// How much is read at once.
-const CHUNK: usize = 60 * 1024;
-
 /// How long a connection in the guest may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -248,7 +245,7 @@ fn relay(link: &mut Link, socket: &TcpStream, session: Option<&Session>) -> Resu
         }
         // To the host.
         if link.is_flushed() && !guest_ended {
-            match link.send_data(Kind::Data, CHUNK, |room| rustix::io::read(socket, room))? {
+            match link.send_data(Kind::Data, |room| rustix::io::read(socket, room))? {
                 Ok(0) => {
                     guest_ended = true;
                     link.send_end()?;
