@@ -33,9 +33,12 @@ const PACKAGES: [Package; 20] = [
 ];
 
 /// What one suite or one test works without and then says that it is skipped.
-const OPTIONAL: [Package; 2] = [
+const OPTIONAL: [Package; 5] = [
     ("device-tree-compiler", "a test reads our device trees with it"),
+    ("gcc-mingw-w64-x86-64", "links the tests for Windows"),
     ("qemu-system-arm", "the Arm lab's software CPU"),
+    ("qemu-user-static", "runs the unit tests for arm64"),
+    ("wine64", "runs the tests for Windows"),
 ];
 
 /// Installs what is missing; needs root or sudo only then.

@@ -1,5 +1,7 @@
-//! Clippy for the targets that nobody here runs, so that what is portable stays so.
+//! Clippy for the targets that nobody here runs, so that what is portable stays so, and a link where nothing can run
+//! (where it can, `cargo xtask test cross` links and runs the tests).
 
+use super::apple;
 use crate::cargo;
 use crate::failure::{Failure, succeed};
 use crate::progress::say;
@@ -47,9 +49,15 @@ const LINUX: &[&str] = &[
     "cabana-virtio",
 ];
 
+/// What compiles for a target.
+pub(crate) fn crates(target: &str) -> impl Iterator<Item = &'static str> {
+    let of = TARGETS.iter().find(|(name, _)| *name == target);
+    EVERYWHERE.iter().chain(of.into_iter().flat_map(|(_, beside)| *beside)).copied()
+}
+
 /// Lints every target that can be had, and names those that cannot.
 pub(super) fn check() -> Result<(), Failure> {
-    for (target, beside) in TARGETS {
+    for (target, _) in TARGETS {
         if !installed(target)? && !install(target) {
             say(&format!(
                 "check Cross: SKIPPED {target}: its standard library cannot be had (`rustup target add {target}`)"
@@ -58,11 +66,28 @@ pub(super) fn check() -> Result<(), Failure> {
         }
         let mut clippy = cargo::cargo();
         clippy.args(["clippy", "--quiet", "--all-targets", "--target", target]);
-        for package in EVERYWHERE.iter().chain(*beside) {
+        for package in crates(target) {
             clippy.args(["--package", package]);
         }
         succeed(clippy.args(["--", "-D", "warnings"]))?;
-        say(&format!("check Cross: {target}: {} crates", EVERYWHERE.len() + beside.len()));
+        say(&format!("check Cross: {target}: {} crates", crates(target).count()));
+        if target.ends_with("-apple-darwin") && !cfg!(target_os = "macos") {
+            link(target)?;
+        }
     }
+    Ok(())
+}
+
+/// Links the tests for a Mac.
+fn link(target: &str) -> Result<(), Failure> {
+    let mut build = cargo::cargo();
+    if let Err(why) = apple::link_with_stubs(&mut build, target) {
+        say(&format!("check Cross: SKIPPED the link for {target}: {why}"));
+        return Ok(());
+    }
+    build.args(["test", "--quiet", "--no-run", "--target", target]);
+    build.args(crates(target).flat_map(|package| ["--package", package]));
+    succeed(&mut build)?;
+    say(&format!("check Cross: {target}: the tests link"));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask check`: what no test can check.
 
-mod cross;
+mod apple;
+pub(crate) mod cross;
 mod layers;
 mod sources;
 
@@ -21,7 +22,7 @@ pub(crate) enum Check {
     Sources,
     /// Clippy warns of nothing.
     Clippy,
-    /// Clippy warns of nothing on other operating systems and processors.
+    /// Clippy warns of nothing on other operating systems and processors, and what is for Macs links.
     Cross,
     /// Licences and advisories of the dependencies, where cargo-deny is installed.
     Deny,

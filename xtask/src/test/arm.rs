@@ -11,7 +11,6 @@ use super::libtest::Report;
 use super::runner::{self, Place};
 use super::summary::Row;
 use crate::failure::Failure;
-use crate::progress::say;
 use crate::target::{install, installed};
 
 const NAME: &str = "hv (Arm lab)";
@@ -22,13 +21,16 @@ pub(super) fn run(cases: &mut Cases) -> Result<Row, Failure> {
     let architecture = Architecture::Arm64;
     let target = architecture.target();
     if !installed(target)? && !install(target) {
-        return Ok(skipped(&format!(
-            "the standard library for {target} cannot be had (`rustup target add {target}`)"
-        )));
+        return Ok(Row::skipped(
+            NAME,
+            &format!(
+                "the standard library for {target} cannot be had (`rustup target add {target}`)"
+            ),
+        ));
     }
     let lab = match super::start_lab(architecture) {
         Err(Failure::Lab(missing @ Error::Missing { .. })) => {
-            return Ok(skipped(&missing.to_string()));
+            return Ok(Row::skipped(NAME, &missing.to_string()));
         }
         lab => Place::Lab(architecture, RefCell::new(lab?)),
     };
@@ -45,10 +47,4 @@ pub(super) fn run(cases: &mut Cases) -> Result<Row, Failure> {
         cases.read(&binary.target, lab.name(), &output);
     }
     Ok(Row { name: NAME, report, seconds: start.elapsed().as_secs_f64() })
-}
-
-fn skipped(why: &str) -> Row {
-    say(&format!("xtask: SKIPPED {NAME}: {why}"));
-    let reasons = vec![format!("{NAME}: {why}")];
-    Row { name: NAME, report: Report { skipped: 1, reasons, ..Report::default() }, seconds: 0.0 }
 }

@@ -4,6 +4,7 @@
 mod arm;
 mod build;
 mod cases;
+mod cross;
 mod libtest;
 mod runner;
 mod summary;
@@ -39,10 +40,12 @@ pub(crate) enum Suite {
     Guest,
     /// The lab itself.
     Lab,
+    /// What is portable, on other systems and processors.
+    Cross,
 }
 
 impl Suite {
-    const ALL: [Self; 4] = [Self::Unit, Self::Hv, Self::Guest, Self::Lab];
+    const ALL: [Self; 5] = [Self::Unit, Self::Hv, Self::Guest, Self::Lab, Self::Cross];
 
     /// The suite of a test binary: by its package, and of the lab only what starts a machine.
     fn of(binary: &Binary) -> Self {
@@ -76,10 +79,10 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
         pjdfstest();
     }
     say("xtask: building the tests");
-    let binaries = if suites == [Suite::Hv] {
-        build::of(&["--package", "cabana-test-hv"])?
-    } else {
-        build::of(&["--workspace"])?
+    let binaries = match suites {
+        [Suite::Hv] => build::of(&["--package", "cabana-test-hv"])?,
+        [Suite::Cross] => Vec::new(),
+        _ => build::of(&["--workspace"])?,
     };
     let of = |suite| binaries.iter().filter(move |binary| Suite::of(binary) == suite);
 
@@ -125,6 +128,9 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     }
     if suites.contains(&Suite::Hv) {
         rows.push(arm::run(&mut cases)?);
+    }
+    if suites.contains(&Suite::Cross) {
+        rows.extend(cross::run()?);
     }
     print!("{}", cases.table());
     Ok(summary::print(&rows))

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cabana_lab::{Architecture, Lab};
 
 use super::build::Binary;
+use super::cross::Interpreter;
 use super::libtest::Report;
 use crate::failure::Failure;
 use crate::progress::say;
@@ -25,6 +26,8 @@ const LAB_SILENCE: Duration = Duration::from_secs(5 * 60);
 pub(super) enum Place {
     /// On this machine.
     Here,
+    /// On this machine, by what runs programs for another.
+    Through(Interpreter),
     /// In the lab of a processor, whose machine is replaced when it hangs.
     Lab(Architecture, RefCell<Lab>),
 }
@@ -34,6 +37,7 @@ impl Place {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Here => "here",
+            Self::Through(interpreter) => interpreter.name,
             Self::Lab(Architecture::X86_64, _) => "lab",
             Self::Lab(Architecture::Arm64, _) => "Arm lab",
         }
@@ -54,7 +58,13 @@ pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<(Report,
     }
     let start = Instant::now();
     let ended = match place {
-        Place::Here => here(binary, &arguments)?,
+        Place::Here => here(Command::new(&binary.executable), binary, &arguments)?,
+        Place::Through(interpreter) => {
+            let mut command = Command::new(interpreter.program);
+            command.arg(&binary.executable).envs(interpreter.environment.iter().cloned());
+            command.args(interpreter.unable.iter().flat_map(|(test, _)| ["--skip", test]));
+            here(command, binary, &arguments)?
+        }
         Place::Lab(architecture, lab) => {
             in_lab_or_anew(*architecture, lab, &name, binary, &arguments)?
         }
@@ -88,11 +98,10 @@ struct Ended {
     how: String,
 }
 
-/// Runs a binary on this machine.
-fn here(binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
+/// Runs a binary on this machine, by this command.
+fn here(mut command: Command, binary: &Binary, arguments: &[&str]) -> Result<Ended, Failure> {
     let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
     let both = writer.try_clone().map_err(Failure::file("a pipe"))?;
-    let mut command = Command::new(&binary.executable);
     command
         .args(arguments)
         .current_dir(&binary.folder)

@@ -4,12 +4,22 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use super::libtest::Report;
+use crate::progress::say;
 
 /// One suite's line.
 pub(super) struct Row {
     pub name: &'static str,
     pub report: Report,
     pub seconds: f64,
+}
+
+impl Row {
+    /// The line of a suite that cannot run here at all.
+    pub(super) fn skipped(name: &'static str, why: &str) -> Self {
+        say(&format!("xtask: SKIPPED {name}: {why}"));
+        let reasons = vec![format!("{name}: {why}")];
+        Self { name, report: Report { skipped: 1, reasons, ..Report::default() }, seconds: 0.0 }
+    }
 }
 
 /// Prints the summary; its last line has the totals alone. Success if nothing failed and something ran.
@@ -31,12 +41,12 @@ fn text(rows: &[Row], total: &Report) -> String {
     }
     let _ = writeln!(
         text,
-        "\n{:<12} {:>7} {:>7} {:>8} {:>8}",
+        "\n{:<13} {:>7} {:>7} {:>8} {:>8}",
         "suite", "passed", "failed", "skipped", "seconds"
     );
     for Row { name, report, seconds } in rows {
         let Report { passed, failed, skipped, .. } = report;
-        let _ = writeln!(text, "{name:<12} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}");
+        let _ = writeln!(text, "{name:<13} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}");
     }
     let Report { passed, failed, skipped, .. } = total;
     let _ = writeln!(text, "\n{passed} passed, {failed} failed, {skipped} skipped");
