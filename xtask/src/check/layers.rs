@@ -94,6 +94,7 @@ const MACHINE: &[&str] = &[
 const FREE: &[&str] = &[
     "xtask",
     "cabana-lab",
+    "cabana-shim-hvf",
     "cabana-shim-whp",
     "cabana-test-hv",
     "cabana-test-guest",
