@@ -7,15 +7,18 @@ use crate::{Guest, layout};
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;
+/// Memory is whole pages of every hypervisor: those of Apple's are the largest.
+const LARGEST_PAGE: u64 = 16 << 10;
 
 /// Zeroed memory for [`layout::EXTRA`]. A case declares it before its guest, so that it goes after it.
 #[derive(Debug)]
 pub struct Extra(Mapping);
 
 impl Extra {
-    /// As many pages.
+    /// As many pages, or a few more.
     pub fn new(pages: u64) -> Self {
-        Self(Mapping::anonymous((pages * PAGE) as usize).expect("memory"))
+        let len = (pages * PAGE).next_multiple_of(LARGEST_PAGE);
+        Self(Mapping::anonymous(len as usize).expect("memory"))
     }
 
     /// A byte of it.

@@ -29,7 +29,7 @@ mod arch {
 }
 
 use std::cell::Cell;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cabana_hv::{Hypervisor, Probe, Verdict};
 
@@ -52,6 +52,10 @@ pub struct Backend {
     probe: &'static OnceLock<Probe>,
     /// It stands on another one, which must run on a processor for a reason.
     over: Option<Below>,
+    /// Bytes of the pages in which memory is mapped and tracked.
+    pub page: u64,
+    /// A process has one VM at a time, for which cases wait here.
+    one_vm: Option<&'static Mutex<()>>,
 }
 
 impl Backend {
@@ -123,6 +127,7 @@ pub fn on_every_backend(name: &str, needs: Needs, case: impl Fn(&Backend)) {
             continue;
         }
         let _told = Told { case: name, backend: backend.name };
+        let _alone = backend.one_vm.map(|vm| vm.lock().unwrap_or_else(PoisonError::into_inner));
         case(backend);
         ran = true;
     }

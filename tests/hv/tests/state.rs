@@ -176,8 +176,8 @@ payload!(payload_echo:
 case!(an_unanswered_read_is_read_again, |backend| {
     let guest = Guest::new(backend, payload_echo());
     let ask = VmExit::PioRead { port: 0x10, size: 4 };
-    cases::an_unanswered_read_is_read_again(&guest, ask, said, |guest, runner| {
-        moved(backend, guest, payload_echo(), runner)
+    cases::an_unanswered_read_is_read_again(guest, ask, said, |guest, mut runner| {
+        moved(backend, &guest, payload_echo(), &mut runner)
     });
 });
 

@@ -13,6 +13,7 @@ const EVERYWHERE: &[&str] = &[
     "cabana-bus",
     "cabana-egress",
     "cabana-hv",
+    "cabana-hv-hvf",
     "cabana-hv-x86",
     "cabana-os",
     "cabana-platform",

@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-memory", &["os"]),
     ("cabana-bus", &["os"]),
     ("cabana-hv", &["bus", "memory", "os"]),
+    ("cabana-hv-hvf", &["hv", "os"]),
     ("cabana-hv-kvm", &["hv", "memory", "os"]),
     ("cabana-hv-whp", &["hv", "hv-x86", "os"]),
     ("cabana-hv-x86", &["hv"]),
@@ -93,6 +94,7 @@ const MACHINE: &[&str] = &[
 const FREE: &[&str] = &[
     "xtask",
     "cabana-lab",
+    "cabana-shim-hvf",
     "cabana-shim-whp",
     "cabana-test-hv",
     "cabana-test-guest",

@@ -61,7 +61,7 @@ fn offences(path: &Path, text: &str) -> Vec<String> {
             offence("opens `unsafe` without a comment that gives the reason");
         }
     }
-    let backends = ["cabana_hv_kvm", "cabana_hv_whp"];
+    let backends = ["cabana_hv_hvf", "cabana_hv_kvm", "cabana_hv_whp"];
     if backends.iter().any(|backend| text.contains(backend)) && !may_name_backends(path) {
         offence("names a hypervisor's backend");
     }
@@ -92,8 +92,15 @@ fn has_reason(text: &str) -> bool {
 /// The one place of the product that chooses a backend, the backends themselves, and what stands
 /// beside the house.
 fn may_name_backends(path: &Path) -> bool {
-    let places =
-        ["vmm/sandbox/src/backend.rs", "vmm/hv-kvm", "vmm/hv-whp", "xtask", "tests", "benches"];
+    let places = [
+        "vmm/sandbox/src/backend.rs",
+        "vmm/hv-hvf",
+        "vmm/hv-kvm",
+        "vmm/hv-whp",
+        "xtask",
+        "tests",
+        "benches",
+    ];
     places.iter().any(|place| path.starts_with(place))
 }
 

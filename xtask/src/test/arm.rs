@@ -37,6 +37,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<Row, Failure> {
     let suite = [
         ["--package", "cabana-test-hv"],
         ["--test", "arm64"],
+        ["--test", "hvf_shim"],
         ["--test", "linux_arm64"],
         ["--target", target],
     ];

@@ -4,22 +4,24 @@ use cabana_hv::VmExit;
 
 use crate::{Guest, Runner};
 
-/// `moved` makes a new VM whose vCPU goes on where this one stands.
+/// `moved` makes a new VM whose vCPU goes on where this one stands, which is gone then.
 pub fn an_unanswered_read_is_read_again(
-    guest: &Guest,
+    guest: Guest,
     ask: VmExit,
     said: impl Fn(u32) -> VmExit,
-    moved: impl FnOnce(&Guest, &mut Runner) -> (Guest, Runner),
+    moved: impl FnOnce(Guest, Runner) -> (Guest, Runner),
 ) {
     let mut runner = guest.start();
     assert_eq!(runner.run(), ask);
     assert_eq!(runner.data(3), said(3));
     assert_eq!(runner.run(), ask);
-    let (_copy, mut there) = moved(guest, &mut runner);
-    assert_eq!(there.run(), ask);
-    assert_eq!(there.data(4), said(7));
-    // The old one can go on, too.
+    // Who was asked for a state can go on.
+    runner.vcpu.state().unwrap();
     assert_eq!(runner.data(5), said(8));
+    assert_eq!(runner.run(), ask);
+    let (_copy, mut there) = moved(guest, runner);
+    assert_eq!(there.run(), ask);
+    assert_eq!(there.data(4), said(12));
 }
 
 /// In the same VM.

@@ -22,12 +22,21 @@ pub fn backends() -> Vec<Backend> {
     // An instruction emulator does what the guest asks before it tells.
     let processor = "its shim needs a KVM that runs guests on a processor";
     vec![
-        Backend { name: "KVM x86-64", open: || Box::new(Kvm::new()), probe: &KVM, over: None },
+        Backend {
+            name: "KVM x86-64",
+            open: || Box::new(Kvm::new()),
+            probe: &KVM,
+            over: None,
+            page: 4096,
+            one_vm: None,
+        },
         Backend {
             name: "WHP x86-64 (shim)",
             open: || Box::new(cabana_shim_whp::platform()),
             probe: &WHP,
             over: Some((kvm, processor)),
+            page: 4096,
+            one_vm: None,
         },
     ]
 }

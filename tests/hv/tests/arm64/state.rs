@@ -8,17 +8,15 @@ use cabana_hv::{HvError, VmExit};
 use cabana_test_hv::cases::state as cases;
 use cabana_test_hv::{Backend, Guest, Payload, Runner, case, layout, payload};
 
-/// A new VM with a copy of `guest`'s RAM and interrupt controller; its vCPU goes on where `runner`'s stands.
-fn moved(
-    backend: &Backend,
-    guest: &Guest,
-    payload: Payload,
-    runner: &mut Runner,
-) -> (Guest, Runner) {
+/// A new VM with a copy of `guest`'s RAM and interrupt controller; its vCPU goes on where `runner`'s stood. The old
+/// one is gone before: not every hypervisor has two in a process.
+fn moved(backend: &Backend, guest: Guest, payload: Payload, mut runner: Runner) -> (Guest, Runner) {
     let (state, gic) = (runner.vcpu.state().unwrap(), guest.vm.gic_state().unwrap());
+    let ram = guest.read(layout::RAM, (layout::RAM_END - layout::RAM) as usize);
+    drop(runner);
+    drop(guest);
     let copy = Guest::new(backend, payload);
-    let len = (layout::RAM_END - layout::RAM) as usize;
-    copy.write(layout::RAM, &guest.read(layout::RAM, len));
+    copy.write(layout::RAM, &ram);
     let runner = copy.resume(&state);
     copy.vm.set_gic_state(&gic).unwrap();
     (copy, runner)
@@ -122,13 +120,12 @@ case!(all_registers_move_to_a_new_vm, |backend| {
     let guest = Guest::new(backend, payload_marks());
     let mut runner = guest.start();
     assert_eq!(runner.run(), said(1));
-    let (copy, mut runner) = moved(backend, &guest, payload_marks(), &mut runner);
+    let (copy, mut runner) = moved(backend, guest, payload_marks(), runner);
     runner.expect_end();
     for (at, mark) in MARKS.into_iter().enumerate() {
         let found = copy.read_u64(layout::DATA + 8 * at as u64);
         assert_eq!(found, mark, "mark {at}: {found:#x}");
     }
-    assert_eq!(guest.read_u64(layout::DATA), 0, "the old VM stands still");
 });
 
 case!(a_state_that_is_set_reads_back, |backend| {
@@ -137,7 +134,7 @@ case!(a_state_that_is_set_reads_back, |backend| {
     assert_eq!(runner.run(), said(1));
     let saved = runner.vcpu.state().unwrap();
     let gic = guest.vm.gic_state().unwrap();
-    let (copy, mut runner) = moved(backend, &guest, payload_marks(), &mut runner);
+    let (copy, mut runner) = moved(backend, guest, payload_marks(), runner);
     let again = runner.vcpu.state().unwrap();
     assert_eq!((&again.regs, &again.simd, again.off), (&saved.regs, &saved.simd, saved.off));
     assert_eq!(again.system, saved.system);
@@ -159,7 +156,7 @@ case!(an_unanswered_read_is_read_again, |backend| {
     let guest = Guest::new(backend, payload_moved_echo());
     let ask = VmExit::MmioRead { addr: layout::DEVICE, size: 4 };
     cases::an_unanswered_read_is_read_again(
-        &guest,
+        guest,
         ask,
         |sum: u32| said(sum.into()),
         |guest, runner| moved(backend, guest, payload_moved_echo(), runner),
@@ -207,7 +204,7 @@ case!(an_interrupt_on_its_way_arrives_in_the_new_vm, |backend| {
     assert_eq!(runner.run(), said(1));
     guest.vm.irq_line(5, true).unwrap();
     guest.vm.irq_line(5, false).unwrap();
-    let (_copy, mut runner) = moved(backend, &guest, payload_moved_wait(), &mut runner);
+    let (_copy, mut runner) = moved(backend, guest, payload_moved_wait(), runner);
     runner.expect(&[(said(layout::interrupt(5)), 0)]);
 });
 
@@ -216,7 +213,7 @@ case!(a_waiting_vcpu_wakes_in_the_new_vm, |backend| {
     guest.handler(payload_came());
     let mut runner = guest.start();
     assert_eq!(runner.run(), said(1));
-    let (copy, mut runner) = moved(backend, &guest, payload_moved_wait(), &mut runner);
+    let (copy, mut runner) = moved(backend, guest, payload_moved_wait(), runner);
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(Duration::from_millis(30));
@@ -263,7 +260,7 @@ case!(a_timer_fires_in_the_new_vm, |backend| {
     guest.handler(payload_moved_timer_came());
     let mut runner = guest.start();
     assert_eq!(runner.run(), said(1));
-    let (_copy, mut runner) = moved(backend, &guest, payload_moved_timer(), &mut runner);
+    let (_copy, mut runner) = moved(backend, guest, payload_moved_timer(), runner);
     runner.expect(&[(said(27), 0)]);
 });
 
