@@ -4,10 +4,13 @@
 //! VPN, mDNS, a company's name service, DNS64 on hosts without IPv4) then holds for guests too, on every operating
 //! system and as it changes. It blocks, hence the threads, and tells no lifetimes, hence one lifetime for all
 //! answers.
+//!
+//! A guest has both families of addresses, whatever the host has, and prefers one by its own addresses. So addresses
+//! that this host has no way to at the moment are left out while there are others.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -44,8 +47,16 @@ impl Resolver for HostResolver {
                 addresses.push(address);
             }
         }
-        Ok(addresses)
+        let near: Vec<_> = addresses.iter().copied().filter(|to| has_way(*to)).collect();
+        Ok(if near.is_empty() { addresses } else { near })
     }
+}
+
+/// Whether there is a route to an address. No packet leaves for it.
+fn has_way(to: IpAddr) -> bool {
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((to, 9))).is_ok()
 }
 
 /// `std` keeps of `getaddrinfo`'s error only the text: `EAI_AGAIN` is the one that is worth another try.

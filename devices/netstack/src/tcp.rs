@@ -17,6 +17,11 @@ use crate::packet::ETHERNET;
 /// A guest that says nothing is asked this often whether it is still there: a network namespace that has
 /// vanished closes nothing.
 const KEEP_ALIVE: Span = Span::from_secs(75);
+/// The same while there is something for it to take. smoltcp (0.14) lets its timers rest when bytes that are on their
+/// way must be sent again and the guest, which had offered room for them, has taken the offer back. Linux does that when
+/// it is short of memory, and does not say by itself when it no longer is. Its answers to these questions do: they bring
+/// a window, or are the repeated acknowledgements that have the bytes sent again.
+const ASK_AGAIN: Span = Span::from_secs(1);
 /// A guest that answers nothing for this long is gone.
 const TIMEOUT: Span = Span::from_secs(600);
 
@@ -124,6 +129,8 @@ pub(crate) struct Connection {
     /// When both had: the clock stands still from then on for smoltcp, which would throw away what nobody has
     /// read yet.
     over_since: Option<Duration>,
+    /// The guest's last segment offered no room.
+    shut: bool,
     /// Bytes of both buffers.
     pub(crate) memory: usize,
 }
@@ -197,6 +204,7 @@ impl Connection {
             guest_ended: false,
             ended: false,
             over_since: None,
+            shut: false,
             memory: 2 * buffer,
         }
     }
@@ -211,6 +219,8 @@ impl Connection {
 
     /// Takes a packet of the guest's; what must be answered at once stands in `outbox`.
     pub(crate) fn input(&mut self, now: Duration, packet: &[u8], outbox: &mut Outbox) {
+        self.set_keep_alive(self.shut);
+        self.shut = offers_nothing(packet);
         let mut port = Port { shape: self.shape, packet: Some(packet), outbox };
         self.interface.poll_ingress_single(instant(now), &mut port, &mut self.sockets);
         let state = self.socket_ref().state();
@@ -223,10 +233,18 @@ impl Connection {
 
     /// Puts the next packet for the guest into `outbox`; false if there is none now.
     pub(crate) fn output(&mut self, now: Duration, outbox: &mut Outbox) -> bool {
+        self.set_keep_alive(true);
         let mut port = Port { shape: self.shape, packet: None, outbox };
         let now = self.over_since.unwrap_or(now);
         self.interface.poll_egress(instant(now), &mut port, &mut self.sockets);
         outbox.len > 0
+    }
+
+    /// Says how soon smoltcp asks the guest, should it begin to rest now: `soon` if there is something to take.
+    fn set_keep_alive(&mut self, soon: bool) {
+        let socket = self.socket();
+        let soon = soon && socket.send_queue() > 0;
+        socket.set_keep_alive(Some(if soon { ASK_AGAIN } else { KEEP_ALIVE }));
     }
 
     /// When [`Connection::output`] has something without anybody having done anything.
@@ -299,6 +317,15 @@ impl Connection {
         self.ended = false;
         self.socket().abort();
     }
+}
+
+/// Whether a TCP packet's window is shut.
+fn offers_nothing(whole: &[u8]) -> bool {
+    let header = match whole.first() {
+        Some(first) if first >> 4 == 4 => usize::from(first & 0xf) * 4,
+        _ => 40,
+    };
+    whole.get(header + 14..header + 16) == Some(&[0, 0])
 }
 
 fn instant(now: Duration) -> Instant {

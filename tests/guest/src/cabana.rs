@@ -195,8 +195,13 @@ impl Running {
     }
 
     /// Waits for its end, and makes sure that nothing of it is left.
-    pub fn end(mut self) -> Ended {
-        let end = Instant::now() + LIMIT;
+    pub fn end(self) -> Ended {
+        self.end_within(LIMIT)
+    }
+
+    /// The same for what takes long.
+    pub fn end_within(mut self, limit: Duration) -> Ended {
+        let end = Instant::now() + limit;
         self.stdin = None;
         let status = loop {
             match self.child.try_wait().expect("its status") {

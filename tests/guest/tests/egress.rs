@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
+use cabana_store::{Kind, Store};
 use cabana_test_guest::host;
 use cabana_test_guest::namespaces::{EVIL, METADATA, MIRROR, PRIVATE, in_namespaces, run};
 use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
@@ -29,13 +31,14 @@ impl Mirrors {
         let hosts = root.join("hosts");
         fs::write(
             &hosts,
-            format!("{MIRROR} pypi.test git.test deb.test other.test\n127.0.0.1 sly.pypi.test sly.git.test\n{EVIL} evil.test\n"),
+            format!("{MIRROR} pypi.test git.test deb.test npm.test other.test\n127.0.0.1 sly.pypi.test sly.git.test\n{EVIL} evil.test\n"),
         )
         .unwrap();
         run("mount", &["--bind", hosts.to_str().unwrap(), "/etc/hosts"]);
         fs::create_dir_all(root.join("www/simple/hello-cabana")).unwrap();
         debian_package(root);
         git_repository(root);
+        npm_package(root);
         let www = Arc::new(root.join("www"));
         let (authority, tls) = certificates(root);
         serve(80, Arc::clone(&www), None);
@@ -84,6 +87,23 @@ fn git_repository(root: &Path) {
     git(&["-C", bare, "update-server-info"]);
 }
 
+fn npm_package(root: &Path) {
+    let package = root.join("npm/package");
+    fs::create_dir_all(&package).unwrap();
+    fs::write(package.join("index.js"), "console.log('installed by npm')\n").unwrap();
+    let named = "\"name\": \"hello-cabana\", \"version\": \"1.0.0\"";
+    fs::write(package.join("package.json"), format!("{{{named}}}")).unwrap();
+    let (packed, from) = (root.join("www/hello-cabana.tgz"), root.join("npm"));
+    run("tar", &["-czf", packed.to_str().unwrap(), "-C", from.to_str().unwrap(), "package"]);
+    // What a registry says of a package.
+    let version =
+        format!("{{{named}, \"dist\": {{\"tarball\": \"https://npm.test/hello-cabana.tgz\"}}}}");
+    let about = format!(
+        "{{\"name\": \"hello-cabana\", \"dist-tags\": {{\"latest\": \"1.0.0\"}}, \"versions\": {{\"1.0.0\": {version}}}}}"
+    );
+    fs::write(root.join("www/hello-cabana"), about).unwrap();
+}
+
 fn certificates(root: &Path) -> (PathBuf, Arc<ServerConfig>) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -93,7 +113,7 @@ fn certificates(root: &Path) -> (PathBuf, Arc<ServerConfig>) {
     fs::write(&authority, params.self_signed(&key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(params, key);
     let key = KeyPair::generate().unwrap();
-    let names = ["pypi.test", "git.test"].map(str::to_owned).to_vec();
+    let names = ["pypi.test", "git.test", "npm.test"].map(str::to_owned).to_vec();
     let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     let config =
@@ -253,6 +273,55 @@ fn package_managers_fail_with_a_reason_without_rules() {
         let part = format!("dns {name} []: denied: no rule allows it");
         assert!(shown.contains(&part), "{part} is missing in\n{shown}");
     }
+}
+
+/// Node.js reads thousands of files before npm says anything.
+const NPM_LIMIT: Duration = Duration::from_secs(600);
+const NPM: &str = r#"
+exec 2>&1
+mkdir /tmp/app; cd /tmp/app
+export npm_config_audit=false npm_config_update_notifier=false npm_config_fetch_retries=0
+npm install --registry https://npm.test/ hello-cabana; echo "npm $?"
+[ ! -e node_modules/hello-cabana ] || node -e 'require("hello-cabana")'
+"#;
+
+#[test]
+#[ignore = "takes minutes in the lab"]
+fn npm_installs_through_a_rule() {
+    npm("npm_installs_through_a_rule", true);
+}
+
+#[test]
+#[ignore = "takes minutes in the lab"]
+fn npm_fails_with_a_reason_without_a_rule() {
+    npm("npm_fails_with_a_reason_without_a_rule", false);
+}
+
+fn npm(test: &str, allowed: bool) {
+    if host().is_none() || !in_namespaces(test) {
+        return;
+    }
+    let Some(host) = host() else { return };
+    if Store::open().unwrap().find(Kind::Image, "tools").is_err() {
+        return println!(
+            "skipped: there is no image `tools` in the store; `cargo xtask test` builds it"
+        );
+    }
+    let mirrors = Mirrors::new();
+    let log = mirrors.folder.path().join("net.jsonl");
+    let mut words = vec!["run", "--host-trust", "--net-log", log.to_str().unwrap()];
+    words.extend(["--image", "tools", "--memory", "1G"]);
+    words.extend(if allowed { &["--allow", "npm.test"][..] } else { &[] });
+    words.extend(["--", "sh", "-c", NPM]);
+    let call = host.cabana(words).env("SSL_CERT_FILE", &mirrors.authority);
+    let text = call.start().end_within(NPM_LIMIT).succeeded();
+    if allowed {
+        assert!(text.ends_with("npm 0\ninstalled by npm\n"), "{text}");
+        return;
+    }
+    assert!(text.contains("ENOTFOUND") && !text.contains("npm 0"), "{text}");
+    let shown = host.cabana(["net", "log", "--denied", log.to_str().unwrap()]).end().succeeded();
+    assert!(shown.contains("dns npm.test []: denied: no rule allows it"), "{shown}");
 }
 
 /// What arrived where nothing should.

@@ -23,7 +23,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Set in the process that runs in the namespace.
 const INSIDE: &str = "CABANA_TEST_NAMESPACE";
 
-/// Runs the rest of a test in a network namespace of its own, in a process of its own: whether this is it. In the
+/// What a test has for itself.
+const NAMESPACES: [&str; 3] = ["--net", "--mount", "--map-root-user"];
+
+/// Runs the rest of a test in namespaces of its own, in a process of its own: whether this is it. In the
 /// outer process the inner one has passed when this returns, or cannot be made, which is said.
 pub(crate) fn in_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
@@ -44,9 +47,7 @@ pub(crate) fn in_namespace(test: &str) -> bool {
         }
         return true;
     }
-    let unshare = |command: &mut Command| {
-        command.args(["--net", "--map-root-user"]).env(INSIDE, "1").status()
-    };
+    let unshare = |command: &mut Command| command.args(NAMESPACES).env(INSIDE, "1").status();
     if !unshare(Command::new("unshare").arg("true")).is_ok_and(|status| status.success()) {
         // Root needs no user namespace, which some hosts forbid.
         let root = Command::new("unshare").args(["--net", "true"]).status();
@@ -57,7 +58,7 @@ pub(crate) fn in_namespace(test: &str) -> bool {
     }
     let this = std::env::current_exe().unwrap();
     let status = Command::new("unshare")
-        .args(["--net", "--map-root-user"])
+        .args(NAMESPACES)
         .arg(this)
         .args([test, "--exact", "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")

@@ -59,8 +59,37 @@ pub(crate) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
         timestamp: None,
         payload: &[],
     };
-    ip(from.ip(), to.ip(), IpProtocol::Tcp, repr.buffer_len(), |bytes| {
-        let (source, destination) = (IpAddress::from(from.ip()), IpAddress::from(to.ip()));
+    tcp(from.ip(), to.ip(), &repr)
+}
+
+/// A segment that opens nothing: its place in the stream, what it acknowledges, and the window that it offers.
+pub(crate) fn segment(
+    from: SocketAddr,
+    to: SocketAddr,
+    seq_number: TcpSeqNumber,
+    ack_number: TcpSeqNumber,
+    window_len: u16,
+) -> Vec<u8> {
+    let repr = TcpRepr {
+        src_port: from.port(),
+        dst_port: to.port(),
+        control: TcpControl::None,
+        seq_number,
+        ack_number: Some(ack_number),
+        window_len,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    tcp(from.ip(), to.ip(), &repr)
+}
+
+fn tcp(from: IpAddr, to: IpAddr, repr: &TcpRepr<'_>) -> Vec<u8> {
+    ip(from, to, IpProtocol::Tcp, repr.buffer_len(), |bytes| {
+        let (source, destination) = (IpAddress::from(from), IpAddress::from(to));
         let packet = &mut TcpPacket::new_unchecked(bytes);
         repr.emit(packet, &source, &destination, &ChecksumCapabilities::default());
     })
@@ -96,6 +125,13 @@ pub(crate) fn as_tcp(frame: &[u8]) -> Option<(u16, bool, bool, bool)> {
     let packet = ipv4(frame, IpProtocol::Tcp)?;
     let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
     Some((tcp.dst_port(), tcp.syn(), tcp.ack(), tcp.rst()))
+}
+
+/// Place, flags (SYN, FIN) and payload of a segment to the guest.
+pub(crate) fn as_stream(frame: &[u8]) -> Option<(TcpSeqNumber, bool, bool, Vec<u8>)> {
+    let packet = ipv4(frame, IpProtocol::Tcp)?;
+    let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
+    Some((tcp.seq_number(), tcp.syn(), tcp.fin(), tcp.payload().to_vec()))
 }
 
 fn ipv4(frame: &[u8], protocol: IpProtocol) -> Option<Ipv4Packet<&[u8]>> {
