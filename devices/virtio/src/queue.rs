@@ -217,6 +217,20 @@ impl Queue {
         Ok(self.ram.load_u16(self.avail_index())? != self.next_avail.0)
     }
 
+    /// Asks for a notification once `count` more buffers are there, or for none where the driver cannot do
+    /// that. True if so many came in the meantime: look again.
+    pub fn delay_doorbell(&mut self, count: u16) -> Result<bool, QueueError> {
+        if !self.event_idx {
+            return Ok(false);
+        }
+        let avail_event = GuestAddress(self.layout.used + 4 + 8 * u64::from(self.layout.size));
+        let last = self.next_avail + Wrapping(count.saturating_sub(1));
+        self.ram.store_u16(avail_event, last.0)?;
+        fence(Ordering::SeqCst);
+        let offered = Wrapping(self.ram.load_u16(self.avail_index())?) - self.next_avail;
+        Ok(offered.0 >= count)
+    }
+
     fn avail_index(&self) -> GuestAddress {
         GuestAddress(self.layout.avail + 2)
     }
