@@ -171,11 +171,12 @@ fn serve_round(
     served: &mut bool,
 ) -> Result<bool, QueueError> {
     queue.disable_doorbell()?;
+    let mut chain = Chain::new(queue.ram().clone(), 0);
     for _ in 0..queue.size() {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let Some(chain) = queue.pop()? else {
+        if !queue.pop_into(&mut chain)? {
             let more = match lazy {
                 Some(lazy) if *served => {
                     lazy.timer.set(Some(lazy.pause));
@@ -187,7 +188,7 @@ fn serve_round(
                 continue;
             }
             return Ok(false);
-        };
+        }
         let Some(written) = serve(&chain) else {
             queue.unpop();
             return Ok(false);

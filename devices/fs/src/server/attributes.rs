@@ -119,7 +119,12 @@ impl FileServer {
             self.shares.attr()
         } else {
             let node = self.nodes.get(header.nodeid)?;
-            self.attr(&node.share, &node.handle.attributes()?)
+            // A journal knows its names for an inode by the inode's birth too.
+            let stat = match node.share.observer.journal {
+                None => node.handle.attributes()?,
+                Some(_) => node.handle.stat()?,
+            };
+            self.attr(&node.share, &stat)
         };
         put_attr(reply, attr)
     }
@@ -221,7 +226,6 @@ impl FileServer {
 
     /// An inode as the guest sees it. Set-ID bits and device numbers stay on the host.
     fn attr(&self, share: &Attached, stat: &Stat) -> wire::Attr {
-        let stat = share.observer.without_own_names(stat);
         let mine = |id: u32, own: u32| if id == own { MINE } else { NOBODY };
         wire::Attr {
             ino: self.numbers.number(stat.device, stat.ino),
@@ -234,7 +238,7 @@ impl FileServer {
             mtimensec: stat.modified.nsec,
             ctimensec: stat.changed.nsec,
             mode: stat.mode & (mode::TYPE | mode::PERMISSIONS),
-            nlink: stat.links,
+            nlink: share.observer.links(stat),
             uid: mine(stat.uid, self.owner.uid),
             gid: mine(stat.gid, self.owner.gid),
             rdev: 0,
