@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cabana_bus::{Persist, SavedState, StateError};
 use cabana_memory::MemoryError;
@@ -29,6 +30,9 @@ const CONFIG_LEN: u32 = 40;
 const QUEUE_SIZE: u16 = 1024;
 /// Entries of queue 0: each of its requests is small and has no answer.
 const FORGET_SIZE: u16 = 64;
+/// How long the guest's forgetting may wait for more of it. It keeps files that are deleted from being
+/// freed, and the guest's unmounting from its end.
+const FORGET_PAUSE: Duration = Duration::from_millis(2);
 
 /// The device. Queue 0 is for FORGET and the like; the others are for requests, each served by a
 /// loop of its own.
@@ -79,7 +83,11 @@ impl VirtioDevice for FsDevice {
             return Err(StartError::NoSuchQueue(index));
         };
         let server = Arc::clone(&self.server);
-        *slot = Some(ServedQueue::start(events, context, move |chain| serve(&server, chain))?);
+        let serve = move |chain: &Chain| serve(&server, chain);
+        *slot = Some(match index {
+            0 => ServedQueue::start_lazy(events, context, FORGET_PAUSE, serve)?,
+            _ => ServedQueue::start(events, context, serve)?,
+        });
         Ok(())
     }
 

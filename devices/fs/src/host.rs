@@ -20,6 +20,7 @@ use rustix::fs::{
     SeekFrom, Statx, StatxFlags, Timespec, Timestamps, XattrFlags,
 };
 
+use crate::host_names::NameRules;
 use crate::names::{NAME_MAX, Name, TARGET_MAX};
 use crate::wire::{self, Errno, Result};
 
@@ -41,6 +42,10 @@ impl From<io::Error> for Errno {
         }
     }
 }
+
+/// What this host's file systems make of names. Those of Linux that ignore case say so of single folders,
+/// and find a name by any case of it themselves.
+pub(crate) const NAME_RULES: NameRules = NameRules::LINUX;
 
 /// The process's owner: what it makes belongs to them.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +99,11 @@ impl Stat {
 
     pub(crate) fn kind(&self) -> u32 {
         self.mode & wire::mode::TYPE
+    }
+
+    /// Is it said of the same inode, found through the same mount?
+    fn is_of(&self, other: &Self) -> bool {
+        (self.mount, self.device, self.ino) == (other.mount, other.device, other.ino)
     }
 
     fn of(fd: impl AsFd) -> Result<Self> {
@@ -215,6 +225,16 @@ impl Handle {
         Ok(Self(rustix::fs::open(magic_link(file).path(), flags, Mode::empty())?))
     }
 
+    /// A handle of the inode that `file` has open and that was just made in this directory as `name`.
+    /// By its name it takes less than through /proc, unless the host has it moved or replaced already.
+    pub(crate) fn of_made(&self, name: Name, file: &File, made: &Stat) -> Result<Self> {
+        let by_name = self.child(name).and_then(|handle| Ok((handle.stat()?, handle)));
+        match by_name {
+            Ok((found, handle)) if found.is_of(made) => Ok(handle),
+            _ => Self::of_file(file),
+        }
+    }
+
     pub(crate) fn stat(&self) -> Result<Stat> {
         Stat::of(&self.0)
     }
@@ -259,8 +279,8 @@ impl Handle {
         Ok(rustix::fs::open(magic_link(&self.0).path(), flags, Mode::empty())?.into())
     }
 
-    /// Makes a file that did not exist; it gets just the permissions `mode`.
-    pub(crate) fn create(&self, name: Name, mode: u32, access: Access) -> Result<File> {
+    /// Makes a file that did not exist; it gets just the permissions `mode`. Also what the host says of it.
+    pub(crate) fn create(&self, name: Name, mode: u32, access: Access) -> Result<(File, Stat)> {
         let flags = access.flags() | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let fd = rustix::fs::openat2(&self.0, name.as_c_str(), flags, permissions(mode), resolve)?;
@@ -268,7 +288,7 @@ impl Handle {
     }
 
     /// Makes a file without a name on this directory's file system.
-    pub(crate) fn create_unnamed(&self, mode: u32, access: Access) -> Result<File> {
+    pub(crate) fn create_unnamed(&self, mode: u32, access: Access) -> Result<(File, Stat)> {
         let flags = access.flags() | OFlags::TMPFILE;
         let fd = rustix::fs::open(magic_link(&self.0).path(), flags, permissions(mode))?;
         past_umask(fd.into(), mode)
@@ -520,9 +540,11 @@ fn permissions(mode: u32) -> Mode {
 }
 
 /// The guest has applied its own umask; this process's has no say.
-fn past_umask(file: File, mode: u32) -> Result<File> {
-    if Stat::of(&file)?.mode & wire::mode::PERMISSIONS != mode & wire::mode::PERMISSIONS {
+fn past_umask(file: File, mode: u32) -> Result<(File, Stat)> {
+    let mut stat = Stat::of(&file)?;
+    if (stat.mode ^ mode) & wire::mode::PERMISSIONS != 0 {
         rustix::fs::fchmod(&file, permissions(mode))?;
+        stat = Stat::of(&file)?;
     }
-    Ok(file)
+    Ok((file, stat))
 }

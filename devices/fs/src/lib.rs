@@ -32,6 +32,7 @@ mod coherence;
 mod device;
 mod handles;
 mod host;
+mod host_names;
 mod message;
 mod names;
 mod nodes;
@@ -43,6 +44,7 @@ mod watch;
 pub mod wire;
 
 pub use device::{FsDevice, TAG};
+pub use host_names::NameRules;
 pub use message::{Reply, ReplyBuffer, Request};
 pub use server::{FileServer, Limits};
 pub use share::{Share, ShareError};

@@ -64,7 +64,8 @@ pub(crate) fn read_rest(request: &mut impl Request, max: usize) -> Result<Bytes>
     if request.left() > max {
         return Err(Errno::EINVAL);
     }
-    let mut bytes = Bytes::from_elem(0, request.left());
+    let mut bytes = Bytes::new();
+    bytes.resize(request.left(), 0);
     request.take(&mut bytes)?;
     Ok(bytes)
 }

@@ -16,6 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
 use crate::coherence::Cached;
 use crate::host::{Handle, Stat};
+use crate::host_names::NameRules;
 use crate::names::Name;
 use crate::share::Attached;
 use crate::wire::{self, Errno, Result};
@@ -79,10 +80,10 @@ impl Node {
 /// What [`NodeTable::seen_in`] finds.
 pub(crate) type Seen = FxHashMap<(u64, u64), Arc<Node>>;
 
-/// A name in few bits, to find nodes by; two names may have the same.
-pub(crate) fn hash_name(name: Name) -> u64 {
+/// A name in few bits, to find nodes by; two names may have the same, and all spellings of one have.
+pub(crate) fn hash_name(rules: NameRules, name: Name) -> u64 {
     let mut hasher = FxHasher::default();
-    hasher.write(name.as_bytes());
+    hasher.write(&rules.key(name.as_bytes()));
     hasher.finish()
 }
 

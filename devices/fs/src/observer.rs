@@ -100,13 +100,12 @@ impl Observer {
         }
     }
 
-    /// An inode as the guest should see it: without the names that the journal gave it.
-    pub(crate) fn without_own_names(&self, stat: &Stat) -> Stat {
-        let Some(journal) = &self.journal else { return *stat };
+    /// How many names the guest should see of an inode: not those that the journal gave it.
+    pub(crate) fn links(&self, stat: &Stat) -> u32 {
+        let Some(journal) = &self.journal else { return stat.links };
         let Time { sec, nsec } = stat.born.unwrap_or_default();
         let born = i128::from(sec) * 1_000_000_000 + i128::from(nsec);
-        let own = journal.hidden_links(stat.device, stat.ino, born);
-        Stat { links: stat.links.saturating_sub(own), ..*stat }
+        stat.links.saturating_sub(journal.hidden_links(stat.device, stat.ino, born))
     }
 }
 
@@ -173,6 +172,8 @@ mod tests {
         ask(&server, opcode::UNLINK, share, b"f\0").unwrap();
         // The journal's name for the inode is no business of the guest's.
         assert_eq!(entry(share, "hard\0").attr.nlink, 1);
+        let attr = ask(&server, opcode::GETATTR, file, &[0; 16]).unwrap();
+        assert_eq!(wire::AttrOut::read_from_prefix(&attr).unwrap().0.attr.nlink, 1);
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
 
         let release = wire::ReleaseIn { fh, ..<_>::default() };

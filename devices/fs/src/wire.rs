@@ -258,6 +258,7 @@ impl Errno {
     pub const ELOOP: Self = Self(40);
     pub const ENODATA: Self = Self(61);
     pub const EPROTO: Self = Self(71);
+    pub const EILSEQ: Self = Self(84);
     pub const EOPNOTSUPP: Self = Self(95);
     pub const ESTALE: Self = Self(116);
 }

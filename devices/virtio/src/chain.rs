@@ -64,6 +64,14 @@ impl Chain {
         Self { ram, head, readable: SmallVec::new(), writable: SmallVec::new(), total: 0 }
     }
 
+    /// Becomes a buffer without pieces again.
+    pub(crate) fn clear(&mut self, head: u16) {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        self.total = 0;
+    }
+
     /// Takes one more descriptor; it must lie in RAM.
     pub(crate) fn add(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
         let segment = Segment { addr: GuestAddress(descriptor.addr), len: descriptor.len };

@@ -144,18 +144,26 @@ impl Queue {
 
     /// The next buffer that the driver offers, if there is one.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        let mut chain = Chain::new(self.ram.clone(), 0);
+        Ok(self.pop_into(&mut chain)?.then_some(chain))
+    }
+
+    /// Like [`Queue::pop`], in place of a buffer that was taken from this queue before and is done with: for
+    /// devices that do little for each. False if there is none.
+    pub fn pop_into(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         let offered = Wrapping(self.ram.load_u16(self.avail_index())?) - self.next_avail;
         if offered.0 == 0 {
-            return Ok(None);
+            return Ok(false);
         }
         if offered.0 > self.layout.size {
             return Err(QueueError::TooManyAvailable(offered.0, self.layout.size));
         }
         let slot = u64::from(self.next_avail.0 % self.layout.size);
         let head = u16::from_le(self.ram.read(GuestAddress(self.layout.avail + 4 + 2 * slot))?);
-        let chain = self.walk(head)?;
+        chain.clear(head);
+        self.walk(head, chain)?;
         self.next_avail += 1;
-        Ok(Some(chain))
+        Ok(true)
     }
 
     /// Gives back the buffer taken last, as if it had not been popped.
@@ -217,14 +225,27 @@ impl Queue {
         Ok(self.ram.load_u16(self.avail_index())? != self.next_avail.0)
     }
 
+    /// Asks for a notification once `count` more buffers are there, or for none where the driver cannot do
+    /// that. True if so many came in the meantime: look again.
+    pub fn delay_doorbell(&mut self, count: u16) -> Result<bool, QueueError> {
+        if !self.event_idx {
+            return Ok(false);
+        }
+        let avail_event = GuestAddress(self.layout.used + 4 + 8 * u64::from(self.layout.size));
+        let last = self.next_avail + Wrapping(count.saturating_sub(1));
+        self.ram.store_u16(avail_event, last.0)?;
+        fence(Ordering::SeqCst);
+        let offered = Wrapping(self.ram.load_u16(self.avail_index())?) - self.next_avail;
+        Ok(offered.0 >= count)
+    }
+
     fn avail_index(&self) -> GuestAddress {
         GuestAddress(self.layout.avail + 2)
     }
 
     /// Collects the chain that starts at `head`: at most `size` descriptors, and as many again in
     /// an indirect table, where a Linux driver puts up to `size`.
-    fn walk(&self, head: u16) -> Result<Chain, QueueError> {
-        let mut chain = Chain::new(self.ram.clone(), head);
+    fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
         let mut table = (self.layout.descriptors, u32::from(self.layout.size));
         let mut indirect = false;
         let mut next = Some(head);
@@ -251,7 +272,7 @@ impl Queue {
             chain.add(&descriptor)?;
             next = descriptor.has_next().then_some(descriptor.next);
         }
-        Ok(chain)
+        Ok(())
     }
 
     fn descriptor(&self, (base, len): (u64, u32), index: u16) -> Result<Descriptor, QueueError> {

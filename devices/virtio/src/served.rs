@@ -3,17 +3,18 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use cabana_os::{LoopHandle, Token};
+use cabana_os::{Event, Interest, LoopHandle, Timer, Token};
 
-use crate::{Chain, Queue, QueueContext, QueueError, QueueState};
+use crate::{Chain, DeviceInterrupt, Queue, QueueContext, QueueError, QueueState};
 
 /// A queue whose buffers a function answers, one after the other, on a loop's thread.
 #[derive(Debug)]
 pub struct ServedQueue {
     queue: Arc<Mutex<Queue>>,
     events: LoopHandle,
-    token: Token,
+    tokens: Vec<Token>,
     /// Cuts a round short, so that stopping waits for one buffer only.
     stop: Arc<AtomicBool>,
 }
@@ -35,37 +36,48 @@ impl ServedQueue {
     pub fn start_supply(
         events: &LoopHandle,
         context: QueueContext,
-        mut serve: impl FnMut(&Chain) -> Option<u32> + Send + 'static,
+        serve: impl FnMut(&Chain) -> Option<u32> + Send + 'static,
     ) -> io::Result<Self> {
-        let QueueContext { queue, doorbell, interrupt } = context;
-        let queue = Arc::new(Mutex::new(queue));
-        let served = Arc::clone(&queue);
-        let again = doorbell.try_clone()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopping = Arc::clone(&stop);
-        let mut broken = false;
-        let token = events.add_event(&doorbell, move || {
-            let mut queue = served.lock().unwrap_or_else(PoisonError::into_inner);
-            if broken {
-                return;
+        let doorbell = context.doorbell.try_clone()?;
+        let (mut service, served) = Service::new(events, context, None, serve);
+        served.listen(&doorbell, move || service.round())
+    }
+
+    /// Like [`ServedQueue::start`] for buffers that nobody waits for. Once there was one, the driver rings
+    /// only for every half of a queue more, which spares it exits; what comes meanwhile is served after
+    /// `pause`, until a pause went by without any.
+    pub fn start_lazy(
+        events: &LoopHandle,
+        context: QueueContext,
+        pause: Duration,
+        mut serve: impl FnMut(&Chain) -> u32 + Send + 'static,
+    ) -> io::Result<Self> {
+        let (doorbell, timer) = (context.doorbell.try_clone()?, Timer::new()?);
+        let lazy = Some(Lazy { timer: timer.try_clone()?, pause });
+        let (service, mut served) =
+            Service::new(events, context, lazy, move |chain| Some(serve(chain)));
+        let service = Arc::new(Mutex::new(service));
+        let on_time = Arc::clone(&service);
+        let round = |service: &Mutex<Service<_>>| {
+            service.lock().unwrap_or_else(PoisonError::into_inner).round();
+        };
+        served.tokens.push(events.add(&timer.try_clone()?, Interest::READ, move |_| {
+            if timer.take() {
+                round(&on_time);
             }
-            let round = serve_round(&mut queue, &stopping, &mut serve);
-            let notify = round.served && queue.needs_interrupt().unwrap_or(true);
-            if notify {
-                interrupt.used_buffer();
-            }
-            match round.end {
-                Ok(true) => again.signal(),
-                Ok(false) => {}
-                Err(error) => {
-                    broken = true;
-                    interrupt.needs_reset(error);
-                }
-            }
-        })?;
-        // What the driver offered before anyone listened.
+        })?);
+        served.listen(&doorbell, move || round(&service))
+    }
+
+    /// Calls `round` for the doorbell, and for what the driver offered before anyone listened.
+    fn listen(
+        mut self,
+        doorbell: &Event,
+        round: impl FnMut() + Send + 'static,
+    ) -> io::Result<Self> {
+        self.tokens.push(self.events.add_event(doorbell, round)?);
         doorbell.signal();
-        Ok(Self { queue, events: events.clone(), token, stop })
+        Ok(self)
     }
 
     /// Ends the service and says where the queue stands.
@@ -76,7 +88,9 @@ impl ServedQueue {
 
     fn remove(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.events.remove(self.token);
+        for token in &self.tokens {
+            self.events.remove(*token);
+        }
     }
 }
 
@@ -86,44 +100,103 @@ impl Drop for ServedQueue {
     }
 }
 
-struct Round {
-    /// Buffers went back to the driver.
-    served: bool,
-    /// Whether there is more, or how the ring is broken.
-    end: Result<bool, QueueError>,
+/// What serves a queue, on the loop's thread.
+struct Service<F> {
+    queue: Arc<Mutex<Queue>>,
+    again: Event,
+    interrupt: DeviceInterrupt,
+    stop: Arc<AtomicBool>,
+    lazy: Option<Lazy>,
+    serve: F,
+    broken: bool,
+}
+
+/// How a queue is served that nobody waits for.
+struct Lazy {
+    timer: Timer,
+    pause: Duration,
+}
+
+impl<F: FnMut(&Chain) -> Option<u32>> Service<F> {
+    fn new(
+        events: &LoopHandle,
+        context: QueueContext,
+        lazy: Option<Lazy>,
+        serve: F,
+    ) -> (Self, ServedQueue) {
+        let QueueContext { queue, doorbell, interrupt } = context;
+        let queue = Arc::new(Mutex::new(queue));
+        let stop = Arc::new(AtomicBool::new(false));
+        let served = ServedQueue {
+            queue: Arc::clone(&queue),
+            events: events.clone(),
+            tokens: Vec::new(),
+            stop: Arc::clone(&stop),
+        };
+        let service = Self { queue, again: doorbell, interrupt, stop, lazy, serve, broken: false };
+        (service, served)
+    }
+
+    fn round(&mut self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.broken {
+            return;
+        }
+        let mut served = false;
+        let end =
+            serve_round(&mut queue, &self.stop, self.lazy.as_ref(), &mut self.serve, &mut served);
+        let notify = served && queue.needs_interrupt().unwrap_or(true);
+        if notify {
+            self.interrupt.used_buffer();
+        }
+        match end {
+            Ok(true) => self.again.signal(),
+            Ok(false) => {}
+            Err(error) => {
+                self.broken = true;
+                self.interrupt.needs_reset(error);
+            }
+        }
+    }
 }
 
 /// Serves what is there, but no more than a queue full: a driver that never stops must not keep the
-/// loop from others.
+/// loop from others. `served` becomes true if buffers went back to the driver; true is returned if there
+/// is more.
 fn serve_round(
     queue: &mut Queue,
     stop: &AtomicBool,
+    lazy: Option<&Lazy>,
     serve: &mut impl FnMut(&Chain) -> Option<u32>,
-) -> Round {
-    let mut served = false;
-    let mut round = || -> Result<bool, QueueError> {
-        queue.disable_doorbell()?;
-        for _ in 0..queue.size() {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let Some(chain) = queue.pop()? else {
-                if queue.enable_doorbell()? {
-                    continue;
-                }
-                return Ok(false);
-            };
-            let Some(written) = serve(&chain) else {
-                queue.unpop();
-                return Ok(false);
-            };
-            queue.push(&chain, written)?;
-            served = true;
+    served: &mut bool,
+) -> Result<bool, QueueError> {
+    queue.disable_doorbell()?;
+    let mut chain = Chain::new(queue.ram().clone(), 0);
+    for _ in 0..queue.size() {
+        if stop.load(Ordering::Relaxed) {
+            break;
         }
-        Ok(true)
-    };
-    let end = round();
-    Round { served, end }
+        if !queue.pop_into(&mut chain)? {
+            let more = match lazy {
+                Some(lazy) if *served => {
+                    lazy.timer.set(Some(lazy.pause));
+                    queue.delay_doorbell(queue.size() / 2)?
+                }
+                _ => queue.enable_doorbell()?,
+            };
+            if more {
+                continue;
+            }
+            return Ok(false);
+        }
+        let Some(written) = serve(&chain) else {
+            queue.unpop();
+            return Ok(false);
+        };
+        queue.push(&chain, written)?;
+        *served = true;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -324,5 +397,54 @@ mod tests {
         other.signal();
         is_called.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
         queue.stop();
+    }
+
+    #[test]
+    fn a_lazy_queue_is_rung_for_again_once_it_is_half_full() {
+        let events = EventLoop::spawn("test").unwrap();
+        let (mut driver, context) = bare_queue(8, Setup::default());
+        let layout = driver.layout(0);
+        let pause = Duration::from_secs(3600);
+        let queue = ServedQueue::start_lazy(&events.handle(), context, pause, |_| 0).unwrap();
+        let avail_event = GuestAddress(layout.used + 4 + 8 * u64::from(layout.size));
+        driver.submit(0, &[b"x"], &[]);
+        driver.wait(0);
+        for round in 0..20_000u16 {
+            // One was served, and four at each round: the next to ring for is the fourth from there.
+            let ring_at = round.wrapping_mul(4).wrapping_add(1 + 3);
+            while driver.ram().load_u16(avail_event).unwrap() != ring_at {
+                std::thread::yield_now();
+            }
+            for _ in 0..3 {
+                driver.submit(0, &[b"x"], &[]);
+            }
+            assert!(driver.poll(0).is_none(), "nobody rang");
+            driver.submit(0, &[b"x"], &[]);
+            for _ in 0..4 {
+                driver.wait(0);
+            }
+        }
+        queue.stop();
+    }
+
+    #[test]
+    fn a_lazy_queue_is_served_after_its_pause() {
+        for setup in [Setup::default(), Setup::plain()] {
+            let events = EventLoop::spawn("test").unwrap();
+            let (mut driver, context) = bare_queue(8, setup);
+            let pause = Duration::from_millis(2);
+            let queue = ServedQueue::start_lazy(&events.handle(), context, pause, |_| 0).unwrap();
+            for round in 0..100u64 {
+                for _ in 0..3 {
+                    driver.submit(0, &[b"x"], &[]);
+                }
+                for _ in 0..3 {
+                    driver.wait(0);
+                }
+                // Sometimes long enough for the queue to come to rest.
+                std::thread::sleep(pause * 3 * u32::from(round % 10 == 0));
+            }
+            queue.stop();
+        }
     }
 }

@@ -17,9 +17,8 @@ use crate::message::{self, Reply, Request};
 use crate::names::Name;
 use crate::nodes::Node;
 use crate::observer::Change;
+use crate::server::FileServer;
 use crate::server::file::open_node;
-use crate::server::replay::note_name;
-use crate::server::{FileServer, MAX_NAMES};
 use crate::share::Attached;
 use crate::wire::{self, Errno, InHeader, Result, fattr, mode};
 
@@ -39,7 +38,7 @@ impl FileServer {
         request: &mut impl Request,
         reply: &mut impl Reply,
     ) -> Result<()> {
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let entry = self.look_up(header.nodeid, name);
         self.sent_back.found(header.pid, entry.map_or(0, |entry| entry.nodeid));
@@ -70,7 +69,7 @@ impl FileServer {
             // One look by name is enough: the node's own handle keeps its inode from being another.
             let stat = directory.handle.stat_child(name)?;
             if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
-                note_name(&node, directory.id, name);
+                self.note_name(&node, directory.id, name);
                 return Ok(self.entry(&node, &stat));
             }
             directory.known_below.store(false, Ordering::Relaxed);
@@ -81,7 +80,7 @@ impl FileServer {
         if node.is_known() {
             directory.known_below.store(true, Ordering::Relaxed);
         }
-        note_name(&node, directory.id, name);
+        self.note_name(&node, directory.id, name);
         Ok(self.entry(&node, &stat))
     }
 
@@ -120,7 +119,12 @@ impl FileServer {
             self.shares.attr()
         } else {
             let node = self.nodes.get(header.nodeid)?;
-            self.attr(&node.share, &node.handle.attributes()?)
+            // A journal knows its names for an inode by the inode's birth too.
+            let stat = match node.share.observer.journal {
+                None => node.handle.attributes()?,
+                Some(_) => node.handle.stat()?,
+            };
+            self.attr(&node.share, &stat)
         };
         put_attr(reply, attr)
     }
@@ -222,7 +226,6 @@ impl FileServer {
 
     /// An inode as the guest sees it. Set-ID bits and device numbers stay on the host.
     fn attr(&self, share: &Attached, stat: &Stat) -> wire::Attr {
-        let stat = share.observer.without_own_names(stat);
         let mine = |id: u32, own: u32| if id == own { MINE } else { NOBODY };
         wire::Attr {
             ino: self.numbers.number(stat.device, stat.ino),
@@ -235,7 +238,7 @@ impl FileServer {
             mtimensec: stat.modified.nsec,
             ctimensec: stat.changed.nsec,
             mode: stat.mode & (mode::TYPE | mode::PERMISSIONS),
-            nlink: stat.links,
+            nlink: share.observer.links(stat),
             uid: mine(stat.uid, self.owner.uid),
             gid: mine(stat.gid, self.owner.gid),
             rdev: 0,

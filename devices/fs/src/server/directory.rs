@@ -105,14 +105,15 @@ impl FileServer {
     /// Lists one entry; false if there is no room for it.
     fn list_one(&self, directory: &Node, entry: &Entry, listing: &mut Listing) -> Result<bool> {
         let bytes = entry.name.to_bytes();
+        let shown = self.names.to_guest(bytes);
         let name = Name::of_entry(entry.name);
         // What is above a share is none of the guest's business.
         let number = match bytes {
             b".." => wire::ROOT_ID,
             _ => self.numbers.number(directory.device, entry.ino),
         };
-        let dirent = dirent(number, entry.next, entry.kind, bytes);
-        listing.put(&dirent, bytes, || {
+        let dirent = dirent(number, entry.next, entry.kind, &shown);
+        listing.put(&dirent, &shown, || {
             // An entry that is gone by now, or that there is no room for, is listed without.
             name.filter(|_| !self.nodes.is_crowded())
                 .and_then(|name| self.resolve(directory, name).ok())

@@ -4,14 +4,13 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::handles::{Open, OpenFile};
-use crate::host::{self, Access, Handle};
+use crate::host::{self, Access, Handle, Stat};
 use crate::message::{self, Reply, Request};
 use crate::names::{Name, TARGET_MAX, take_string};
 use crate::nodes::Node;
 use crate::observer::Change;
+use crate::server::FileServer;
 use crate::server::file::{access, open_node};
-use crate::server::replay::note_name;
-use crate::server::{FileServer, MAX_NAMES};
 use crate::wire::{self, Errno, InHeader, Result, mode, open};
 
 impl FileServer {
@@ -22,14 +21,19 @@ impl FileServer {
         reply: &mut impl Reply,
     ) -> Result<()> {
         let (input, directory) = self.read_create(header, request)?;
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let access = access(input.flags);
         let made = directory
             .share
             .change(&make(&directory, name), || directory.handle.create(name, input.mode, access));
         match made {
-            Ok(file) => self.put_created(reply, &directory, Some(name), file, access),
+            Ok((file, stat)) => {
+                let handle = directory.handle.of_made(name, &file, &stat)?;
+                let node = self.nodes.enter(&directory.share, handle, &stat)?;
+                self.note_name(&node, directory.id, name);
+                self.put_created(reply, node, &stat, file, access)
+            }
             // The host was faster than the guest knows.
             Err(Errno::EEXIST) if input.flags & open::EXCL == 0 => {
                 let entry = self.resolve(&directory, name)?;
@@ -52,8 +56,9 @@ impl FileServer {
         if !access.write {
             return Err(Errno::EINVAL);
         }
-        let file = directory.handle.create_unnamed(input.mode, access)?;
-        self.put_created(reply, &directory, None, file, access)
+        let (file, stat) = directory.handle.create_unnamed(input.mode, access)?;
+        let node = self.nodes.enter(&directory.share, Handle::of_file(&file)?, &stat)?;
+        self.put_created(reply, node, &stat, file, access)
     }
 
     fn read_create(
@@ -73,17 +78,12 @@ impl FileServer {
     fn put_created(
         &self,
         reply: &mut impl Reply,
-        directory: &Node,
-        name: Option<Name>,
+        node: Arc<Node>,
+        stat: &Stat,
         file: File,
         access: Access,
     ) -> Result<()> {
-        let (handle, stat) = (Handle::of_file(&file)?, host::stat(&file)?);
-        let node = self.nodes.enter(&directory.share, handle, &stat)?;
-        if let Some(name) = name {
-            note_name(&node, directory.id, name);
-        }
-        let entry = self.entry(&node, &stat);
+        let entry = self.entry(&node, stat);
         self.handles
             .insert(Open::File(OpenFile::new(node, file, access)))
             .and_then(|fh| self.put_opened(reply, &entry, fh))
@@ -117,7 +117,7 @@ impl FileServer {
         reply: &mut impl Reply,
     ) -> Result<()> {
         let input: wire::MknodIn = message::read(request)?;
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         directory.share.change(&make(&directory, name), || match input.mode & mode::TYPE {
@@ -134,7 +134,7 @@ impl FileServer {
         reply: &mut impl Reply,
     ) -> Result<()> {
         let input: wire::MkdirIn = message::read(request)?;
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         directory.share.change(&make(&directory, name), || {
@@ -149,7 +149,7 @@ impl FileServer {
         request: &mut impl Request,
         reply: &mut impl Reply,
     ) -> Result<()> {
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, rest) = Name::take(&names)?;
         let (target, _) = take_string(rest)?;
         match target.to_bytes().len() {
@@ -184,7 +184,7 @@ impl FileServer {
             stat = handle.stat()?;
         }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
-        note_name(&node, directory.id, name);
+        self.note_name(&node, directory.id, name);
         self.put_entry(reply, &self.entry(&node, &stat))
     }
 
@@ -195,7 +195,7 @@ impl FileServer {
         reply: &mut impl Reply,
     ) -> Result<()> {
         let input: wire::LinkIn = message::read(request)?;
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         let target = self.writable_node(input.oldnodeid)?;
@@ -210,7 +210,7 @@ impl FileServer {
     }
 
     pub(super) fn unlink(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         let change = Change::Unlink { directory: &directory, name };
@@ -218,7 +218,7 @@ impl FileServer {
     }
 
     pub(super) fn rmdir(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         let change = Change::Rmdir { directory: &directory, name };
@@ -246,7 +246,7 @@ impl FileServer {
         to: u64,
         flags: u32,
     ) -> Result<()> {
-        let names = message::read_rest(request, MAX_NAMES)?;
+        let names = self.read_names(header, request, 2)?;
         let (name, rest) = Name::take(&names)?;
         let (to_name, _) = Name::take(rest)?;
         let directory = self.writable_node(header.nodeid)?;

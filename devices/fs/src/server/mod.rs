@@ -18,9 +18,10 @@ use cabana_os::process::realtime;
 
 use crate::coherence::SentBack;
 use crate::handles::HandleTable;
-use crate::host::{Owner, Time, descriptor_limit};
-use crate::message::{self, Reply, ReplyBuffer, Request};
-use crate::names::{NAME_MAX, TARGET_MAX};
+use crate::host::{NAME_RULES, Owner, Time, descriptor_limit};
+use crate::host_names::NameRules;
+use crate::message::{self, Bytes, Reply, ReplyBuffer, Request};
+use crate::names::{NAME_MAX, Name, TARGET_MAX};
 use crate::nodes::{InodeNumbers, Node, NodeTable};
 use crate::share::{Share, ShareError, ShareTable};
 use crate::watch::{Folders, Replay};
@@ -80,6 +81,7 @@ pub struct FileServer {
     handles: HandleTable,
     numbers: InodeNumbers,
     owner: Owner,
+    names: NameRules,
     sent_back: SentBack,
     /// INIT has been agreed.
     ready: AtomicBool,
@@ -111,12 +113,18 @@ impl FileServer {
 
     /// A server without shares.
     pub fn with_limits(limits: Limits) -> Self {
+        Self::with_rules(limits, NAME_RULES)
+    }
+
+    /// A server without shares for a host with other rules for names than this one.
+    pub fn with_rules(limits: Limits, names: NameRules) -> Self {
         Self {
             shares: ShareTable::default(),
             nodes: NodeTable::new(limits.nodes),
             handles: HandleTable::new(limits.open),
             numbers: InodeNumbers::default(),
             owner: Owner::of_this_process(),
+            names,
             sent_back: SentBack::default(),
             ready: AtomicBool::new(false),
             setxattr_ext: AtomicBool::new(false),
@@ -319,6 +327,29 @@ impl FileServer {
             self.nodes.forget(one.nodeid, one.nlookup);
         }
         Ok(())
+    }
+
+    /// All that is left of a request, which begins with `count` names of entries, as the host has them.
+    fn read_names(
+        &self,
+        header: &InHeader,
+        request: &mut impl Request,
+        count: usize,
+    ) -> Result<Bytes> {
+        let bytes = message::read_rest(request, MAX_NAMES)?;
+        // The shares are called what the user calls them.
+        if self.names == NameRules::LINUX || header.nodeid == wire::ROOT_ID {
+            return Ok(bytes);
+        }
+        let (mut on_host, mut rest) = (Bytes::new(), &bytes[..]);
+        for _ in 0..count {
+            let (name, behind) = Name::take(rest)?;
+            on_host.extend_from_slice(&self.names.to_host(name.as_bytes())?);
+            on_host.push(0);
+            rest = behind;
+        }
+        on_host.extend_from_slice(rest);
+        Ok(on_host)
     }
 
     /// The node that a request is about, where that cannot be the synthetic root: nothing can be

@@ -11,7 +11,7 @@ use crate::coherence::Young;
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
 use crate::nodes::{Node, Seen, hash_name};
-use crate::server::{FileServer, MAX_NAMES, Outcome};
+use crate::server::{FileServer, Outcome};
 use crate::watch::{Folders, Replay, Step};
 use crate::wire::{self, InHeader, Result, mode, opcode, open};
 
@@ -41,14 +41,14 @@ impl FileServer {
         for (directory, name, change) in changes {
             if let (Ok(node), Some(name)) = (self.nodes.get(directory), Name::of_entry(&name)) {
                 // What there is now already answers for what follows of the same name.
-                let is_first =
-                    !(change.came || change.went) || settled.insert((directory, hash_name(name)));
+                let is_first = !(change.came || change.went)
+                    || settled.insert((directory, hash_name(self.names, name)));
                 let change = EntryChange {
                     came: change.came && is_first,
                     went: change.went && is_first,
                     ..change
                 };
-                plan(&node, name, change, &seen, &mut replays);
+                self.plan(&node, name, change, &seen, &mut replays);
             }
         }
         Ok(replays)
@@ -91,7 +91,7 @@ impl FileServer {
     ) -> Result<Outcome> {
         match header.opcode {
             opcode::LOOKUP if header.nodeid != wire::ROOT_ID => {
-                let names = message::read_rest(request, MAX_NAMES)?;
+                let names = self.read_names(header, request, 1)?;
                 let (name, _) = Name::take(&names)?;
                 let step = self.replay_of(header.nodeid, name);
                 let directory = self.nodes.get(header.nodeid)?;
@@ -108,7 +108,7 @@ impl FileServer {
                     opcode::MKDIR => drop(message::read::<wire::MkdirIn>(request)?),
                     _ => {}
                 }
-                let names = message::read_rest(request, MAX_NAMES)?;
+                let names = self.read_names(header, request, 1)?;
                 let (name, _) = Name::take(&names)?;
                 let entry = self.resolve(&*self.nodes.get(header.nodeid)?, name)?;
                 self.put_entry(reply, &entry)?;
@@ -127,7 +127,8 @@ impl FileServer {
     fn replay_of(&self, directory: u64, name: Name) -> Option<Step> {
         let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
         let replay = replay.as_ref()?;
-        let is_it = replay.directory == directory && replay.name == name.as_bytes();
+        let is_it =
+            replay.directory == directory && *replay.name == *self.names.to_guest(name.as_bytes());
         is_it.then_some(replay.step)
     }
 
@@ -144,50 +145,61 @@ impl FileServer {
             wire::EntryOut { nodeid: self.nodes.unused_id(), attr, ..<_>::default() }
         })
     }
-}
 
-/// Several changes may come as one, and more may have happened by now: what there is counts.
-fn plan(directory: &Node, name: Name, change: EntryChange, seen: &Seen, to: &mut Vec<Replay>) {
-    let mut step = |step| {
-        let replay = Replay { directory: directory.id, name: name.as_bytes().to_vec(), step };
-        if to.last() != Some(&replay) {
-            to.push(replay);
-        }
-    };
-    let now = directory.handle.stat_child(name).ok();
-    if change.came || change.went {
-        let before = seen.get(&(directory.id, hash_name(name)));
-        let same = |node: &Node| now.is_some_and(|now| node.is(&directory.share, &now));
-        match (&before, &now) {
-            (Some(node), Some(_)) if same(node) => {}
-            (Some(node), _) => {
-                step(Step::Remove { folder: node.kind == mode::DIRECTORY, node: node.id });
+    /// Several changes may come as one, and more may have happened by now: what there is counts.
+    fn plan(
+        &self,
+        directory: &Node,
+        name: Name,
+        change: EntryChange,
+        seen: &Seen,
+        to: &mut Vec<Replay>,
+    ) {
+        let mut step = |step| {
+            let replay = Replay {
+                directory: directory.id,
+                name: self.names.to_guest(name.as_bytes()).into_owned(),
+                step,
+            };
+            if to.last() != Some(&replay) {
+                to.push(replay);
             }
-            (None, None) if change.went => {
-                step(Step::Remove { folder: change.folder, node: 0 });
+        };
+        let now = directory.handle.stat_child(name).ok();
+        if change.came || change.went {
+            let before = seen.get(&(directory.id, hash_name(self.names, name)));
+            let same = |node: &Node| now.is_some_and(|now| node.is(&directory.share, &now));
+            match (&before, &now) {
+                (Some(node), Some(_)) if same(node) => {}
+                (Some(node), _) => {
+                    step(Step::Remove { folder: node.kind == mode::DIRECTORY, node: node.id });
+                }
+                (None, None) if change.went => {
+                    step(Step::Remove { folder: change.folder, node: 0 });
+                }
+                (None, _) => {}
             }
-            (None, _) => {}
+            if let Some(now) = now.filter(|_| !before.is_some_and(|node| same(node))) {
+                step(Step::Make(now.kind()));
+            }
         }
-        if let Some(now) = now.filter(|_| !before.is_some_and(|node| same(node))) {
-            step(Step::Make(now.kind()));
+        if now.is_none() {
+            return;
+        }
+        if change.content || change.came {
+            step(Step::Modify);
+        }
+        if change.attributes {
+            step(Step::Touch);
+        }
+        if change.closed {
+            step(Step::Close);
         }
     }
-    if now.is_none() {
-        return;
-    }
-    if change.content || change.came {
-        step(Step::Modify);
-    }
-    if change.attributes {
-        step(Step::Touch);
-    }
-    if change.closed {
-        step(Step::Close);
-    }
-}
 
-/// How a node is found by the name that the guest last had for it.
-pub(super) fn note_name(node: &Node, directory: u64, name: Name) {
-    node.seen_in.store(directory, Ordering::Relaxed);
-    node.seen_name.store(hash_name(name), Ordering::Relaxed);
+    /// How a node is found by the name that the guest last had for it.
+    pub(super) fn note_name(&self, node: &Node, directory: u64, name: Name) {
+        node.seen_in.store(directory, Ordering::Relaxed);
+        node.seen_name.store(hash_name(self.names, name), Ordering::Relaxed);
+    }
 }

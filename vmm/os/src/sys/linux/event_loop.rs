@@ -55,6 +55,8 @@ struct Registrations {
     by_token: HashMap<u64, Registration>,
     /// The token whose handler runs right now.
     running: Option<u64>,
+    /// How many threads wait for it to return.
+    waiting: usize,
 }
 
 struct Shared {
@@ -158,18 +160,15 @@ impl LoopHandle {
         Ok(Token(token))
     }
 
-    /// Like [`LoopHandle::add`] for an [`Event`]: takes the signal, then calls `handler`.
+    /// Calls `handler` for the signals of an [`Event`] that this loop alone waits for, and once at first
+    /// if it was signalled before. Signals are edges: nothing has to be taken.
     pub fn add_event(
         &self,
         event: &Event,
         mut handler: impl FnMut() + Send + 'static,
     ) -> io::Result<Token> {
-        let taken = event.try_clone()?;
-        self.add(event, Interest::READ, move |_| {
-            if taken.take() {
-                handler();
-            }
-        })
+        let edges = flags(Interest::READ) | epoll::EventFlags::ET;
+        self.register(event, edges, Box::new(move |_| handler()))
     }
 
     /// Changes what a registration waits for.
@@ -196,10 +195,12 @@ impl LoopHandle {
         if loop_thread == Some(thread::current().id()) {
             return;
         }
+        registrations.waiting += 1;
         while registrations.running == Some(token.0) {
             registrations =
                 self.shared.returned.wait(registrations).unwrap_or_else(PoisonError::into_inner);
         }
+        registrations.waiting -= 1;
     }
 }
 
@@ -247,7 +248,10 @@ impl Shared {
             }
             None => Some(handler),
         };
-        self.returned.notify_all();
+        // Each time would be a system call more.
+        if registrations.waiting > 0 {
+            self.returned.notify_all();
+        }
         drop(registrations);
         drop(removed);
     }
@@ -373,6 +377,21 @@ mod tests {
             assert!(receiver.recv_timeout(SOON).unwrap().readable);
             assert!(receiver.recv_timeout(Duration::from_millis(20)).is_err());
         }
+    }
+
+    #[test]
+    fn every_signal_is_followed_by_a_call() {
+        let events = EventLoop::spawn("test").unwrap();
+        let event = Event::new().unwrap();
+        event.signal();
+        let (sender, receiver) = mpsc::channel();
+        let _token = events.handle().add_event(&event, move || sender.send(()).unwrap()).unwrap();
+        for _ in 0..1000 {
+            receiver.recv_timeout(SOON).unwrap();
+            event.signal();
+        }
+        receiver.recv_timeout(SOON).unwrap();
+        assert!(receiver.recv_timeout(Duration::from_millis(20)).is_err(), "none without a signal");
     }
 
     #[test]
