@@ -29,6 +29,7 @@ mod error;
 pub mod initramfs;
 mod kernel;
 mod machine;
+mod monitor;
 mod parts;
 mod qemu;
 pub mod tunnel;

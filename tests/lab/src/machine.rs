@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 
 use crate::children::Dependent;
+use crate::monitor::Monitor;
 use crate::qemu::{self, Inherited};
 use crate::tunnel::{PORTS, READY};
 use crate::{Error, Parts, clock, initramfs};
 
 /// How many lines of the console an error shows.
-const CONSOLE_LINES: usize = 30;
+const CONSOLE_LINES: usize = 80;
 
 /// A machine that neither says a word nor becomes ready for this long is stuck. It is no deadline for
 /// the start: every line of the kernel's log counts as progress.
@@ -91,6 +92,7 @@ pub(crate) struct Shared {
     free: Mutex<Vec<UnixStream>>,
     freed: Condvar,
     console: Arc<Console>,
+    monitor: Mutex<Monitor>,
 }
 
 impl Lab {
@@ -101,6 +103,9 @@ impl Lab {
         let archive = initramfs::build(&parts.init, &parts.kernel.modules, &writable)?;
         let initramfs = memory_file(&archive).map_err(Error::system("make the initramfs"))?;
         let (near, far) = port_sockets().map_err(Error::system("make the ports"))?;
+        let (monitor, qemus) = UnixStream::pair()
+            .and_then(|(near, far)| Ok((Monitor::new(near)?, far)))
+            .map_err(Error::system("make the monitor's socket"))?;
 
         let console = Arc::new(Console::default());
         let (stop, stopped) = mpsc::channel();
@@ -109,6 +114,7 @@ impl Lab {
             parts: parts.clone(),
             options: options.clone(),
             ports: far,
+            monitor: qemus.into(),
             initramfs,
             console: Arc::clone(&console),
         };
@@ -121,7 +127,12 @@ impl Lab {
             }
             Err(error) => drop(spawned.send(Err(error))),
         });
-        let shared = Shared { free: Mutex::new(Vec::new()), freed: Condvar::new(), console };
+        let shared = Shared {
+            free: Mutex::new(Vec::new()),
+            freed: Condvar::new(),
+            console,
+            monitor: Mutex::new(monitor),
+        };
         let lab = Self { shared: Arc::new(shared), stop: Some(stop), keeper: Some(keeper) };
         started.recv().unwrap_or_else(|_| Err(lab.shared.boot_error("its keeper ended")))?;
         for port in near {
@@ -129,6 +140,13 @@ impl Lab {
             lab.shared.give_back(port);
         }
         Ok(lab)
+    }
+
+    /// Where a machine that is stuck stands: its processor's registers, seen a few times, and what its kernel says when
+    /// it is made to panic. That is the machine's end.
+    pub fn autopsy(&self) -> String {
+        let registers = lock(&self.shared.monitor).autopsy();
+        format!("{registers}{}", self.shared.console.tail())
     }
 
     /// What running commands share with this.
@@ -214,6 +232,7 @@ struct Machine {
     parts: Parts,
     options: Options,
     ports: Vec<OwnedFd>,
+    monitor: OwnedFd,
     initramfs: OwnedFd,
     console: Arc<Console>,
 }
@@ -227,6 +246,7 @@ impl Machine {
         let inherited = Inherited {
             shares: [("root", root.as_raw_fd()), ("shared", shared.as_raw_fd())],
             ports: self.ports.iter().map(AsRawFd::as_raw_fd).collect(),
+            monitor: self.monitor.as_raw_fd(),
             initramfs: self.initramfs.as_raw_fd(),
         };
         let mut command = Process::new(&self.parts.qemu);
@@ -239,7 +259,7 @@ impl Machine {
             &inherited,
         ));
         let mut files = self.ports;
-        files.extend([root.into(), shared.into(), self.initramfs]);
+        files.extend([root.into(), shared.into(), self.monitor, self.initramfs]);
         let qemu =
             spawn(&mut command, files, &self.console).map_err(Error::system("start QEMU"))?;
         Ok([qemu, root_server, shared_server])
@@ -379,7 +399,7 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(console.tail().lines().count(), CONSOLE_LINES);
-        assert!(console.tail().starts_with("line 70\n"));
+        assert!(console.tail().starts_with("line 20\n"));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Inherited {
     pub shares: [(&'static str, RawFd); 2],
     /// QEMU's ends of the ports' sockets.
     pub ports: Vec<RawFd>,
+    /// QEMU's end of the socket of its monitor.
+    pub monitor: RawFd,
     /// The initramfs.
     pub initramfs: RawFd,
 }
@@ -64,6 +66,8 @@ pub(crate) fn arguments(
         arguments.words(&format!("-chardev socket,id=port{number},fd={fd}"));
         arguments.words(&format!("-device virtserialport,chardev=port{number},nr={number}"));
     }
+    arguments.words(&format!("-chardev socket,id=monitor,fd={}", inherited.monitor));
+    arguments.words("-mon chardev=monitor,mode=readline");
     for (tag, fd) in inherited.shares {
         arguments.words(&format!("-chardev socket,id={tag},fd={fd}"));
         arguments.words(&format!("-device vhost-user-fs-pci,chardev={tag},tag={tag}"));
@@ -86,6 +90,8 @@ fn x86_command_line(options: &Options, tsc_khz: u64) -> String {
     let tsc_khz = if options.instruction_clock { 1_000_000 } else { tsc_khz };
     [
         "console=ttyS0 reboot=t 8250.nr_uarts=1 tsc=reliable no_timer_check".into(),
+        // An autopsy begins with one.
+        "unknown_nmi_panic".into(),
         format!("tsc_early_khz={tsc_khz} lpj={}", tsc_khz * 4),
     ]
     .join(" ")
@@ -114,6 +120,7 @@ mod tests {
         let inherited = Inherited {
             shares: [("root", 10), ("shared", 11)],
             ports: (20..20 + PORTS as RawFd).collect(),
+            monitor: 13,
             initramfs: 12,
         };
         let arguments = arguments(

@@ -226,3 +226,15 @@ fn a_terminal_has_its_size() {
     let output = lab.output(command.terminal(size).env("TERM", "vt100")).unwrap();
     assert_eq!(text(&output), "33 101\r\nvt100\r\n");
 }
+
+#[test]
+fn an_autopsy_says_where_the_kernel_was() {
+    let Some(_) = lab() else { return };
+    let parts = Parts::prepare(&mut |step| println!("lab: {step}")).unwrap();
+    // One of its own, of which it is the end.
+    let lab = Lab::start(&parts, &Options::default()).unwrap();
+    let autopsy = lab.autopsy();
+    assert!(autopsy.matches("RIP=").count() >= 3, "{autopsy}");
+    assert!(autopsy.contains("Kernel panic - not syncing: NMI"), "{autopsy}");
+    assert!(autopsy.contains("Call Trace:"), "{autopsy}");
+}

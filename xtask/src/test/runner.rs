@@ -157,6 +157,7 @@ fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Option<Ended
     let (output, hung) = collect(&follow(reader), LAB_SILENCE);
     if hung {
         say(&output);
+        say(&format!("the lab's machine is stuck; its autopsy:\n{}", lab.autopsy()));
         // To wait for it would be to wait for ever; its machine is about to be ended.
         std::mem::forget(running);
         return Ok(None);
