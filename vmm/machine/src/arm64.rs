@@ -105,7 +105,7 @@ impl Machine<Arm64> {
         let transports = wiring::add_virtio(&mut mmio, &wired, &ram, setup.devices, place)?;
         timeline.mark("devices made");
 
-        let board = describe(cpus, serial.is_some(), transports.len());
+        let board = describe(serial.is_some(), transports.len());
         let boot = Boot {
             kernel: &setup.kernel,
             initrd: setup.initrd.as_ref(),
@@ -140,12 +140,14 @@ fn virtio_slot(index: usize) -> (u64, u32) {
 }
 
 /// What the device tree says.
-fn describe(cpus: u32, serial: bool, virtio: usize) -> aarch64::Board {
+fn describe(serial: bool, virtio: usize) -> aarch64::Board {
     let virtio = (0..virtio).map(virtio_slot);
     aarch64::Board {
         gic: aarch64::Gic {
             distributor: (GIC.distributor, GIC_DISTRIBUTOR_SIZE),
-            redistributors: (GIC.redistributors, u64::from(cpus) * GIC_REDISTRIBUTOR_SIZE),
+            // All that there is room for: which is the last one a redistributor itself says, and a hypervisor may
+            // have more of them than vCPUs.
+            redistributors: (GIC.redistributors, u64::from(MAX_CPUS) * GIC_REDISTRIBUTOR_SIZE),
         },
         serial: serial.then_some(aarch64::Device {
             start: SERIAL,
