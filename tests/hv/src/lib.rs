@@ -11,6 +11,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod backends;
 pub mod cases;
 mod extra;
 mod guest;
@@ -29,52 +30,15 @@ mod arch {
 }
 
 use std::cell::Cell;
-use std::sync::{Mutex, OnceLock, PoisonError};
-
-use cabana_hv::{Hypervisor, Probe, Verdict};
+use std::sync::PoisonError;
 
 use arch::is_end;
-pub use arch::{Guest, Processor, backends, boot_state, layout};
+pub use arch::{Guest, Processor, boot_state, layout};
+pub use backends::{Backend, backends};
 pub use extra::Extra;
 pub use payload::Payload;
 pub use ram::Ram;
 pub use runner::{Runner, thread_of};
-
-/// A backend that another one stands on, by its probe, and why a real processor must be below.
-type Below = (fn() -> Probe, &'static str);
-
-/// One implementation of the contract.
-#[derive(Clone, Copy, Debug)]
-pub struct Backend {
-    /// For people.
-    pub name: &'static str,
-    open: fn() -> Box<dyn Hypervisor>,
-    probe: &'static OnceLock<Probe>,
-    /// It stands on another one, which must run on a processor for a reason.
-    over: Option<Below>,
-    /// Bytes of the pages in which memory is mapped and tracked.
-    pub page: u64,
-    /// A process has one VM at a time, for which cases wait here.
-    one_vm: Option<&'static Mutex<()>>,
-}
-
-impl Backend {
-    /// The hypervisor.
-    pub fn hypervisor(&self) -> Box<dyn Hypervisor> {
-        (self.open)()
-    }
-
-    /// What its probe says, asked once.
-    pub fn probe(&self) -> &Probe {
-        self.probe.get_or_init(|| match self.over {
-            Some((below, why)) if !below().verdict.runs_linux() => {
-                let verdict = Verdict::NoDevice { why: why.to_owned() };
-                Probe { hypervisor: self.name, verdict, ..below() }
-            }
-            _ => self.hypervisor().probe(),
-        })
-    }
-}
 
 /// What a case asks of the hypervisor beyond the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

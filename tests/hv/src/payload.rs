@@ -27,6 +27,53 @@ macro_rules! after_payload {
     };
 }
 
+/// Where payloads stand, and how their symbols are written, in each format of object files.
+#[cfg(target_os = "linux")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_format {
+    (section) => {
+        ".pushsection .rodata.payloads, \"a\""
+    };
+    (symbol $name:ident) => {
+        stringify!($name)
+    };
+    (local $name:ident $part:literal) => {
+        concat!(".L", stringify!($name), $part)
+    };
+}
+
+#[cfg(windows)]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_format {
+    (section) => {
+        ".pushsection .rdata, \"dr\""
+    };
+    (symbol $name:ident) => {
+        stringify!($name)
+    };
+    (local $name:ident $part:literal) => {
+        concat!(".L", stringify!($name), $part)
+    };
+}
+
+/// Mach-O: C's names begin with an underscore, names that the linker does not see with an `L`.
+#[cfg(target_os = "macos")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_format {
+    (section) => {
+        ".pushsection __TEXT,__const"
+    };
+    (symbol $name:ident) => {
+        concat!("_", stringify!($name))
+    };
+    (local $name:ident $part:literal) => {
+        concat!("L", stringify!($name), $part)
+    };
+}
+
 /// Assembles the lines (on x86-64 Intel syntax, 64-bit unless they say `.code16`) into a function of that
 /// name, which returns the [`Payload`](crate::Payload). Names are symbols of the test binary: begin them with
 /// `payload_`.
@@ -34,16 +81,21 @@ macro_rules! after_payload {
 macro_rules! payload {
     ($(#[$doc:meta])* $name:ident: $($line:literal)+) => {
         core::arch::global_asm!(
-            ".pushsection .rodata.payloads, \"a\"",
+            $crate::payload_format!(section),
             ".balign 8",
-            concat!(".globl ", stringify!($name)),
-            concat!(stringify!($name), ":"),
+            concat!(".globl ", $crate::payload_format!(symbol $name)),
+            concat!($crate::payload_format!(symbol $name), ":"),
             // The length stands before the code.
-            concat!(".quad .L", stringify!($name), "_end - .L", stringify!($name), "_begin"),
-            concat!(".L", stringify!($name), "_begin:"),
+            concat!(
+                ".quad ",
+                $crate::payload_format!(local $name "_end"),
+                " - ",
+                $crate::payload_format!(local $name "_begin")
+            ),
+            concat!($crate::payload_format!(local $name "_begin"), ":"),
             $($line,)+
             $crate::after_payload!(),
-            concat!(".L", stringify!($name), "_end:"),
+            concat!($crate::payload_format!(local $name "_end"), ":"),
             ".popsection",
         );
         $(#[$doc])*
