@@ -27,6 +27,52 @@ macro_rules! after_payload {
     };
 }
 
+/// Begins the section of payloads.
+#[cfg(not(target_vendor = "apple"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_section {
+    () => {
+        ".pushsection .rodata.payloads, \"a\""
+    };
+}
+
+/// Begins the section of payloads.
+#[cfg(target_vendor = "apple")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_section {
+    () => {
+        ".pushsection __TEXT,__payloads"
+    };
+}
+
+/// What stands before the name of a label that the assembler forgets, and before that of a symbol.
+#[cfg(not(target_vendor = "apple"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_prefix {
+    (label) => {
+        ".L"
+    };
+    (symbol) => {
+        ""
+    };
+}
+
+/// What stands before the name of a label that the assembler forgets, and before that of a symbol.
+#[cfg(target_vendor = "apple")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_prefix {
+    (label) => {
+        "L"
+    };
+    (symbol) => {
+        "_"
+    };
+}
+
 /// Assembles the lines (on x86-64 Intel syntax, 64-bit unless they say `.code16`) into a function of that
 /// name, which returns the [`Payload`](crate::Payload). Names are symbols of the test binary: begin them with
 /// `payload_`.
@@ -34,16 +80,19 @@ macro_rules! after_payload {
 macro_rules! payload {
     ($(#[$doc:meta])* $name:ident: $($line:literal)+) => {
         core::arch::global_asm!(
-            ".pushsection .rodata.payloads, \"a\"",
+            $crate::payload_section!(),
             ".balign 8",
-            concat!(".globl ", stringify!($name)),
-            concat!(stringify!($name), ":"),
+            concat!(".globl ", $crate::payload_prefix!(symbol), stringify!($name)),
+            concat!($crate::payload_prefix!(symbol), stringify!($name), ":"),
             // The length stands before the code.
-            concat!(".quad .L", stringify!($name), "_end - .L", stringify!($name), "_begin"),
-            concat!(".L", stringify!($name), "_begin:"),
+            concat!(
+                ".quad ", $crate::payload_prefix!(label), stringify!($name), "_end - ",
+                $crate::payload_prefix!(label), stringify!($name), "_begin"
+            ),
+            concat!($crate::payload_prefix!(label), stringify!($name), "_begin:"),
             $($line,)+
             $crate::after_payload!(),
-            concat!(".L", stringify!($name), "_end:"),
+            concat!($crate::payload_prefix!(label), stringify!($name), "_end:"),
             ".popsection",
         );
         $(#[$doc])*

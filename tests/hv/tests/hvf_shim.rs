@@ -1,6 +1,6 @@
 //! The shim of Hypervisor.framework refuses what the vendor refuses, and the backend says so with the vendor's code.
 
-#![cfg(target_arch = "aarch64")]
+#![cfg(all(target_os = "linux", target_arch = "aarch64"))]
 // The vendor's functions are C's.
 #![allow(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! Debian's own kernel for arm64 as a guest: to its console and its processors, with a virtio device, and to its end.
 
-#![cfg(target_arch = "aarch64")]
+#![cfg(all(target_os = "linux", target_arch = "aarch64"))]
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex};

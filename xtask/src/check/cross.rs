@@ -23,7 +23,7 @@ const EVERYWHERE: &[&str] = &[
 /// The targets, and what compiles there beside [`EVERYWHERE`].
 const TARGETS: &[(&str, &[&str])] = &[
     ("x86_64-pc-windows-gnu", WINDOWS),
-    ("aarch64-apple-darwin", MACOS),
+    ("aarch64-apple-darwin", APPLE_SILICON),
     ("x86_64-apple-darwin", MACOS),
     ("aarch64-unknown-linux-gnu", LINUX),
     ("aarch64-unknown-linux-musl", LINUX),
@@ -34,6 +34,9 @@ const WINDOWS: &[&str] = &["cabana-hv-whp"];
 
 /// On Windows `vm-memory` takes no memory that somebody else has mapped.
 const MACOS: &[&str] = &["cabana-boot", "cabana-memory", "cabana-store"];
+
+/// The bare-metal suite, beside what all Macs have.
+const APPLE_SILICON: &[&str] = &["cabana-boot", "cabana-memory", "cabana-store", "cabana-test-hv"];
 
 /// What is Linux's alone today, on every processor.
 const LINUX: &[&str] = &[

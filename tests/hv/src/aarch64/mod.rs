@@ -4,8 +4,7 @@ mod guest;
 
 use std::sync::{Mutex, OnceLock};
 
-use cabana_hv::{Hypervisor, Probe};
-use cabana_hv_kvm::Kvm;
+use cabana_hv::Probe;
 
 use crate::Backend;
 
@@ -13,11 +12,18 @@ pub use cabana_hv::Arm64 as Processor;
 pub(crate) use guest::is_end;
 pub use guest::{Guest, boot_state, layout};
 
+/// Hypervisor.framework's, which a process has one of.
+static ONE_VM: Mutex<()> = Mutex::new(());
+const APPLES_PAGE: u64 = 16 << 10;
+
 /// All backends of this host.
+#[cfg(target_os = "linux")]
 pub fn backends() -> Vec<Backend> {
+    use cabana_hv::Hypervisor;
+    use cabana_hv_kvm::Kvm;
+
     static KVM: OnceLock<Probe> = OnceLock::new();
     static HVF: OnceLock<Probe> = OnceLock::new();
-    static ONE_VM: Mutex<()> = Mutex::new(());
     let kvm: fn() -> Probe = || KVM.get_or_init(|| Kvm::new().probe()).clone();
     vec![
         Backend {
@@ -33,8 +39,22 @@ pub fn backends() -> Vec<Backend> {
             open: || Box::new(cabana_shim_hvf::framework()),
             probe: &HVF,
             over: Some((kvm, "its shim needs a KVM that runs guests on a processor")),
-            page: 16 << 10,
+            page: APPLES_PAGE,
             one_vm: Some(&ONE_VM),
         },
     ]
+}
+
+/// All backends of this host.
+#[cfg(target_os = "macos")]
+pub fn backends() -> Vec<Backend> {
+    static HVF: OnceLock<Probe> = OnceLock::new();
+    vec![Backend {
+        name: "HVF arm64",
+        open: || Box::new(cabana_hv_hvf::Hvf::new()),
+        probe: &HVF,
+        over: None,
+        page: APPLES_PAGE,
+        one_vm: Some(&ONE_VM),
+    }]
 }

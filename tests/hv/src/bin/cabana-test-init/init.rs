@@ -1,4 +1,4 @@
-//! The program of the guests in `tests/linux_arm64.rs`. As process 1 it loads the modules that lie beside it; then it is
+//! As process 1 it loads the modules that lie beside it; then it is
 //! the agent, or says what it finds and ends the machine. Otherwise it is a command that looks around.
 
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ const RESET: &str = "cabana.reset";
 /// Where the modules are: their names sort in the order in which they load.
 const MODULES: &str = "/sys";
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     if std::process::id() != 1 {
         return look_around();
     }
