@@ -18,6 +18,7 @@ const EVERYWHERE: &[&str] = &[
     "cabana-os",
     "cabana-platform",
     "cabana-protocol",
+    "cabana-test-hv",
 ];
 
 /// The targets, and what compiles there beside [`EVERYWHERE`].
@@ -46,7 +47,6 @@ const LINUX: &[&str] = &[
     "cabana-netstack",
     "cabana-snapshot",
     "cabana-store",
-    "cabana-test-hv",
     "cabana-virtio",
 ];
 
