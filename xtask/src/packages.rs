@@ -32,9 +32,11 @@ const PACKAGES: [Package; 20] = [
     ("zstd", "unpacks the lab's kernel"),
 ];
 
-/// What one suite or one test works without and then says that it is skipped.
-const OPTIONAL: [Package; 2] = [
+/// What one suite, test or benchmark alone needs, and says so.
+const OPTIONAL: [Package; 4] = [
     ("device-tree-compiler", "a test reads our device trees with it"),
+    ("iperf3", "the benchmark of the network in a guest"),
+    ("passt", "what the network in a guest is measured beside"),
     ("qemu-system-arm", "the Arm lab's software CPU"),
 ];
 
