@@ -37,8 +37,7 @@ pub fn enter(root: &Path, programs: &[&Path]) -> Result<(), Error> {
     }
     for program in programs {
         place(root, program)?;
-        let listed = process::run(Command::new(program).env(LIST_LIBRARIES, "1"), 0)?;
-        for file in listed.stdout.lines().filter_map(library) {
+        for file in libraries(program)? {
             place(root, &file)?;
         }
     }
@@ -51,6 +50,20 @@ pub fn enter(root: &Path, programs: &[&Path]) -> Result<(), Error> {
     }
     let moved = chroot(root).and_then(|()| chdir("/"));
     moved.map_err(|error| Error::file(root)(error.into()))
+}
+
+/// Copies a program and its libraries into a folder.
+pub fn copy_with_libraries(program: &Path, folder: &Path) -> Result<(), Error> {
+    for file in libraries(program)?.iter().map(PathBuf::as_path).chain([program]) {
+        let to = folder.join(file.file_name().unwrap_or_default());
+        fs::copy(file, to).map_err(Error::file(file))?;
+    }
+    Ok(())
+}
+
+fn libraries(program: &Path) -> Result<Vec<PathBuf>, Error> {
+    let listed = process::run(Command::new(program).env(LIST_LIBRARIES, "1"), 0)?;
+    Ok(listed.stdout.lines().filter_map(library).collect())
 }
 
 fn copy_store(root: &Path) -> Result<(), Error> {

@@ -43,7 +43,7 @@ pub(crate) enum Bench {
     Exec,
     /// A stream between guest and host, beside QEMU's virtio-serial.
     Stream,
-    /// The network stack alone, beside plain loopback TCP.
+    /// The network stack alone, beside plain loopback TCP, and iperf3 in a guest, beside passt and slirp.
     Net,
     /// The file server's device, beside bare system calls, and a folder in a guest, beside virtiofsd.
     Fs,
@@ -167,17 +167,30 @@ fn leave(name: &str, table: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// On this machine alone: the stack needs no guest.
+/// The stack alone on this machine, then iperf3 in a guest, beside QEMU's.
 fn net(runs: usize) -> Result<(), Failure> {
-    setup::tools()?;
+    let cabana = setup::cabana()?;
     let bench = program("cabana-bench-net")?;
     let folder = folder()?;
     let mut stack = Command::new(&bench);
     stack.args(["stack", "--runs"]).arg(runs.to_string()).arg("--to").arg(folder.join("net.json"));
-    let table = output(&mut stack)?;
-    let path =
-        keep(&folder.join("net.md"), format!("{table}\n\nCabana: {}\n", commit()).as_bytes())?;
+    let mut table = output(&mut stack)?;
     println!("{table}");
+    let store = Store::open()?;
+    let kernel = store.find(Kind::Kernel, "default")?.file("vmlinux")?;
+    let image = store.find(Kind::Image, "default")?.file(cabana_builder::ROOT)?;
+    // A network of its own, so that this host's is left alone.
+    let mut measure: Vec<OsString> = vec!["/usr/bin/unshare".into(), "--net".into()];
+    measure.extend([program("cabana-bench")?.into(), "net-guest".into()]);
+    for (option, path) in [("--cabana", &cabana), ("--kernel", &kernel), ("--image", &image)] {
+        measure.extend([option.into(), path.into()]);
+    }
+    measure.extend(["--runs".into(), runs.min(GUEST_RUNS).to_string().into()]);
+    let in_guest = where_linux_runs(measure, Clock::Instructions, &["--stage"])?;
+    let in_guest = String::from_utf8_lossy(&in_guest).into_owned();
+    print!("{in_guest}");
+    table += &format!("\n\n{in_guest}\nCabana: {}\n", commit());
+    let path = keep(&folder.join("net.md"), table.as_bytes())?;
     say(&format!("bench: written to {}", path.display()));
     Ok(())
 }

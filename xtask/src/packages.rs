@@ -32,10 +32,12 @@ const PACKAGES: [Package; 20] = [
     ("zstd", "unpacks the lab's kernel"),
 ];
 
-/// What one suite or one test works without and then says that it is skipped.
-const OPTIONAL: [Package; 5] = [
+/// What one suite, test or benchmark alone needs, and says so.
+const OPTIONAL: [Package; 7] = [
     ("device-tree-compiler", "a test reads our device trees with it"),
     ("gcc-mingw-w64-x86-64", "links the tests for Windows"),
+    ("iperf3", "the benchmark of the network in a guest"),
+    ("passt", "what the network in a guest is measured beside"),
     ("qemu-system-arm", "the Arm lab's software CPU"),
     ("qemu-user-static", "runs the unit tests for arm64"),
     ("wine64", "runs the tests for Windows"),

@@ -14,7 +14,7 @@ use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
 use cabana_benches::report::Report;
 use cabana_benches::restore::Restore;
-use cabana_benches::{Error, exec, stream};
+use cabana_benches::{Error, exec, net, stream};
 use clap::{Parser, Subcommand};
 
 /// `report`'s status when a figure is more than its budget.
@@ -152,6 +152,27 @@ enum Task {
         #[arg(long)]
         stage: bool,
     },
+    /// iperf3 in a guest beside QEMU with passt and with slirp, where KVM runs Linux; prints the table.
+    NetGuest {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
+        /// QEMU's program.
+        #[arg(long, value_name = "FILE", default_value = "/usr/bin/qemu-system-x86_64")]
+        qemu: PathBuf,
+        /// The guest kernel that all boot.
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// The root image that all have.
+        #[arg(long, value_name = "FILE")]
+        image: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        runs: usize,
+        /// Move into a root in memory first: for the lab, where every file is a wait for the host.
+        #[arg(long)]
+        stage: bool,
+    },
     /// What a share's journal costs; prints the table.
     Journal {
         /// Where to make the files.
@@ -234,6 +255,16 @@ fn main() -> ExitCode {
                     Guest { cabana, qemu, virtiofsd, kernel, image, hundreds, work, stage, runs };
                 let figures = guest.measure(&|what| eprintln!("bench: {what}"))?;
                 print!("{}", guest::markdown(&figures, hundreds));
+                Ok(())
+            })
+        }
+        Task::NetGuest { cabana, qemu, kernel, image, runs, stage } => {
+            let parent = std::env::temp_dir();
+            tempfile::tempdir_in(&parent).map_err(Error::file(&parent)).and_then(|folder| {
+                let work = folder.path().to_owned();
+                let guest = net::guest::Guest { cabana, qemu, kernel, image, work, stage, runs };
+                let figures = guest.measure(&|what| eprintln!("bench: {what}"))?;
+                print!("{}", figures.markdown());
                 Ok(())
             })
         }
