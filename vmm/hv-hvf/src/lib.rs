@@ -20,6 +20,8 @@ mod processor;
 mod psci;
 mod state;
 mod syndrome;
+#[cfg(test)]
+mod tests;
 mod trap;
 mod vcpu;
 mod vm;

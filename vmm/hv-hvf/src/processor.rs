@@ -17,6 +17,7 @@ pub(crate) const CPSR: u32 = 34;
 pub(crate) const MPIDR_EL1: u16 = 0xc005;
 pub(crate) const ID_AA64PFR0_EL1: u16 = 0xc020;
 pub(crate) const ID_AA64PFR1_EL1: u16 = 0xc021;
+pub(crate) const ID_AA64DFR0_EL1: u16 = 0xc028;
 pub(crate) const ID_AA64MMFR0_EL1: u16 = 0xc038;
 pub(crate) const SCTLR_EL1: u16 = 0xc080;
 pub(crate) const SPSR_EL1: u16 = 0xc200;

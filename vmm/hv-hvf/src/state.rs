@@ -4,8 +4,9 @@ use cabana_hv::HvError;
 use cabana_hv::arm64::{BootState, EL1H_MASKED, Regs, Simd, SystemRegister};
 
 use crate::processor::{
-    CNTV_CTL_EL0, CNTV_CVAL_EL0, CPSR, ELR_EL1, FPCR, FPSR, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1,
-    ID_AA64PFR1_EL1, MPIDR_EL1, PC, Processor, SCTLR_EL1, SP_EL0, SP_EL1, SPSR_EL1,
+    CNTV_CTL_EL0, CNTV_CVAL_EL0, CPSR, ELR_EL1, FPCR, FPSR, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1,
+    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, MPIDR_EL1, PC, Processor, SCTLR_EL1, SP_EL0, SP_EL1,
+    SPSR_EL1,
 };
 use crate::psci;
 
@@ -67,10 +68,16 @@ fn registers() -> impl Iterator<Item = (u16, bool)> {
 }
 
 /// What a new vCPU is from birth: its affinity, and a processor without SVE and SME (whose registers no state here has),
-/// with the interrupt controller's interface and addresses of as many bits as the VM has.
+/// without counters and traces of its activity (which the framework does not carry out), with the interrupt
+/// controller's interface and addresses of as many bits as the VM has.
 pub(crate) fn begin(vcpu: &Processor, index: u32, address_bits: u32) -> Result<(), HvError> {
+    // Fields of the registers below (Arm DDI 0487 D24.2).
     const SVE: u64 = 0xf << 32;
+    const ACTIVITY_MONITORS: u64 = 0xf << 44;
     const SME: u64 = 0xf << 24;
+    const TRACE: u64 = 0xf << 4 | 0xff << 40;
+    const COUNTERS: u64 = 0xf << 8;
+    const PROFILES: u64 = 0xf << 32 | 0xf << 52;
     const GIC: u64 = 0xf << 24;
     vcpu.set_system(MPIDR_EL1, MPIDR_ONE | psci::affinity(index))?;
     let change = |register, change: &dyn Fn(u64) -> u64| {
@@ -79,8 +86,9 @@ pub(crate) fn begin(vcpu: &Processor, index: u32, address_bits: u32) -> Result<(
         if after == before { Ok(()) } else { vcpu.set_system(register, after) }
     };
     let with_gic = |value: u64| if value & GIC == 0 { value | 1 << 24 } else { value };
-    change(ID_AA64PFR0_EL1, &|value| with_gic(value & !SVE))?;
+    change(ID_AA64PFR0_EL1, &|value| with_gic(value & !(SVE | ACTIVITY_MONITORS)))?;
     change(ID_AA64PFR1_EL1, &|value| value & !SME)?;
+    change(ID_AA64DFR0_EL1, &|value| value & !(TRACE | COUNTERS | PROFILES))?;
     change(ID_AA64MMFR0_EL1, &|value| value & !0xf | (value & 0xf).min(range(address_bits)))
 }
 
@@ -163,10 +171,11 @@ pub(crate) fn set_system(
     system: &[(SystemRegister, u64)],
 ) -> Result<(), HvError> {
     for ((name, interface), &(_, value)) in registers().zip(system) {
-        if interface {
-            vcpu.set_interface(name, value)?;
-        } else {
+        if !interface {
             vcpu.set_system(name, value)?;
+        } else if vcpu.get_interface(name)? != value {
+            // Some have parts that can only be what they are.
+            vcpu.set_interface(name, value)?;
         }
     }
     Ok(())

@@ -13,15 +13,24 @@ pub(crate) enum Trap {
     Undefined,
 }
 
-/// Registers that a guest's kernel touches without asking whether they are there: of debugging (`OSLAR`, `OSDLR`,
-/// `MDCCINT`), of limited ordering (`LORC`), and one without an architecture (`ACTLR`).
-const WITHOUT_EFFECT: [SystemRegister; 5] = [
+/// Registers that a guest's kernel touches without asking whether they are there: of debugging (`OSLAR`, `OSLSR`,
+/// `OSDLR`, `MDCCINT`), of limited ordering (`LORC`), of counters (`PMUSERENR`, `AMUSERENR`), and one without an
+/// architecture (`ACTLR`).
+const WITHOUT_EFFECT: [SystemRegister; 8] = [
     SystemRegister::new(2, 0, 1, 0, 4),
+    SystemRegister::new(2, 0, 1, 1, 4),
     SystemRegister::new(2, 0, 1, 3, 4),
     SystemRegister::new(2, 0, 0, 2, 0),
     SystemRegister::new(3, 0, 10, 4, 3),
+    SystemRegister::new(3, 3, 9, 14, 0),
+    SystemRegister::new(3, 3, 13, 2, 3),
     SystemRegister::new(3, 0, 1, 0, 1),
 ];
+
+/// Registers that say what the processor has, and zero of what was not thought of when it was made (Arm DDI 0487
+/// D23.3.1): from `S3_0_C0_C1_0` to `S3_0_C0_C7_7`.
+const IDENTITIES: std::ops::RangeInclusive<SystemRegister> =
+    SystemRegister::new(3, 0, 0, 1, 0)..=SystemRegister::new(3, 0, 0, 7, 7);
 
 impl Trap {
     /// By the syndrome.
@@ -35,11 +44,11 @@ impl Trap {
             field(17, 7),
         );
         let read = syndrome & 1 != 0;
-        match (WITHOUT_EFFECT.contains(&name), read) {
-            (false, _) => Self::Undefined,
-            (true, false) => Self::Nothing,
-            (true, true) => Self::Zero((syndrome >> 5 & 31) as u8),
+        let register = (syndrome >> 5 & 31) as u8;
+        if read && (IDENTITIES.contains(&name) || WITHOUT_EFFECT.contains(&name)) {
+            return Self::Zero(register);
         }
+        if WITHOUT_EFFECT.contains(&name) { Self::Nothing } else { Self::Undefined }
     }
 }
 
@@ -67,6 +76,11 @@ mod tests {
     fn what_kernels_touch_blindly_has_no_effect_and_all_else_is_undefined() {
         assert_eq!(Trap::of(syndrome([2, 0, 1, 0, 4], 31, false)), Trap::Nothing);
         assert_eq!(Trap::of(syndrome([3, 0, 1, 0, 1], 9, true)), Trap::Zero(9));
+        // ID_AA64ISAR2_EL1, which is read alone.
+        assert_eq!(Trap::of(syndrome([3, 0, 0, 6, 2], 9, true)), Trap::Zero(9));
+        assert_eq!(Trap::of(syndrome([3, 0, 0, 6, 2], 9, false)), Trap::Undefined);
+        // MIDR_EL1 is none of them, nor is PMCR_EL0.
+        assert_eq!(Trap::of(syndrome([3, 0, 0, 0, 0], 9, true)), Trap::Undefined);
         assert_eq!(Trap::of(syndrome([3, 3, 9, 12, 0], 9, true)), Trap::Undefined);
     }
 
