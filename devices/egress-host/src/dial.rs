@@ -16,7 +16,9 @@ use tokio_rustls::TlsConnector;
 use crate::proxies::{Proxy, ProxyKind};
 
 /// How long a connection may take, proxies included.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// Why a name cannot be reached.
+pub(crate) const NOWHERE: &str = "this host knows no address of the name, and no proxy is for it";
 /// The longest answer of a proxy to `CONNECT`.
 const MAX_ANSWER: usize = 16 << 10;
 
@@ -29,6 +31,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) name: Option<DomainName>,
+    /// The address only stands for the name: this host does not know where it is, and a proxy may.
+    pub(crate) elsewhere: bool,
 }
 
 impl Target {
@@ -41,37 +45,53 @@ impl Target {
     }
 }
 
-/// Connects to the target.
+/// Connects to the target, through a stream to the proxy if there is one already.
 pub(crate) async fn dial(
     proxy: Option<&Proxy>,
+    reached: Option<Box<dyn Stream>>,
     target: &Target,
     tls: &Arc<ClientConfig>,
 ) -> io::Result<Box<dyn Stream>> {
-    within(async {
-        let Some(proxy) = proxy else {
-            return Ok(Box::new(TcpStream::connect(target.address).await?) as Box<dyn Stream>);
+    within(LIMIT, async {
+        let mut stream = match reached {
+            Some(stream) => stream,
+            None => reach(proxy, target, tls).await?,
         };
-        let mut stream = reach(proxy, tls).await?;
-        match proxy.kind {
-            ProxyKind::Http | ProxyKind::Https => connect(&mut stream, proxy, target).await?,
-            ProxyKind::Socks5 | ProxyKind::Socks5h => socks(&mut stream, proxy, target).await?,
+        match proxy.map(|proxy| (proxy, proxy.kind)) {
+            None => {}
+            Some((proxy, ProxyKind::Http | ProxyKind::Https)) => {
+                connect(&mut stream, proxy, target).await?;
+            }
+            Some((proxy, ProxyKind::Socks5 | ProxyKind::Socks5h)) => {
+                socks(&mut stream, proxy, target).await?;
+            }
         }
         Ok(stream)
     })
     .await
 }
 
-/// Connects to the proxy itself, which then takes whole URLs.
-pub(crate) async fn forward(proxy: &Proxy, tls: &Arc<ClientConfig>) -> io::Result<Box<dyn Stream>> {
-    within(reach(proxy, tls)).await
-}
-
-async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+/// Does something that has a time.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
-    tokio::time::timeout(LIMIT, work).await.map_err(late)?
+    tokio::time::timeout(limit, work).await.map_err(late)?
 }
 
-async fn reach(proxy: &Proxy, tls: &Arc<ClientConfig>) -> io::Result<Box<dyn Stream>> {
+/// Connects to the proxy itself, which then takes whole URLs and more; without one, to the target.
+pub(crate) async fn reach(
+    proxy: Option<&Proxy>,
+    target: &Target,
+    tls: &Arc<ClientConfig>,
+) -> io::Result<Box<dyn Stream>> {
+    let Some(proxy) = proxy else {
+        if target.elsewhere {
+            return Err(io::Error::other(NOWHERE));
+        }
+        return Ok(Box::new(TcpStream::connect(target.address).await?));
+    };
     let stream = TcpStream::connect((proxy.host.as_str(), proxy.port)).await?;
     if proxy.kind != ProxyKind::Https {
         return Ok(Box::new(stream));

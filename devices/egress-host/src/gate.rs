@@ -16,7 +16,7 @@ use cabana_egress::{
 use cabana_netstack::{Flow, Gate, Inspection, Opening, Order, Protocol, Waker};
 
 use crate::authority::AuthorityError;
-use crate::dial::Target;
+use crate::dial::{NOWHERE, Target};
 use crate::log;
 use crate::proxies::Proxies;
 use crate::relay::{Judge, Routes, Served};
@@ -363,11 +363,11 @@ impl Shared {
         lookup: &Lookup,
         found: Result<&[IpAddr], LookupError>,
     ) {
+        // Behind a proxy this host may know no names at all.
+        let elsewhere = found.is_err()
+            && self.routes.as_ref().is_some_and(|routes| routes.look_up(lookup.name()));
         let step = self.with(|state| {
             let now = state.clock.now();
-            // Behind a proxy this host may know no names at all.
-            let elsewhere =
-                self.routes.as_ref().is_some_and(|routes| routes.look_up(lookup.name()));
             match found {
                 Err(_) if elsewhere => state.gate.resolved_elsewhere(now, lookup),
                 found => state.gate.resolved(now, lookup, found),
@@ -393,7 +393,8 @@ impl Shared {
             Decision::Deny(_) => return Opening::Refuse,
         };
         if let Some(routes) = self.routes.as_ref().filter(|_| tcp) {
-            let target = Target { address: to, name: hosts.first().cloned() };
+            let elsewhere = self.lock().gate.is_elsewhere(to.ip());
+            let target = Target { address: to, name: hosts.first().cloned(), elsewhere };
             let flow = Served { id, target, hosts, inspect, client_first };
             if routes.serves(&flow) {
                 return match routes.serve(flow, Arc::clone(self) as Arc<dyn Judge>) {
@@ -406,10 +407,7 @@ impl Shared {
             }
         }
         if self.lock().gate.is_elsewhere(to.ip()) {
-            self.failed(
-                id,
-                "this host knows no address of the name, and no proxy is for it".to_owned(),
-            );
+            self.failed(id, NOWHERE.to_owned());
             return Opening::Refuse;
         }
         Opening::Connect { to, inspect }

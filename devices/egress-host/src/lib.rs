@@ -7,6 +7,7 @@ mod authority;
 mod dial;
 mod gate;
 mod log;
+mod pac;
 mod prefixed;
 mod proxies;
 mod relay;

@@ -1,14 +1,16 @@
 //! The proxies through which the host reaches the rest of the world, as curl and most programs read them from the
 //! environment. What Windows and macOS keep in their settings `cabana_os::proxies` puts into the same words.
-//!
-//! Proxy auto-configuration (PAC) is a JavaScript program from the network. It would need an interpreter in the
-//! process that holds the machine, fed by whoever answers for `wpad`: more code to attack than all the rest of
-//! this crate. Name the proxy instead.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use cabana_egress::{DomainName, DomainPattern};
 use ipnet::IpNet;
+
+use crate::pac::{AVAILABLE, Auto, Place};
+
+/// Stands before the URL of a script in place of a proxy.
+const SCRIPT: &str = "pac+";
 
 /// A proxy.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,7 +41,8 @@ pub enum ProxyKind {
 /// Why a word is no proxy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{variable} is no proxy: {why}; write http://, https://, socks5:// or socks5h://[USER:PASSWORD@]HOST[:PORT]"
+    "{variable} is no proxy: {why}; write http://, https://, socks5:// or socks5h://[USER:PASSWORD@]HOST[:PORT], or \
+     pac+file:///PATH or pac+https://HOST/PATH for a script"
 )]
 pub struct ProxyError {
     /// Where the word stands.
@@ -55,6 +58,8 @@ pub struct Proxies {
     https: Option<Proxy>,
     all: Option<Proxy>,
     direct: Vec<Exception>,
+    /// A script goes before all of them.
+    auto: Option<Auto>,
 }
 
 /// An entry of `NO_PROXY`.
@@ -77,7 +82,8 @@ impl std::fmt::Debug for Proxy {
 
 impl Proxies {
     /// Reads `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, or the same in capitals. `HTTP_PROXY` does
-    /// not count in a CGI program, where a client could set it.
+    /// not count in a CGI program, where a client could set it. `auto_proxy` is the URL of a script,
+    /// which counts in a program that has an interpreter.
     ///
     /// # Errors
     ///
@@ -95,21 +101,33 @@ impl Proxies {
             value.map(|value| Proxy::parse(value.trim()).map_err(error)).transpose()
         };
         let direct = find("no_proxy").unwrap_or_default();
+        let auto = find("auto_proxy").filter(|_| AVAILABLE).map(|url| {
+            let error = |why| ProxyError { variable: "auto_proxy".to_owned(), why };
+            Auto::parse(url.trim(), false).map_err(error)
+        });
         Ok(Self {
             http: proxy("http_proxy")?,
             https: proxy("https_proxy")?,
             all: proxy("all_proxy")?,
             direct: direct.split([',', ' ']).filter_map(exception).collect(),
+            auto: auto.transpose()?,
         })
     }
 
-    /// One proxy for everything.
+    /// One proxy for everything, or, behind `pac+`, a script that has to be there.
     ///
     /// # Errors
     ///
     /// [`ProxyError`] if the word is none.
     pub fn only(word: &str) -> Result<Self, ProxyError> {
         let error = |why| ProxyError { variable: "--proxy".to_owned(), why };
+        if let Some(url) = word.strip_prefix(SCRIPT) {
+            if !AVAILABLE {
+                return Err(error("this program was built without scripts (feature `pac`)"));
+            }
+            let auto = Auto::parse(url, true).map_err(error)?;
+            return Ok(Self { auto: Some(auto), ..Self::default() });
+        }
         Ok(Self { all: Some(Proxy::parse(word).map_err(error)?), ..Self::default() })
     }
 
@@ -121,8 +139,7 @@ impl Proxies {
         port: u16,
         web: bool,
     ) -> Option<&Proxy> {
-        if address.is_loopback() || self.direct.iter().any(|entry| entry.holds(name, address, port))
-        {
+        if self.is_exception(name, address, port) {
             return None;
         }
         match port {
@@ -131,6 +148,29 @@ impl Proxies {
             _ if web => self.https.as_ref().or(self.all.as_ref()),
             _ => self.all.as_ref(),
         }
+    }
+
+    /// The script, if there is one.
+    pub(crate) fn auto(&self) -> Option<&Auto> {
+        self.auto.as_ref()
+    }
+
+    /// The file of the script, if it is in one: what a process that is confined has to be able to read.
+    pub fn script_file(&self) -> Option<PathBuf> {
+        match &self.auto.as_ref()?.place {
+            Place::File(path) => Some(path.clone()),
+            Place::Web(_) => None,
+        }
+    }
+
+    /// Whether a connection goes directly whatever proxies and scripts there are.
+    pub(crate) fn is_exception(
+        &self,
+        name: Option<&DomainName>,
+        address: IpAddr,
+        port: u16,
+    ) -> bool {
+        address.is_loopback() || self.direct.iter().any(|entry| entry.holds(name, address, port))
     }
 
     /// Whether a proxy would look this name up, on one of the web's ports at least.
@@ -145,18 +185,18 @@ impl Proxies {
 
     /// Whether there is none at all.
     pub fn is_empty(&self) -> bool {
-        self.http.is_none() && self.https.is_none() && self.all.is_none()
+        self.http.is_none() && self.https.is_none() && self.all.is_none() && self.auto.is_none()
     }
 }
 
 impl Proxy {
     fn parse(word: &str) -> Result<Self, &'static str> {
         let (scheme, rest) = word.split_once("://").unwrap_or(("http", word));
-        let (kind, default) = match scheme.to_ascii_lowercase().as_str() {
-            "http" => (ProxyKind::Http, 80),
-            "https" => (ProxyKind::Https, 443),
-            "socks5" | "socks" => (ProxyKind::Socks5, 1080),
-            "socks5h" => (ProxyKind::Socks5h, 1080),
+        let kind = match scheme.to_ascii_lowercase().as_str() {
+            "http" => ProxyKind::Http,
+            "https" => ProxyKind::Https,
+            "socks5" | "socks" => ProxyKind::Socks5,
+            "socks5h" => ProxyKind::Socks5h,
             _ => return Err("its scheme is unknown"),
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -169,23 +209,30 @@ impl Proxy {
             }
             None => (None, authority),
         };
-        let (host, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Ok(Self { credentials, ..Self::at(kind, host)? })
+    }
+
+    /// The proxy at `HOST` or `HOST:PORT`.
+    pub(crate) fn at(kind: ProxyKind, server: &str) -> Result<Self, &'static str> {
+        let (host, port) = match server.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => (host, rest.strip_prefix(':').unwrap_or_default()),
-            None => host.split_once(':').unwrap_or((host, "")),
+            None => server.split_once(':').unwrap_or((server, "")),
         };
-        let port = match port {
-            "" => default,
-            port => port.parse().map_err(|_| "its port is no number")?,
+        let port = match (port, kind) {
+            ("", ProxyKind::Http) => 80,
+            ("", ProxyKind::Https) => 443,
+            ("", ProxyKind::Socks5 | ProxyKind::Socks5h) => 1080,
+            (port, _) => port.parse().map_err(|_| "its port is no number")?,
         };
         if host.parse::<IpAddr>().is_err() && DomainName::parse(host).is_none() {
             return Err("its host is none");
         }
-        Ok(Self { kind, host: host.to_owned(), port, credentials })
+        Ok(Self { kind, host: host.to_owned(), port, credentials: None })
     }
 }
 
 /// `%40` and so on (RFC 3986 §2.1).
-fn unescape(text: &str) -> Option<String> {
+pub(crate) fn unescape(text: &str) -> Option<String> {
     let mut out = Vec::new();
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

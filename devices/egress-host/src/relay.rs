@@ -1,11 +1,12 @@
 //! Flows whose other end is served in this process: what goes through a proxy, and TLS that ends here for the sake
 //! of a secret. They run as tasks on one thread, which starts with the first of them.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
-use std::sync::{Arc, OnceLock};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cabana_egress::inspect::{Inspector, Refusal};
 use cabana_egress::{DomainName, Expect, FlowId, Secret, rewrite_head};
@@ -18,12 +19,17 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::authority::{Authority, AuthorityError};
 use crate::dial::{self, Stream, Target};
+use crate::pac::{Pac, Question, Way};
 use crate::prefixed::Prefixed;
 use crate::proxies::{Proxies, Proxy, ProxyKind};
 use crate::trust::Trust;
 
 /// How long a client may take to name its host.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a way may take to be reached before the next one is tried.
+const TRY: Duration = Duration::from_secs(10);
+/// How long a proxy that was not reached comes last.
+const AVOIDED: Duration = Duration::from_secs(300);
 /// Bytes that are copied at a time.
 const BLOCK: usize = 32 << 10;
 /// The first byte of TLS.
@@ -32,6 +38,10 @@ const HANDSHAKE: u8 = 22;
 /// What goes another way than straight to the address.
 pub(crate) struct Routes {
     proxies: Proxies,
+    /// The script that goes before them.
+    pac: Option<Pac>,
+    /// Proxies that were not reached, and until when they come last.
+    avoided: Mutex<HashMap<(String, u16), Instant>>,
     secrets: Vec<Secret>,
     authority: Option<Authority>,
     to_proxies: Arc<ClientConfig>,
@@ -76,11 +86,15 @@ impl Routes {
         trust: &Trust,
     ) -> Result<Self, AuthorityError> {
         let authority = (!secrets.is_empty()).then(Authority::new).transpose()?;
+        let to_proxies = trust.client(&[])?;
+        let pac = proxies.auto().map(|auto| Pac::new(auto.clone(), Arc::clone(&to_proxies)));
         Ok(Self {
             proxies,
+            pac,
+            avoided: Mutex::default(),
             secrets,
             authority,
-            to_proxies: trust.client(&[])?,
+            to_proxies,
             to_servers: trust.client(&[b"http/1.1"])?,
             runtime: OnceLock::new(),
         })
@@ -91,20 +105,77 @@ impl Routes {
         self.authority.as_ref().map(Authority::pem)
     }
 
-    /// Whether a flow goes another way than straight to its address.
+    /// Whether a flow goes another way than straight to its address, or may.
     pub(crate) fn serves(&self, flow: &Served) -> bool {
-        self.proxy(flow).is_some() || flow.hosts.iter().any(|host| self.is_secret(host))
+        self.pac(&flow.target).is_some()
+            || self.proxy(flow).is_some()
+            || flow.hosts.iter().any(|host| self.is_secret(host))
     }
 
-    /// Whether a proxy would look this name up.
+    /// Whether a proxy would look this name up. It may block, for a script.
     pub(crate) fn look_up(&self, name: &DomainName) -> bool {
-        self.proxies.look_up(name)
+        let nowhere = (Ipv4Addr::BROADCAST, 443).into();
+        let target = Target { address: nowhere, name: Some(name.clone()), elsewhere: true };
+        match self.pac(&target).map(|pac| pac.ask(question(&target)).blocking_recv()) {
+            Some(Ok(Ok(ways))) => ways.iter().any(Option::is_some),
+            Some(_) if self.pac.as_ref().is_some_and(Pac::is_mandatory) => false,
+            _ => self.proxies.look_up(name),
+        }
     }
 
     fn proxy(&self, flow: &Served) -> Option<&Proxy> {
         let address = flow.target.address;
         let name = flow.target.name.as_ref();
         self.proxies.find(name, address.ip(), address.port(), flow.client_first)
+    }
+
+    /// The script, if it is to be asked.
+    fn pac(&self, target: &Target) -> Option<&Pac> {
+        let (address, name) = (target.address, target.name.as_ref());
+        let excepted = self.proxies.is_exception(name, address.ip(), address.port());
+        self.pac.as_ref().filter(|_| !excepted)
+    }
+
+    /// The ways of a flow in their order, at least one.
+    async fn ways(&self, flow: &Served) -> io::Result<Vec<Way>> {
+        let Some(pac) = self.pac(&flow.target) else { return Ok(vec![self.proxy(flow).cloned()]) };
+        let asked = dial::within(dial::LIMIT, async {
+            let answer = pac.ask(question(&flow.target)).await;
+            answer.map_err(io::Error::other)?.map_err(io::Error::other)
+        });
+        match asked.await {
+            Err(_) if !pac.is_mandatory() => Ok(vec![self.proxy(flow).cloned()]),
+            ways => ways,
+        }
+    }
+
+    /// The way that a flow goes: the first that can be reached, with the stream to it, or the last.
+    async fn choose(&self, flow: &Served) -> io::Result<(Way, Option<Box<dyn Stream>>)> {
+        let mut ways = self.ways(flow).await?;
+        ways.sort_by_key(|way| self.is_avoided(way));
+        let last = ways.pop().flatten();
+        for way in ways {
+            let reach = dial::reach(way.as_ref(), &flow.target, &self.to_proxies);
+            match (dial::within(TRY, reach).await, way) {
+                (Ok(stream), way) => return Ok((way, Some(stream))),
+                (Err(_), Some(proxy)) => self.avoid(proxy),
+                (Err(_), None) => {}
+            }
+        }
+        Ok((last, None))
+    }
+
+    fn is_avoided(&self, way: &Way) -> bool {
+        let avoided = self.avoided.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = way.as_ref().and_then(|proxy| avoided.get(&(proxy.host.clone(), proxy.port)));
+        until.is_some_and(|until| Instant::now() < *until)
+    }
+
+    fn avoid(&self, proxy: Proxy) {
+        let mut avoided = self.avoided.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        avoided.retain(|_, until| now < *until);
+        avoided.insert((proxy.host, proxy.port), now + AVOIDED);
     }
 
     fn is_secret(&self, host: &DomainName) -> bool {
@@ -142,7 +213,8 @@ impl Routes {
         judge: &Arc<dyn Judge>,
     ) -> Result<(), End> {
         let mut target = flow.target.clone();
-        let proxy = self.proxy(&flow);
+        let (way, reached) = self.choose(&flow).await?;
+        let proxy = way.as_ref();
         let mut first = Vec::new();
         let (mut passed, mut whole_urls) = (!flow.inspect, false);
         if flow.inspect && flow.client_first {
@@ -165,14 +237,18 @@ impl Routes {
         }
         let secret = target.name.clone().filter(|host| self.is_secret(host));
         if let (Some(host), Some(HANDSHAKE)) = (secret, first.first().copied()) {
-            let server = dial::dial(proxy, &target, &self.to_servers).await?;
+            let server = dial::dial(proxy, reached, &target, &self.to_proxies).await?;
             return self
                 .terminate(Prefixed::new(first, client), server, host, flow.id, judge)
                 .await;
         }
-        let mut server = match proxy {
-            Some(proxy) if whole_urls => dial::forward(proxy, &self.to_proxies).await?,
-            proxy => dial::dial(proxy, &target, &self.to_proxies).await?,
+        let mut server = match reached {
+            Some(stream) if whole_urls => stream,
+            None if whole_urls => {
+                let reach = dial::reach(proxy, &target, &self.to_proxies);
+                dial::within(dial::LIMIT, reach).await?
+            }
+            reached => dial::dial(proxy, reached, &target, &self.to_proxies).await?,
         };
         server.write_all(&first).await?;
         let (client, server) = (tokio::io::split(client), tokio::io::split(server));
@@ -323,6 +399,23 @@ fn authority(host: &DomainName, head: &[u8]) -> String {
 
 fn starts_with(line: &[u8], start: &[u8]) -> bool {
     line.get(..start.len()).is_some_and(|own| own.eq_ignore_ascii_case(start))
+}
+
+/// What a script is asked about a connection. Of a connection that is neither for the web's ports it gets to see a URL
+/// too: a proxy would get `CONNECT` for it, as for TLS.
+fn question(target: &Target) -> Question {
+    let address = target.address;
+    let (host, inside) = match (&target.name, address.ip()) {
+        (Some(name), _) => (name.to_string(), name.to_string()),
+        (None, IpAddr::V6(v6)) => (v6.to_string(), format!("[{v6}]")),
+        (None, IpAddr::V4(v4)) => (v4.to_string(), v4.to_string()),
+    };
+    let url = match address.port() {
+        80 => format!("http://{inside}/"),
+        443 => format!("https://{inside}/"),
+        port => format!("https://{inside}:{port}/"),
+    };
+    Question { url, host }
 }
 
 /// The thread of all served flows, which ends with the process.

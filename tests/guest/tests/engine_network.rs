@@ -403,3 +403,26 @@ fn programs_that_listen_are_told_of() {
     assert_eq!(next(), (None, (true, "0.0.0.0".to_owned(), 8083)));
     server.input().hang_up();
 }
+
+#[test]
+fn a_script_in_a_file_names_the_proxies_of_a_confined_worker() {
+    let Some(host) = host() else { return };
+    if !in_namespaces("a_script_in_a_file_names_the_proxies_of_a_confined_worker") {
+        return;
+    }
+    let nowhere = host.cabana(["run", "--proxy", "pac+nowhere", "--", "true"]).end();
+    if nowhere.stderr.contains("built without scripts") {
+        return println!("skipped: this `cabana` was built without the feature `pac`");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    names(folder.path());
+    serve(MIRROR, "by the proxy");
+    serve(EVIL, "directly");
+    let script = folder.path().join("proxy.pac");
+    let body = "function FindProxyForURL(url, host) { return 'PROXY one.test:80' }";
+    fs::write(&script, body).unwrap();
+    let policy = allow(&["two.test"]);
+    let proxy = Some(format!("pac+file://{}", script.display()));
+    let machine = machine(host, NetworkSpec { policy, proxy, ..NetworkSpec::default() });
+    assert_eq!(sh(&machine, None, &fetch("two.test")), "by the proxy");
+}

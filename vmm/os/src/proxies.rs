@@ -1,13 +1,15 @@
 //! The proxies of this host, as the variables in which programs read them: `http_proxy`, `https_proxy`, `all_proxy`,
-//! `no_proxy`. Linux has nothing but these variables; Windows and macOS keep proxies in their settings, in words of
-//! their own.
+//! `no_proxy`, and `auto_proxy`, the URL of a script (PAC). Linux has nothing but these variables; Windows and macOS keep
+//! proxies in their settings, in words of their own.
 
 use std::env;
 
 use crate::sys;
 
 /// What programs read, in either case, and what says that this is a CGI program.
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 11] = [
+    "auto_proxy",
+    "AUTO_PROXY",
     "http_proxy",
     "HTTP_PROXY",
     "https_proxy",
@@ -21,6 +23,9 @@ const VARIABLES: [&str; 9] = [
 
 /// Stands in a list of exceptions for every name without a dot (Windows' own word).
 pub const LOCAL: &str = "<local>";
+
+/// The variable of a script's URL.
+const AUTO: &str = "auto_proxy";
 
 /// Names of variables and their values.
 pub type Variables = Vec<(String, String)>;
@@ -36,8 +41,8 @@ pub fn environment() -> Variables {
 }
 
 /// Windows' words (`WINHTTP_PROXY_INFO`): `HOST:PORT` for everything or `http=…;https=…;socks=…`, and exceptions
-/// such as `*.corp.example;10.*;<local>`, apart by semicolons or spaces.
-pub fn of_windows(server: &str, bypass: &str) -> Variables {
+/// such as `*.corp.example;10.*;<local>`, apart by semicolons or spaces. `script` is a script's URL, or empty.
+pub fn of_windows(server: &str, bypass: &str, script: &str) -> Variables {
     let apart = |text: &str| -> Vec<String> {
         let words = text.split([';', ' ', '\t']).filter(|word| !word.is_empty());
         words.map(str::to_owned).collect()
@@ -57,6 +62,9 @@ pub fn of_windows(server: &str, bypass: &str) -> Variables {
                 _ => {}
             },
         }
+    }
+    if !script.is_empty() {
+        variables.push((AUTO.to_owned(), script.to_owned()));
     }
     with_exceptions(variables, apart(bypass))
 }
@@ -79,6 +87,10 @@ pub fn of_macos(
         };
         let server = if kind == "SOCKS" { socks(&server) } else { server };
         variables.push((name.to_owned(), server));
+    }
+    let script = text("ProxyAutoConfigURLString").filter(|script| !script.is_empty());
+    if let Some(script) = script.filter(|_| number("ProxyAutoConfigEnable") == Some(1)) {
+        variables.push((AUTO.to_owned(), script));
     }
     let mut exceptions = exceptions;
     if number("ExcludeSimpleHostnames") == Some(1) {
@@ -130,21 +142,23 @@ mod tests {
 
     #[test]
     fn windows_servers_are_for_all_or_for_each_protocol() {
-        let all = of_windows("proxy.example:8080", "");
+        let all = of_windows("proxy.example:8080", "", "");
         let expected =
             [("http_proxy", "proxy.example:8080"), ("https_proxy", "proxy.example:8080")];
         assert_eq!(pairs(&all), expected);
-        let each = of_windows("http=a:1;HTTPS=https://b:2 ftp=c:3;socks=d:4", "");
+        let each = of_windows("http=a:1;HTTPS=https://b:2 ftp=c:3;socks=d:4", "", "");
         let expected =
             [("http_proxy", "a:1"), ("https_proxy", "https://b:2"), ("all_proxy", "socks5h://d:4")];
         assert_eq!(pairs(&each), expected);
-        assert_eq!(of_windows("", "*.a.example"), []);
+        assert_eq!(of_windows("", "*.a.example", ""), []);
+        let script = of_windows("", "", "http://wpad.example/p.pac");
+        assert_eq!(pairs(&script), [("auto_proxy", "http://wpad.example/p.pac")]);
     }
 
     #[test]
     fn windows_exceptions_become_names_and_networks() {
         let bypass = "*.corp.example;10.*;192.168.*;172.16.3.*;host.example;<local>;*";
-        let variables = of_windows("p:1", bypass);
+        let variables = of_windows("p:1", bypass, "");
         let expected =
             "*.corp.example,10.0.0.0/8,192.168.0.0/16,172.16.3.0/24,host.example,<local>,*";
         assert_eq!(pairs(&variables)[2], ("no_proxy", expected));
@@ -153,7 +167,9 @@ mod tests {
     #[test]
     fn macos_has_a_switch_for_each_proxy() {
         let number = |key: &str| match key {
-            "HTTPEnable" | "SOCKSEnable" | "ExcludeSimpleHostnames" => Some(1),
+            "HTTPEnable" | "SOCKSEnable" | "ExcludeSimpleHostnames" | "ProxyAutoConfigEnable" => {
+                Some(1)
+            }
             "HTTPSEnable" => Some(0),
             "HTTPPort" => Some(3128),
             _ => None,
@@ -162,6 +178,7 @@ mod tests {
             "HTTPProxy" => Some("2001:db8::1".to_owned()),
             "HTTPSProxy" => Some("off.example".to_owned()),
             "SOCKSProxy" => Some("s.example".to_owned()),
+            "ProxyAutoConfigURLString" => Some("file:///p.pac".to_owned()),
             _ => None,
         };
         let exceptions = ["*.local", "169.254/16"].map(str::to_owned).into();
@@ -169,6 +186,7 @@ mod tests {
         let expected = [
             ("http_proxy", "[2001:db8::1]:3128"),
             ("all_proxy", "socks5h://s.example"),
+            ("auto_proxy", "file:///p.pac"),
             ("no_proxy", "*.local,169.254.0.0/16,<local>"),
         ];
         assert_eq!(pairs(&variables), expected);

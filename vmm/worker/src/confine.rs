@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
@@ -51,21 +51,21 @@ pub fn confine<'a>(
     let uses = files.into_iter();
     let uses = uses.map(|(file, write)| (file, if write { Use::Write } else { Use::Read }));
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let files = confine_files(uses, &[("/dev/kvm", device)], AccessNet::from_all(ASKED))?;
+    let files =
+        confine_files(uses, &[(Path::new("/dev/kvm"), device)], AccessNet::from_all(ASKED))?;
     confine_system_calls(&[COMMON, READING, FILES])?;
     Ok(Confinement { system_calls: true, files })
 }
 
-/// As [`confine`], for a process that serves a network: `files` are written. `roots` are where the certificates are
-/// that this host trusts, if somewhere else than usual.
+/// As [`confine`], for a process that serves a network: `files` are written. `readable` are where the certificates are
+/// that this host trusts, if somewhere else than usual, and the script that names proxies.
 pub(crate) fn confine_network<'a>(
     files: impl IntoIterator<Item = BorrowedFd<'a>>,
-    roots: &[String],
+    readable: &[PathBuf],
 ) -> Result<Confinement, ConfineError> {
     let uses = files.into_iter().map(|file| (file, Use::Write));
-    let paths = SYSTEM.into_iter().chain(roots.iter().map(String::as_str));
-    let readable: Vec<_> =
-        paths.map(|path| (path, rights(Use::Read, Path::new(path).is_dir()))).collect();
+    let paths = SYSTEM.iter().map(Path::new).chain(readable.iter().map(PathBuf::as_path));
+    let readable: Vec<_> = paths.map(|path| (path, rights(Use::Read, path.is_dir()))).collect();
     let files = confine_files(uses, &readable, BitFlags::empty())?;
     confine_system_calls(&[COMMON, READING, SOCKETS])?;
     Ok(Confinement { system_calls: true, files })
@@ -92,7 +92,7 @@ pub enum ConfineError {
 /// uses of TCP that there are not.
 fn confine_files<'a>(
     files: impl Iterator<Item = (BorrowedFd<'a>, Use)>,
-    paths: &[(&str, BitFlags<AccessFs>)],
+    paths: &[(&Path, BitFlags<AccessFs>)],
     ports: BitFlags<AccessNet>,
 ) -> Result<bool, ConfineError> {
     let mut rules = Ruleset::default()

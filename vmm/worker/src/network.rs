@@ -36,17 +36,22 @@ pub(crate) fn serve(
         return answer(Err(Fault::new("worker-version", message)));
     }
     let mut parts = Parts::of(start, handles);
+    let proxies = match proxies(&start.proxy) {
+        Ok(proxies) => proxies,
+        Err(fault) => return answer(Err(fault)),
+    };
     if place == Place::Process {
         let roots = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| std::env::var(name).ok());
-        let roots: Vec<_> = roots.into_iter().flatten().collect();
+        let roots = roots.into_iter().flatten().map(PathBuf::from);
+        let readable: Vec<_> = roots.chain(proxies.script_file()).collect();
         let files = parts.log.iter().chain(&parts.capture).map(AsFd::as_fd);
-        if let Err(error) = confine_network(files, &roots) {
+        if let Err(error) = confine_network(files, &readable) {
             return answer(Err(Fault::new("confine", error)));
         }
         report_panics(&channel);
         end_with_parent(&channel, parts.parent.take())?;
     }
-    let network = match begin(start, parts) {
+    let network = match begin(start, parts, proxies) {
         Ok(network) => network,
         Err(fault) => return answer(Err(fault)),
     };
@@ -106,12 +111,17 @@ impl Parts {
     }
 }
 
-fn begin(start: &NetworkStart, parts: Parts) -> Result<NetworkHost, Fault> {
-    let proxies = match start.proxy.as_str() {
+/// The proxies that a word of the engine's means.
+fn proxies(word: &str) -> Result<Proxies, Fault> {
+    let proxies = match word {
         "none" => Ok(Proxies::default()),
         "env" => Proxies::from_environment(|name| std::env::var(name).ok()),
         url => Proxies::only(url),
     };
+    proxies.map_err(|error| Fault::new("proxy", error))
+}
+
+fn begin(start: &NetworkStart, parts: Parts, proxies: Proxies) -> Result<NetworkHost, Fault> {
     let secrets = start.secrets.iter().map(|(word, random)| Secret::parse(word, *random, |_| None));
     let path = |open: &Option<OwnedFd>| -> Option<PathBuf> {
         open.as_ref().map(|open| process::path_of(open.as_fd()))
@@ -122,7 +132,7 @@ fn begin(start: &NetworkStart, parts: Parts) -> Result<NetworkHost, Fault> {
         capture: path(&parts.capture),
         egress: start.policy.clone(),
         secrets: secrets.collect::<Result<_, _>>().map_err(|error| Fault::new("secret", error))?,
-        proxies: proxies.map_err(|error| Fault::new("proxy", error))?,
+        proxies,
         log: path(&parts.log),
     };
     let cable = parts.cable.ok_or_else(|| Fault::new("worker-version", "there is no cable"))?;

@@ -21,10 +21,8 @@ pub(crate) fn settings() -> Variables {
     if unsafe { WinHttpGetIEProxyConfigForCurrentUser(&raw mut config) } == 0 {
         return Variables::new();
     }
-    // A script (`lpszAutoConfigUrl`) is not followed.
-    take(config.lpszAutoConfigUrl);
     let (server, bypass) = (take(config.lpszProxy), take(config.lpszProxyBypass));
-    of_windows(&server, &bypass)
+    of_windows(&server, &bypass, &take(config.lpszAutoConfigUrl))
 }
 
 /// The text of a string of the call's, which is freed.
