@@ -410,7 +410,7 @@ fn a_script_in_a_file_names_the_proxies_of_a_confined_worker() {
     if !in_namespaces("a_script_in_a_file_names_the_proxies_of_a_confined_worker") {
         return;
     }
-    let nowhere = host.cabana(["run", "--proxy", "pac+nowhere", "--", "true"]).end();
+    let nowhere = host.cabana(["run", "--net", "--proxy", "pac+nowhere", "--", "true"]).end();
     if nowhere.stderr.contains("built without scripts") {
         return println!("skipped: this `cabana` was built without the feature `pac`");
     }
