@@ -10,7 +10,8 @@
 //! - Its [`Stamp`] (time of change and length) must be what it was when the guest last resolved a
 //!   name to it. Else the answer is ESTALE, once: Linux then resolves the whole path anew, without
 //!   its cache, and opens what it finds. Removing, replacing and renaming a file change the time
-//!   of change too. This costs round trips only after a change.
+//!   of change too. This costs round trips only after a change. Of a file with two names that proves
+//!   nothing while the guest may use one that was resolved before the change: until then every open resolves anew.
 //! - Pages that the guest has cached stay ([`wire::open::KEEP_CACHE`]) only if the stamp is the
 //!   same as when the file was opened last.
 //! - The host's clock for such times is coarse, and a time of change is taken when a `write(2)` begins,
@@ -71,11 +72,26 @@ impl Stamp {
     }
 }
 
+/// A name of a file: its directory, and a hash. What has no name is the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NameKey {
+    pub(crate) directory: u64,
+    pub(crate) hash: u64,
+}
+
 /// What the guest may have cached of one file.
 #[derive(Debug, Default)]
 pub(crate) struct Cached {
     /// When a name was last resolved to it.
     named: Option<Stamp>,
+    /// That name, and until when the guest may use it.
+    name: NameKey,
+    usable: Duration,
+    /// Until when the guest may use others.
+    others: Duration,
+    /// Until when it may use others that were resolved before the file's last change: what the host did to their
+    /// names [`Cached::named`] does not tell.
+    doubtful: Duration,
     /// When it was last opened.
     opened: Option<Stamp>,
 }
@@ -145,16 +161,29 @@ pub(crate) enum Opening {
 
 impl Cached {
     /// A name is resolved to the file. Returns how long the guest may use the name.
-    pub(crate) fn resolved(&mut self, stat: &Stat, now: Duration, young: Young) -> Duration {
+    pub(crate) fn resolved(
+        &mut self,
+        name: NameKey,
+        stat: &Stat,
+        now: Duration,
+        young: Young,
+    ) -> Duration {
         let stamp = Stamp::of(stat);
-        self.named = Some(stamp);
-        if stamp.is_settled(now, young) { VALID } else { Duration::ZERO }
+        let valid = if stamp.is_settled(now, young) { VALID } else { Duration::ZERO };
+        if self.name != name {
+            self.others = self.others.max(self.usable);
+        }
+        if self.named.is_some_and(|named| named != stamp) {
+            self.doubtful = self.doubtful.max(self.others);
+        }
+        (self.named, self.name, self.usable) = (Some(stamp), name, now.saturating_add(valid));
+        valid
     }
 
     /// The guest opens the file; `anew` if it has just been sent back.
     pub(crate) fn open(&mut self, stat: &Stat, now: Duration, young: Young, anew: bool) -> Opening {
         let stamp = Stamp::of(stat);
-        let is_stale = self.named.is_some_and(|named| named != stamp);
+        let is_stale = self.named.is_some_and(|named| named != stamp) || now < self.doubtful;
         if is_stale && !anew {
             return Opening::Stale;
         }
@@ -169,6 +198,9 @@ mod tests {
     use super::Young::{Unwatched, Watched};
     use super::*;
 
+    const NAME: NameKey = NameKey { directory: 1, hash: 1 };
+    const OTHER: NameKey = NameKey { directory: 1, hash: 2 };
+
     fn file(changed: i64, size: u64) -> Stat {
         Stat { changed: Time { sec: changed, nsec: 0 }, size, ..Stat::default() }
     }
@@ -180,11 +212,11 @@ mod tests {
     #[test]
     fn a_changed_file_is_resolved_anew_once() {
         let mut cached = Cached::default();
-        assert_eq!(cached.resolved(&file(10, 1), at(20), Watched), VALID);
+        assert_eq!(cached.resolved(NAME, &file(10, 1), at(20), Watched), VALID);
         assert_eq!(cached.open(&file(10, 1), at(20), Watched, false), Opening::Fresh);
         assert_eq!(cached.open(&file(10, 1), at(20), Watched, false), Opening::Unchanged);
         assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Stale);
-        assert_eq!(cached.resolved(&file(21, 1), at(22), Watched), VALID);
+        assert_eq!(cached.resolved(NAME, &file(21, 1), at(22), Watched), VALID);
         assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Fresh);
         assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Unchanged);
     }
@@ -192,7 +224,7 @@ mod tests {
     #[test]
     fn a_file_that_never_rests_opens_all_the_same() {
         let mut cached = Cached::default();
-        cached.resolved(&file(10, 1), at(20), Watched);
+        cached.resolved(NAME, &file(10, 1), at(20), Watched);
         assert_eq!(cached.open(&file(20, 2), at(20), Watched, false), Opening::Stale);
         assert_eq!(cached.open(&file(20, 3), at(20), Watched, true), Opening::Fresh);
     }
@@ -223,19 +255,43 @@ mod tests {
     fn a_young_stamp_proves_nothing() {
         let mut cached = Cached::default();
         let (young, now) = (file(10, 1), at(10) + Duration::from_millis(15));
-        assert_eq!(cached.resolved(&young, now, Watched), Duration::ZERO);
+        assert_eq!(cached.resolved(NAME, &young, now, Watched), Duration::ZERO);
         assert_eq!(cached.open(&young, now, Watched, false), Opening::Fresh);
         assert_eq!(cached.open(&young, now, Watched, false), Opening::Fresh);
         assert_eq!(
-            cached.resolved(&file(11, 1), at(10), Watched),
+            cached.resolved(NAME, &file(11, 1), at(10), Watched),
             Duration::ZERO,
             "from the future"
         );
         // Where nobody tells of later changes it is young for longer.
         let later = at(10) + Duration::from_millis(200);
-        assert_eq!(cached.resolved(&young, later, Watched), VALID);
-        assert_eq!(cached.resolved(&young, later, Unwatched), Duration::ZERO);
+        assert_eq!(cached.resolved(NAME, &young, later, Watched), VALID);
+        assert_eq!(cached.resolved(NAME, &young, later, Unwatched), Duration::ZERO);
         assert_eq!(cached.open(&young, later, Unwatched, false), Opening::Fresh);
         assert_eq!(cached.open(&young, later, Unwatched, false), Opening::Fresh);
+    }
+
+    #[test]
+    fn one_of_two_names_proves_nothing_for_the_other_after_a_change() {
+        let mut cached = Cached::default();
+        cached.resolved(NAME, &file(10, 1), at(20), Watched);
+        cached.resolved(OTHER, &file(10, 1), at(20), Watched);
+        assert_eq!(cached.open(&file(10, 1), at(20), Watched, false), Opening::Fresh);
+        // The host takes one of them away, and the guest has looked at the other since.
+        cached.resolved(OTHER, &file(20, 1), at(20), Watched);
+        assert_eq!(cached.open(&file(20, 1), at(20), Watched, false), Opening::Stale);
+        assert_eq!(cached.open(&file(20, 1), at(20), Watched, true), Opening::Fresh);
+        assert_eq!(cached.open(&file(20, 1), at(20), Watched, false), Opening::Stale);
+        // By then the guest has asked for both anew.
+        assert_eq!(cached.open(&file(20, 1), at(21), Watched, false), Opening::Fresh);
+    }
+
+    #[test]
+    fn a_name_that_the_guest_could_not_cache_leaves_no_doubt() {
+        let mut cached = Cached::default();
+        // A file is made, renamed by the guest and found by its new name.
+        assert_eq!(cached.resolved(NAME, &file(20, 0), at(20), Watched), Duration::ZERO);
+        cached.resolved(OTHER, &file(21, 1), at(22), Watched);
+        assert_eq!(cached.open(&file(21, 1), at(22), Watched, false), Opening::Fresh);
     }
 }

@@ -532,6 +532,28 @@ fn the_host_is_seen_at_every_open() {
 }
 
 #[test]
+fn a_name_that_the_host_gave_away_does_not_open_the_file_by_its_other_name() {
+    let (dir, guest, share) = setup();
+    let (x, y) = (dir.path().join("x"), dir.path().join("y"));
+    fs::write(&x, "old").unwrap();
+    settle();
+    let old = guest.lookup(share, "x").unwrap().nodeid;
+    fs::rename(&x, &y).unwrap();
+    fs::write(&x, "new").unwrap();
+    settle();
+    // The guest has just looked at the file, but by its new name, and may still use the one of before.
+    assert_eq!(guest.lookup(share, "y").unwrap().nodeid, old);
+    assert_eq!(guest.open(old, open::RDONLY).unwrap_err(), Errno::ESTALE);
+    let new = guest.lookup(share, "x").unwrap().nodeid;
+    assert_ne!(new, old);
+    assert_eq!(guest.content(new).unwrap(), b"new");
+    // By its own name it opens, once more resolved.
+    assert_eq!(guest.open(old, open::RDONLY).unwrap_err(), Errno::ESTALE);
+    assert_eq!(guest.lookup(share, "y").unwrap().nodeid, old);
+    assert_eq!(guest.content(old).unwrap(), b"old");
+}
+
+#[test]
 fn who_is_sent_back_opens_whatever_comes_in_between() {
     let (dir, guest, share) = setup();
     let path = dir.path().join("file");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cabana_os::process::realtime_coarse;
 
-use crate::coherence::VALID;
+use crate::coherence::{NameKey, VALID};
 use crate::handles::Open;
 use crate::host::{self, Access, NewTime, Stat, Time};
 use crate::message::{self, Reply, Request};
@@ -51,7 +51,7 @@ impl FileServer {
             let handle = share.root.try_clone()?;
             let stat = handle.stat()?;
             let node = self.nodes.enter(&share, handle, &stat)?;
-            Ok(self.entry(&node, &stat))
+            Ok(self.entry(&node, NameKey::default(), &stat))
         } else {
             let directory = self.nodes.get(parent)?;
             self.resolve(&directory, name).map_err(|error| match error {
@@ -69,8 +69,8 @@ impl FileServer {
             // One look by name is enough: the node's own handle keeps its inode from being another.
             let stat = directory.handle.stat_child(name)?;
             if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
-                self.note_name(&node, directory.id, name);
-                return Ok(self.entry(&node, &stat));
+                let key = self.note_name(&node, directory.id, name);
+                return Ok(self.entry(&node, key, &stat));
             }
             directory.known_below.store(false, Ordering::Relaxed);
         }
@@ -80,16 +80,16 @@ impl FileServer {
         if node.is_known() {
             directory.known_below.store(true, Ordering::Relaxed);
         }
-        self.note_name(&node, directory.id, name);
-        Ok(self.entry(&node, &stat))
+        let key = self.note_name(&node, directory.id, name);
+        Ok(self.entry(&node, key, &stat))
     }
 
     /// What the guest is told with a name of a node.
-    pub(super) fn entry(&self, node: &Node, stat: &Stat) -> wire::EntryOut {
+    pub(super) fn entry(&self, node: &Node, name: NameKey, stat: &Stat) -> wire::EntryOut {
         let mut valid = match node.kind {
             mode::REGULAR => {
                 let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
-                cached.resolved(stat, realtime_coarse(), self.young())
+                cached.resolved(name, stat, realtime_coarse(), self.young())
             }
             mode::DIRECTORY => VALID,
             // Nothing is opened behind a link, so nothing would notice another one in its place.

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use zerocopy::IntoBytes;
 
+use crate::coherence::NameKey;
 use crate::handles::{Open, OpenDirectory, Stream};
 use crate::host::{self, Access, Entry};
 use crate::message::{self, Reply, Request};
@@ -74,7 +75,7 @@ impl FileServer {
             let dirent = dirent(number, share.id + FIRST_SHARE, mode::DIRECTORY, name);
             let entry = || {
                 let node = self.nodes.enter(&share, share.root.try_clone().ok()?, &stat).ok()?;
-                Some(self.entry(&node, &stat))
+                Some(self.entry(&node, NameKey::default(), &stat))
             };
             if !listing.put(&dirent, name, || entry().unwrap_or_default())? {
                 break;

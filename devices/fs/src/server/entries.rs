@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::coherence::NameKey;
 use crate::handles::{Open, OpenFile};
 use crate::host::{self, Access, Handle, Stat};
 use crate::message::{self, Reply, Request};
@@ -31,8 +32,8 @@ impl FileServer {
             Ok((file, stat)) => {
                 let handle = directory.handle.of_made(name, &file, &stat)?;
                 let node = self.nodes.enter(&directory.share, handle, &stat)?;
-                self.note_name(&node, directory.id, name);
-                self.put_created(reply, node, &stat, file, access)
+                let key = self.note_name(&node, directory.id, name);
+                self.put_created(reply, node, key, &stat, file, access)
             }
             // The host was faster than the guest knows.
             Err(Errno::EEXIST) if input.flags & open::EXCL == 0 => {
@@ -58,7 +59,7 @@ impl FileServer {
         }
         let (file, stat) = directory.handle.create_unnamed(input.mode, access)?;
         let node = self.nodes.enter(&directory.share, Handle::of_file(&file)?, &stat)?;
-        self.put_created(reply, node, &stat, file, access)
+        self.put_created(reply, node, NameKey::default(), &stat, file, access)
     }
 
     fn read_create(
@@ -79,11 +80,12 @@ impl FileServer {
         &self,
         reply: &mut impl Reply,
         node: Arc<Node>,
+        name: NameKey,
         stat: &Stat,
         file: File,
         access: Access,
     ) -> Result<()> {
-        let entry = self.entry(&node, stat);
+        let entry = self.entry(&node, name, stat);
         self.handles
             .insert(Open::File(OpenFile::new(node, file, access)))
             .and_then(|fh| self.put_opened(reply, &entry, fh))
@@ -184,8 +186,8 @@ impl FileServer {
             stat = handle.stat()?;
         }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
-        self.note_name(&node, directory.id, name);
-        self.put_entry(reply, &self.entry(&node, &stat))
+        let key = self.note_name(&node, directory.id, name);
+        self.put_entry(reply, &self.entry(&node, key, &stat))
     }
 
     pub(super) fn link(

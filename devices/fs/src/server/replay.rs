@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use cabana_os::{EntryChange, Event, FolderWatch};
 use rustc_hash::FxHashSet;
 
-use crate::coherence::Young;
+use crate::coherence::{NameKey, Young};
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
 use crate::nodes::{Node, Seen, hash_name};
@@ -137,7 +137,7 @@ impl FileServer {
         let known = self.nodes.get(node).ok().and_then(|node| {
             let stat = node.handle.stat().ok()?;
             self.nodes.enter_known(&node.share, &stat)?;
-            Some(self.entry(&node, &stat))
+            Some(self.entry(&node, NameKey::default(), &stat))
         });
         known.unwrap_or_else(|| {
             let kind = if folder { mode::DIRECTORY } else { mode::REGULAR };
@@ -198,8 +198,10 @@ impl FileServer {
     }
 
     /// How a node is found by the name that the guest last had for it.
-    pub(super) fn note_name(&self, node: &Node, directory: u64, name: Name) {
+    pub(super) fn note_name(&self, node: &Node, directory: u64, name: Name) -> NameKey {
+        let hash = hash_name(self.names, name);
         node.seen_in.store(directory, Ordering::Relaxed);
-        node.seen_name.store(hash_name(self.names, name), Ordering::Relaxed);
+        node.seen_name.store(hash, Ordering::Relaxed);
+        NameKey { directory, hash }
     }
 }
