@@ -76,7 +76,7 @@ macro_rules! payload_format {
 
 /// Assembles the lines (on x86-64 Intel syntax, 64-bit unless they say `.code16`) into a function of that
 /// name, which returns the [`Payload`](crate::Payload). Names are symbols of the test binary: begin them with
-/// `payload_`.
+/// `payload_`. Within a payload use labels that are numbers: what a symbol is called there depends on the format.
 #[macro_export]
 macro_rules! payload {
     ($(#[$doc:meta])* $name:ident: $($line:literal)+) => {

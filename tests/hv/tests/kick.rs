@@ -9,7 +9,7 @@ use cabana_test_hv::cases::kick;
 use cabana_test_hv::{Guest, case, payload};
 
 payload!(payload_spin: "2:" "jmp 2b");
-payload!(payload_halt: "cli" "hlt" "jmp payload_halt + 8");
+payload!(payload_halt: "2: cli" "hlt" "jmp 2b");
 payload!(payload_exit_forever: "2:" "out 0x10, al" "jmp 2b");
 payload!(payload_end: "out 0xf4, al");
 

@@ -70,6 +70,6 @@ mod tests {
         let text = text(&rows, &report);
         assert!(text.ends_with("\n12 passed, 1 failed, 2 skipped\n"), "{text}");
         assert!(text.contains("skipped: lab: d: no qemu\nfailed: lab: b\n"), "{text}");
-        assert!(text.contains("\nunit              12       1        2      1.2\n"), "{text}");
+        assert!(text.contains("\nunit               12       1        2      1.2\n"), "{text}");
     }
 }
