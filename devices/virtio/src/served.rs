@@ -40,7 +40,7 @@ impl ServedQueue {
     ) -> io::Result<Self> {
         let doorbell = context.doorbell.try_clone()?;
         let (mut service, served) = Service::new(events, context, None, serve);
-        served.listen(&doorbell, move || service.round())
+        served.listen(&doorbell, move || service.round(false))
     }
 
     /// Like [`ServedQueue::start`] for buffers that nobody waits for. Once there was one, the driver rings
@@ -53,20 +53,20 @@ impl ServedQueue {
         mut serve: impl FnMut(&Chain) -> u32 + Send + 'static,
     ) -> io::Result<Self> {
         let (doorbell, timer) = (context.doorbell.try_clone()?, Timer::new()?);
-        let lazy = Some(Lazy { timer: timer.try_clone()?, pause });
+        let lazy = Some(Lazy { timer: timer.try_clone()?, pause, pausing: false });
         let (service, mut served) =
             Service::new(events, context, lazy, move |chain| Some(serve(chain)));
         let service = Arc::new(Mutex::new(service));
         let on_time = Arc::clone(&service);
-        let round = |service: &Mutex<Service<_>>| {
-            service.lock().unwrap_or_else(PoisonError::into_inner).round();
+        let round = |service: &Mutex<Service<_>>, paused| {
+            service.lock().unwrap_or_else(PoisonError::into_inner).round(paused);
         };
         served.tokens.push(events.add(&timer.try_clone()?, Interest::READ, move |_| {
             if timer.take() {
-                round(&on_time);
+                round(&on_time, true);
             }
         })?);
-        served.listen(&doorbell, move || round(&service))
+        served.listen(&doorbell, move || round(&service, false))
     }
 
     /// Calls `round` for the doorbell, and for what the driver offered before anyone listened.
@@ -115,6 +115,8 @@ struct Service<F> {
 struct Lazy {
     timer: Timer,
     pause: Duration,
+    /// There were some, and no pause has gone by since.
+    pausing: bool,
 }
 
 impl<F: FnMut(&Chain) -> Option<u32>> Service<F> {
@@ -137,14 +139,18 @@ impl<F: FnMut(&Chain) -> Option<u32>> Service<F> {
         (service, served)
     }
 
-    fn round(&mut self) {
+    /// Serves what is there; `paused` if a pause has gone by.
+    fn round(&mut self, paused: bool) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if self.broken {
             return;
         }
+        let mut lazy = self.lazy.as_mut();
+        if let Some(lazy) = &mut lazy {
+            lazy.pausing &= !paused;
+        }
         let mut served = false;
-        let end =
-            serve_round(&mut queue, &self.stop, self.lazy.as_ref(), &mut self.serve, &mut served);
+        let end = serve_round(&mut queue, &self.stop, lazy, &mut self.serve, &mut served);
         let notify = served && queue.needs_interrupt().unwrap_or(true);
         if notify {
             self.interrupt.used_buffer();
@@ -166,7 +172,7 @@ impl<F: FnMut(&Chain) -> Option<u32>> Service<F> {
 fn serve_round(
     queue: &mut Queue,
     stop: &AtomicBool,
-    lazy: Option<&Lazy>,
+    mut lazy: Option<&mut Lazy>,
     serve: &mut impl FnMut(&Chain) -> Option<u32>,
     served: &mut bool,
 ) -> Result<bool, QueueError> {
@@ -177,9 +183,13 @@ fn serve_round(
             break;
         }
         if !queue.pop_into(&mut chain)? {
-            let more = match lazy {
-                Some(lazy) if *served => {
-                    lazy.timer.set(Some(lazy.pause));
+            let more = match &mut lazy {
+                Some(lazy) if *served || lazy.pausing => {
+                    if *served {
+                        lazy.timer.set(Some(lazy.pause));
+                    }
+                    lazy.pausing = true;
+                    // A ring that came too late for what it was for changes nothing.
                     queue.delay_doorbell(queue.size() / 2)?
                 }
                 _ => queue.enable_doorbell()?,
