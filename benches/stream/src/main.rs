@@ -9,13 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_agent::outbox::{BUFFER, Outbox};
-use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The host, and the port on which it awaits its guest.
 const HOST: (u32, u32) = (2, 1024);
 /// Where QEMU's port may be, by the order of the devices.
 const PORTS: [&str; 3] = ["/dev/vport0p1", "/dev/vport1p1", "/dev/vport2p1"];
+
 fn main() {
     if let Err(error) = serve() {
         println!("stream: {error}");
@@ -48,7 +48,7 @@ fn open(path: &str) -> io::Result<File> {
 }
 
 fn talk(mut from: impl Read, to: impl AsFd) -> io::Result<()> {
-    let mut outbox = Outbox::new(to.as_fd());
+    let mut outbox = Outbox::default();
     let mut taken = vec![0; BUFFER];
     loop {
         let mut request = [0; 9];
@@ -60,7 +60,7 @@ fn talk(mut from: impl Read, to: impl AsFd) -> io::Result<()> {
                 let now = left.min(BUFFER);
                 outbox.room(now)?;
                 outbox.queue(now);
-                send(&mut outbox, &to)?;
+                outbox.drain(to.as_fd())?;
                 left -= now;
             } else {
                 let most = left.min(BUFFER);
@@ -69,17 +69,7 @@ fn talk(mut from: impl Read, to: impl AsFd) -> io::Result<()> {
         }
         if what == b'r' {
             outbox.push(b".")?;
-            send(&mut outbox, &to)?;
+            outbox.drain(to.as_fd())?;
         }
-    }
-}
-
-fn send(outbox: &mut Outbox, to: &impl AsFd) -> io::Result<()> {
-    loop {
-        outbox.flush(to.as_fd())?;
-        if outbox.is_flushed() {
-            return Ok(());
-        }
-        poll(&mut [PollFd::new(to, PollFlags::OUT)], None)?;
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::pages::Pages;
@@ -25,14 +26,15 @@ const SPARE: usize = 4;
 
 static POOL: Mutex<Vec<Pages>> = Mutex::new(Vec::new());
 
-/// What waits to be sent on one stream, and what was lent to the kernel.
-#[derive(Debug)]
+/// What waits to be sent on one stream, of any kind, and what was lent to the kernel. A stream that cannot borrow gets
+/// copies.
+#[derive(Debug, Default)]
 pub struct Outbox {
     waiting: VecDeque<Buffer>,
     /// What is sent but may still be read, oldest first.
     lent: VecDeque<Buffer>,
-    /// The stream can borrow.
-    lends: bool,
+    /// The stream can borrow; not known before the first large piece.
+    lends: Option<bool>,
     /// Sends that have lent; the kernel numbers them from 0.
     sends: u32,
     /// Of these the kernel has done with so many.
@@ -50,17 +52,6 @@ struct Buffer {
 }
 
 impl Outbox {
-    /// For a stream of any kind; what cannot borrow gets copies.
-    pub fn new(stream: BorrowedFd<'_>) -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            lent: VecDeque::new(),
-            lends: can_borrow(stream),
-            sends: 0,
-            released: 0,
-        }
-    }
-
     /// Room for `size` bytes, at most [`BUFFER`], behind what waits. What is put there is queued by
     /// [`Outbox::queue`]. Fails when there is no memory.
     pub fn room(&mut self, size: usize) -> io::Result<&mut [u8]> {
@@ -100,7 +91,8 @@ impl Outbox {
         while let Some(buffer) = self.waiting.front_mut() {
             if buffer.start < buffer.end {
                 let bytes = &buffer.pages[buffer.start..buffer.end];
-                let lends = self.lends && bytes.len() >= LENT;
+                let lends =
+                    bytes.len() >= LENT && *self.lends.get_or_insert_with(|| can_borrow(stream));
                 let sent =
                     if lends { lend(stream, bytes) } else { rustix::io::write(stream, bytes) };
                 match sent {
@@ -110,7 +102,7 @@ impl Outbox {
                     Err(Errno::AGAIN) => return Ok(()),
                     // As much is lent as may be.
                     Err(Errno::NOBUFS | Errno::NOMEM) if lends => {
-                        self.lends = false;
+                        self.lends = Some(false);
                         continue;
                     }
                     Err(errno) => return Err(errno),
@@ -129,6 +121,20 @@ impl Outbox {
         Ok(())
     }
 
+    /// Waits until everything queued has been sent.
+    pub fn drain(&mut self, stream: BorrowedFd<'_>) -> Result<(), Errno> {
+        loop {
+            self.flush(stream)?;
+            if self.is_flushed() {
+                return Ok(());
+            }
+            match poll(&mut [PollFd::from_borrowed_fd(stream, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
     /// Takes back what the kernel has done with. Until then poll says `POLLERR` of the stream.
     pub fn reclaim(&mut self, stream: BorrowedFd<'_>) -> Result<(), Errno> {
         while self.released != self.sends
@@ -138,7 +144,7 @@ impl Outbox {
                 self.released = last.wrapping_add(1);
             } else {
                 // Out of turn, as no transport of vsock does. What is lent stays lent; it ends with the stream.
-                self.lends = false;
+                self.lends = Some(false);
             }
         }
         let is_released = |sends: u32| self.released.wrapping_sub(sends) as i32 >= 0;
@@ -223,8 +229,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::thread;
 
-    use rustix::event::{PollFd, PollFlags, poll};
-
     use super::*;
 
     fn pattern(at: usize) -> u8 {
@@ -239,7 +243,7 @@ mod tests {
             assert_eq!(got.len(), total);
             assert!(got.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
         });
-        let mut outbox = Outbox::new(to);
+        let mut outbox = Outbox::default();
         let mut at = 0;
         while at < total {
             let size = [5, 60 << 10, 1, BUFFER, 4096, 20_000][at % 6].min(total - at);
@@ -248,19 +252,11 @@ mod tests {
             }
             outbox.queue(size);
             at += size;
-            drain(&mut outbox, to);
+            outbox.drain(to).unwrap();
         }
         rustix::net::shutdown(to, rustix::net::Shutdown::Write).unwrap();
         reader.join().unwrap();
         outbox
-    }
-
-    fn drain(outbox: &mut Outbox, to: BorrowedFd<'_>) {
-        outbox.flush(to).unwrap();
-        while !outbox.is_flushed() {
-            poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], None).unwrap();
-            outbox.flush(to).unwrap();
-        }
     }
 
     #[test]
@@ -294,7 +290,7 @@ mod tests {
     fn a_peer_that_is_gone_is_an_error() {
         let (from, to) = UnixStream::pair().unwrap();
         drop(from);
-        let mut outbox = Outbox::new(to.as_fd());
+        let mut outbox = Outbox::default();
         outbox.push(b"to nobody").unwrap();
         assert_eq!(outbox.flush(to.as_fd()), Err(Errno::PIPE));
     }

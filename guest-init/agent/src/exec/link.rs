@@ -28,8 +28,7 @@ impl Link {
     pub(crate) fn new(stream: OwnedFd) -> Result<Self, ExecError> {
         set_nonblocking(stream.as_fd())
             .map_err(ExecError::system("making the connection non-blocking"))?;
-        let outbox = Outbox::new(stream.as_fd());
-        Ok(Self { stream, decoder: Decoder::new(), outbox })
+        Ok(Self { stream, decoder: Decoder::new(), outbox: Outbox::default() })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -45,7 +44,7 @@ impl Link {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(take(frame)?);
             }
-            self.wait(PollFlags::IN)?;
+            self.wait()?;
             self.fill()?;
         }
     }
@@ -119,17 +118,11 @@ impl Link {
 
     /// Waits until everything queued has been sent.
     pub(crate) fn drain(&mut self) -> Result<(), ExecError> {
-        loop {
-            self.flush()?;
-            if self.is_flushed() {
-                return Ok(());
-            }
-            self.wait(PollFlags::OUT)?;
-        }
+        self.outbox.drain(self.stream.as_fd()).map_err(lost)
     }
 
-    fn wait(&self, events: PollFlags) -> Result<(), ExecError> {
-        match poll(&mut [PollFd::new(&self.stream, events)], None) {
+    fn wait(&self) -> Result<(), ExecError> {
+        match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(ExecError::system("poll")(errno)),
         }
