@@ -5,7 +5,7 @@ use super::apple;
 use crate::cargo;
 use crate::failure::{Failure, succeed};
 use crate::progress::say;
-use crate::target::{install, installed};
+use crate::target::missing;
 
 /// What compiles everywhere. A crate joins when it does.
 const EVERYWHERE: &[&str] = &[
@@ -59,10 +59,8 @@ pub(crate) fn crates(target: &str) -> impl Iterator<Item = &'static str> {
 /// Lints every target that can be had, and names those that cannot.
 pub(super) fn check() -> Result<(), Failure> {
     for (target, _) in TARGETS {
-        if !installed(target)? && !install(target) {
-            say(&format!(
-                "check Cross: SKIPPED {target}: its standard library cannot be had (`rustup target add {target}`)"
-            ));
+        if let Some(why) = missing(target)? {
+            say(&format!("check Cross: SKIPPED {target}: {why}"));
             continue;
         }
         let mut clippy = cargo::cargo();

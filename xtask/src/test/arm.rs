@@ -11,7 +11,7 @@ use super::libtest::Report;
 use super::runner::{self, Place};
 use super::summary::Row;
 use crate::failure::Failure;
-use crate::target::{install, installed};
+use crate::target::missing;
 
 const NAME: &str = "hv (Arm lab)";
 
@@ -20,13 +20,8 @@ pub(super) fn run(cases: &mut Cases) -> Result<Row, Failure> {
     let start = Instant::now();
     let architecture = Architecture::Arm64;
     let target = architecture.target();
-    if !installed(target)? && !install(target) {
-        return Ok(Row::skipped(
-            NAME,
-            &format!(
-                "the standard library for {target} cannot be had (`rustup target add {target}`)"
-            ),
-        ));
+    if let Some(why) = missing(target)? {
+        return Ok(Row::skipped(NAME, &why));
     }
     let lab = match super::start_lab(architecture) {
         Err(Failure::Lab(missing @ Error::Missing { .. })) => {

@@ -15,7 +15,7 @@ use crate::cargo;
 use crate::check::cross::crates;
 use crate::failure::{Failure, succeed};
 use crate::progress::say;
-use crate::target::{install, installed};
+use crate::target::missing;
 
 /// Debian's, which are not on the path.
 const WINE: &str = "/usr/lib/wine/wine64";
@@ -53,7 +53,7 @@ pub(super) fn run() -> Result<Vec<Row>, Failure> {
 
 fn windows() -> Result<Row, Failure> {
     let (name, target) = ("cross (Wine)", "x86_64-pc-windows-gnu");
-    if let Err(why) = can_be_had(target, &[WINE, MINGW]) {
+    if let Some(why) = lacks(target, &[WINE, MINGW])? {
         return Ok(Row::skipped(name, &why));
     }
     let folder = cargo::target_folder().join("tools/wine");
@@ -72,7 +72,7 @@ fn windows() -> Result<Row, Failure> {
 
 fn arm64() -> Result<Row, Failure> {
     let (name, target) = ("cross (arm64)", "aarch64-unknown-linux-musl");
-    if let Err(why) = can_be_had(target, &[QEMU]) {
+    if let Some(why) = lacks(target, &[QEMU])? {
         return Ok(Row::skipped(name, &why));
     }
     let interpreter =
@@ -112,20 +112,14 @@ fn test(
     Ok(Row { name, report, seconds: start.elapsed().as_secs_f64() })
 }
 
-/// Whether a target's library and these programs are there; if not, what is missing.
-fn can_be_had(target: &str, programs: &[&str]) -> Result<(), String> {
+/// What is missing of these programs and the target's library, if anything.
+fn lacks(target: &str, programs: &[&str]) -> Result<Option<String>, Failure> {
     for program in programs {
         if Command::new(program).arg("--version").output().is_err() {
-            return Err(format!("there is no {program}; `cargo xtask setup` installs it"));
+            return Ok(Some(format!("there is no {program}; `cargo xtask setup` installs it")));
         }
     }
-    match installed(target) {
-        Ok(false) if !install(target) => Err(format!(
-            "the standard library for {target} cannot be had (`rustup target add {target}`)"
-        )),
-        Ok(_) => Ok(()),
-        Err(failure) => Err(failure.to_string()),
-    }
+    missing(target)
 }
 
 /// Builds the library of which Wine has none; returns the folder to look for it in.
