@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use cabana_hv::VcpuKicker;
+use cabana_os::let_interrupt;
 
 use crate::run_page::ImmediateExit;
 
@@ -74,20 +75,10 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
-/// The signal does nothing but interrupt; other system calls are restarted.
+/// Once in a process.
 fn install_handler() {
-    extern "C" fn nothing(_: libc::c_int) {}
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: all-zero is a valid `sigaction`, and a handler that does nothing is safe to call
-        // at any moment.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(signal(), &raw const action, std::ptr::null_mut());
-        }
-    });
+    ONCE.call_once(|| let_interrupt(signal()));
 }
 
 /// The thread may have inherited a mask that blocks it.

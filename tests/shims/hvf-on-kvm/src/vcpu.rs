@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 
 use cabana_hv_hvf::{Exit, HV_BAD_ARGUMENT, HV_BUSY, HV_ERROR, HV_NO_RESOURCES};
+use cabana_os::let_interrupt;
 use kvm_bindings::{
     KVM_EXIT_ARM_NISV, KVM_EXIT_HYPERCALL, KVM_EXIT_MMIO, KVM_HYPERCALL_EXIT_SMC, kvm_run,
 };
@@ -361,17 +362,8 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
-/// The signal does nothing but interrupt; other system calls are restarted.
+/// Once in a process.
 fn install_handler() {
-    extern "C" fn nothing(_: libc::c_int) {}
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: all-zero is a valid `sigaction`, and a handler that does nothing is safe to call at any moment.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(signal(), &raw const action, ptr::null_mut());
-        }
-    });
+    ONCE.call_once(|| let_interrupt(signal()));
 }

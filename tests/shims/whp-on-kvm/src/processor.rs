@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, TryLockError};
 
 use cabana_hv::x86::CpuidLeaf;
+use cabana_os::let_interrupt;
 use iced_x86::Mnemonic;
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI,
@@ -415,17 +416,8 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
+/// Once in a process.
 fn install_handler() {
-    extern "C" fn nothing(_: libc::c_int) {}
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: all-zero is a valid `sigaction`, and a handler that does nothing is safe to call
-        // at any moment.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(signal(), &raw const action, std::ptr::null_mut());
-        }
-    });
+    ONCE.call_once(|| let_interrupt(signal()));
 }

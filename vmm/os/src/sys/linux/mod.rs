@@ -11,6 +11,7 @@ mod pages;
 pub mod process;
 pub(crate) mod proxies;
 mod replace;
+mod signal;
 mod timer;
 pub mod tree;
 mod watch;
@@ -19,9 +20,9 @@ pub use super::unix::mapping::{Access, Mapping};
 pub use channel::{Channel, MAX_HANDLES, MAX_MESSAGE};
 pub use event::Event;
 pub use event_loop::{EventLoop, Interest, LoopHandle, Token};
-
 pub use packets::Packets;
 pub use pages::own_blocks;
 pub use replace::Replacement;
+pub use signal::let_interrupt;
 pub use timer::Timer;
 pub use watch::{EntryChange, FolderWatch};
