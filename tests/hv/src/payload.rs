@@ -27,50 +27,56 @@ macro_rules! after_payload {
     };
 }
 
-/// Where payloads stand, and how their symbols are written, in each format of object files.
+/// Begins the section of payloads, in each format of object files.
 #[cfg(target_os = "linux")]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! payload_format {
-    (section) => {
+macro_rules! payload_section {
+    () => {
         ".pushsection .rodata.payloads, \"a\""
-    };
-    (symbol $name:ident) => {
-        stringify!($name)
-    };
-    (local $name:ident $part:literal) => {
-        concat!(".L", stringify!($name), $part)
     };
 }
 
 #[cfg(windows)]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! payload_format {
-    (section) => {
+macro_rules! payload_section {
+    () => {
         ".pushsection .rdata, \"dr\""
-    };
-    (symbol $name:ident) => {
-        stringify!($name)
-    };
-    (local $name:ident $part:literal) => {
-        concat!(".L", stringify!($name), $part)
     };
 }
 
-/// Mach-O: C's names begin with an underscore, names that the linker does not see with an `L`.
 #[cfg(target_os = "macos")]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! payload_format {
-    (section) => {
+macro_rules! payload_section {
+    () => {
         ".pushsection __TEXT,__const"
     };
-    (symbol $name:ident) => {
-        concat!("_", stringify!($name))
+}
+
+/// What stands before a symbol of C's, and before a name that the linker does not see.
+#[cfg(not(target_os = "macos"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_prefix {
+    (symbol) => {
+        ""
     };
-    (local $name:ident $part:literal) => {
-        concat!("L", stringify!($name), $part)
+    (local) => {
+        ".L"
+    };
+}
+
+#[cfg(target_os = "macos")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! payload_prefix {
+    (symbol) => {
+        "_"
+    };
+    (local) => {
+        "L"
     };
 }
 
@@ -81,21 +87,24 @@ macro_rules! payload_format {
 macro_rules! payload {
     ($(#[$doc:meta])* $name:ident: $($line:literal)+) => {
         core::arch::global_asm!(
-            $crate::payload_format!(section),
+            $crate::payload_section!(),
             ".balign 8",
-            concat!(".globl ", $crate::payload_format!(symbol $name)),
-            concat!($crate::payload_format!(symbol $name), ":"),
+            concat!(".globl ", $crate::payload_prefix!(symbol), stringify!($name)),
+            concat!($crate::payload_prefix!(symbol), stringify!($name), ":"),
             // The length stands before the code.
             concat!(
                 ".quad ",
-                $crate::payload_format!(local $name "_end"),
-                " - ",
-                $crate::payload_format!(local $name "_begin")
+                $crate::payload_prefix!(local),
+                stringify!($name),
+                "_end - ",
+                $crate::payload_prefix!(local),
+                stringify!($name),
+                "_begin"
             ),
-            concat!($crate::payload_format!(local $name "_begin"), ":"),
+            concat!($crate::payload_prefix!(local), stringify!($name), "_begin:"),
             $($line,)+
             $crate::after_payload!(),
-            concat!($crate::payload_format!(local $name "_end"), ":"),
+            concat!($crate::payload_prefix!(local), stringify!($name), "_end:"),
             ".popsection",
         );
         $(#[$doc])*
