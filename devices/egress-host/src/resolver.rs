@@ -47,16 +47,19 @@ impl Resolver for HostResolver {
                 addresses.push(address);
             }
         }
-        let near: Vec<_> = addresses.iter().copied().filter(|to| has_way(*to)).collect();
+        let near: Vec<_> =
+            addresses.iter().copied().filter(|to| own_address_towards(*to).is_some()).collect();
         Ok(if near.is_empty() { addresses } else { near })
     }
 }
 
-/// Whether there is a route to an address. No packet leaves for it.
-fn has_way(to: IpAddr) -> bool {
+/// The host's address from which it would speak to another; `None` without a route to it. No packet leaves for it.
+pub(crate) fn own_address_towards(to: IpAddr) -> Option<IpAddr> {
     let any: IpAddr =
         if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((to, 9))).is_ok()
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((to, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// `std` keeps of `getaddrinfo`'s error only the text: `EAI_AGAIN` is the one that is worth another try.

@@ -12,13 +12,13 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_egress_host::{Egress, EgressConfig, EgressPolicy, Event, SessionPolicy, What, egress};
-use cabana_netstack::testing::{Guest, Weather};
+use cabana_netstack::testing::Guest;
 use cabana_netstack::{
-    GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6, MAX_MTU,
-    Network, NetworkConfig, session_addresses, session_mac,
+    GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, MACHINE_V4, MACHINE_V6, Network,
+    session_addresses, session_mac,
 };
 use cabana_os::EventLoop;
-use common::{EVIL, GOOD, Log, Names, in_namespace, wait};
+use common::{EVIL, GOOD, Log, Names, in_namespace, network, wait};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use smoltcp::iface::SocketHandle;
@@ -159,16 +159,7 @@ impl Lab {
         let (v4, v6) = session_addresses(1).unwrap();
         egress.assign(v4.into(), Some("other".to_owned()));
         egress.assign(v6.into(), Some("other".to_owned()));
-        let events = EventLoop::spawn("net").unwrap();
-        let config = NetworkConfig {
-            mtu: MAX_MTU,
-            limits: Limits::default(),
-            gate: Box::new(gate),
-            publish: Vec::new(),
-            capture: None,
-        };
-        let network = Network::start(config, events.handle()).unwrap();
-        let guest = Guest::new(network.clone(), &events.handle(), Weather::default());
+        let (guest, network, events) = network(gate);
         let (failures, attempts) = (Vec::new(), Vec::new());
         Self {
             guest,

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use cabana_egress_host::{
     DomainName, EgressConfig, EgressPolicy, HostResolver, LookupError, Resolver, egress,
 };
-use cabana_netstack::testing::{Guest, Weather};
-use cabana_netstack::{Limits, MACHINE_V4, MACHINE_V6, MAX_MTU, Network, NetworkConfig};
+use cabana_netstack::testing::Guest;
+use cabana_netstack::{MACHINE_V4, MACHINE_V6, Network};
 use cabana_os::EventLoop;
-use common::{EVIL, GOOD, in_namespace};
+use common::{EVIL, GOOD, in_namespace, ip, network};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{RData, Record, RecordType};
 use smoltcp::socket::tcp::{Socket, State};
@@ -30,27 +30,12 @@ const BLOCK: usize = 64 << 10;
 
 /// A guest that may reach everything that these words say.
 fn guest(allow: &[&str]) -> (Guest, Network, EventLoop) {
-    let events = EventLoop::spawn("net").unwrap();
     let allow = allow.iter().map(|word| (*word).to_owned()).collect();
     let policy = EgressPolicy { allow, ..EgressPolicy::default() };
     let (egress, gate) = egress(EgressConfig { policy, ..EgressConfig::default() }).unwrap();
     egress.assign(MACHINE_V4.into(), None);
     egress.assign(MACHINE_V6.into(), None);
-    let config = NetworkConfig {
-        mtu: MAX_MTU,
-        limits: Limits::default(),
-        gate: Box::new(gate),
-        publish: Vec::new(),
-        capture: None,
-    };
-    let network = Network::start(config, events.handle()).unwrap();
-    let guest = Guest::new(network.clone(), &events.handle(), Weather::default());
-    (guest, network, events)
-}
-
-fn ip(words: &str) {
-    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {words}");
+    network(gate)
 }
 
 /// Puts a file of the test's in the place of one of the system's.

@@ -1,7 +1,7 @@
 //! The script's interpreter, `QuickJS`, with a limit to the memory that a script has, and to its time.
 
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use cabana_egress::DomainName;
 use rquickjs::context::EvalOptions;
 use rquickjs::{CatchResultExt, CaughtError, Coerced, Context, Ctx, Function, Runtime};
 
-use crate::resolver::{HostResolver, Resolver};
+use crate::resolver::{HostResolver, Resolver, own_address_towards};
 
 /// Whether this program runs scripts.
 pub(crate) const AVAILABLE: bool = true;
@@ -98,19 +98,12 @@ fn resolve(host: String) -> String {
     words.join(";")
 }
 
-/// The addresses by which this host speaks to the world. No packet leaves for it.
+/// The addresses by which this host speaks to the world.
 fn own_addresses() -> String {
-    let [v4, v6] = [
-        (IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::new(192, 0, 2, 1))),
-        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
-    ];
-    let own = |(any, far)| {
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
-        socket.connect(SocketAddr::new(far, 9)).ok()?;
-        Some(socket.local_addr().ok()?.ip().to_string())
-    };
-    let words: Vec<_> = [v4, v6].into_iter().filter_map(own).collect();
-    words.join(";")
+    let far: [IpAddr; 2] =
+        [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
+    let own = far.into_iter().filter_map(own_address_towards);
+    own.map(|address| address.to_string()).collect::<Vec<_>>().join(";")
 }
 
 /// Whether an address lies in a network such as `2001:db8::/32`.

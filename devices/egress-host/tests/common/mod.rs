@@ -11,7 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cabana_egress_host::{DomainName, Event, LookupError, Resolver};
+use cabana_egress_host::{DomainName, EgressGate, Event, LookupError, Resolver};
+use cabana_netstack::testing::{Guest, Weather};
+use cabana_netstack::{Limits, MAX_MTU, Network, NetworkConfig};
+use cabana_os::EventLoop;
 
 /// The host that rules allow.
 pub(crate) const GOOD: &str = "93.184.216.34";
@@ -19,6 +22,27 @@ pub(crate) const GOOD: &str = "93.184.216.34";
 pub(crate) const EVIL: &str = "198.51.100.66";
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs `ip` with these words.
+pub(crate) fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
+}
+
+/// A network behind a gate, and a guest in it.
+pub(crate) fn network(gate: EgressGate) -> (Guest, Network, EventLoop) {
+    let events = EventLoop::spawn("net").unwrap();
+    let config = NetworkConfig {
+        mtu: MAX_MTU,
+        limits: Limits::default(),
+        gate: Box::new(gate),
+        publish: Vec::new(),
+        capture: None,
+    };
+    let network = Network::start(config, events.handle()).unwrap();
+    let guest = Guest::new(network.clone(), &events.handle(), Weather::default());
+    (guest, network, events)
+}
 
 /// Set in the process that runs in the namespace.
 const INSIDE: &str = "CABANA_TEST_NAMESPACE";
@@ -30,10 +54,6 @@ const NAMESPACES: [&str; 3] = ["--net", "--mount", "--map-root-user"];
 /// outer process the inner one has passed when this returns, or cannot be made, which is said.
 pub(crate) fn in_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
-        let ip = |words: &str| {
-            let status = Command::new("ip").args(words.split(' ')).status().unwrap();
-            assert!(status.success(), "ip {words}");
-        };
         ip("link set lo up");
         for address in
             [GOOD, EVIL, "198.51.100.7", "169.254.169.254", "10.9.9.9", "192.168.7.7", "100.64.7.7"]
