@@ -20,6 +20,35 @@ pub struct Qemu {
 impl Qemu {
     /// A microvm with nothing in it but a debug exit device at the exit port.
     pub fn microvm(&self, kernel: &Path, initrd: &Path, command_line: &str) -> Command {
+        let mut command = self.empty(kernel);
+        command
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", command_line])
+            .args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1")]);
+        command
+    }
+
+    /// A microvm whose root is an image on its first disk, and whose init is a shell with these words; the guest ends
+    /// by its end, which to the kernel is a reason to start anew. What the kernel does not know goes to init; `--` would
+    /// take the devices that QEMU names behind it, and a word with a dot in it would be a module's parameter.
+    pub fn of_image(&self, kernel: &Path, image: &Path, init: &str) -> Command {
+        let mut command = self.empty(kernel);
+        command
+            .args(["-global", "virtio-mmio.force-legacy=false"])
+            .arg("-drive")
+            .arg(format!("file={},format=raw,if=none,id=root,readonly=on", image.display()))
+            .args(["-device", "virtio-blk-device,drive=root"])
+            .arg("-append")
+            .arg(format!(
+                "quiet panic=-1 reboot=t tsc=reliable no_timer_check percpu_alloc=page ro \
+                 root=/dev/vda rootfstype=erofs init=/bin/sh -c \"{init}\""
+            ));
+        command
+    }
+
+    /// A microvm with a kernel.
+    fn empty(&self, kernel: &Path) -> Command {
         let mut command = Command::new(&self.program);
         // `acpi=off`: the processor table of old, as the guest kernel has no ACPI. No legacy device
         // is left, and the firmware enters the kernel by PVH without option ROMs.
@@ -30,11 +59,7 @@ impl Qemu {
             // XSAVE does not survive the lab's nested virtualization, and Cabana takes it away too.
             .args(["-cpu", "host,-xsave"])
             .arg("-kernel")
-            .arg(kernel)
-            .arg("-initrd")
-            .arg(initrd)
-            .args(["-append", command_line])
-            .args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1")]);
+            .arg(kernel);
         command
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Error;
+use crate::peer::Qemu;
 use crate::process::{self, now};
 use crate::report::Summary;
 use crate::stage;
@@ -193,8 +194,6 @@ impl Guest {
         process::run(&mut command, 0).map(drop)
     }
 
-    /// The guest ends by the end of its init, which to the kernel is a reason to start anew. What the kernel
-    /// does not know goes to init; `--` would take the devices that QEMU names behind it.
     fn microvm(&self, folder: &Path) -> Result<(), Error> {
         let socket = self.work.join("socket");
         let mut server = Command::new(&self.virtiofsd);
@@ -208,30 +207,16 @@ impl Guest {
         while !socket.exists() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let mut command = Command::new(&self.qemu);
         let init = "mount -t proc proc /proc && mount -t virtiofs cabana /mnt && sh /mnt/script; \
                     umount /mnt";
+        let qemu = Qemu { program: self.qemu.clone(), memory_mib: MEMORY_MIB };
+        let mut command = qemu.of_image(&self.kernel, &self.image, init);
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-global", "virtio-mmio.force-legacy=false"])
-            .args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off,memory-backend=ram"])
-            .args(["-accel", "kvm", "-smp", "1", "-cpu", "host,-xsave"])
-            .args(["-m", &format!("{MEMORY_MIB}M")])
-            .arg("-object")
+            .args(["-machine", "memory-backend=ram", "-object"])
             .arg(format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"))
             .arg("-chardev")
             .arg(format!("socket,id=fs,path={}", socket.display()))
-            .args(["-device", "vhost-user-fs-device,chardev=fs,tag=cabana"])
-            .arg("-drive")
-            .arg(format!("file={},format=raw,if=none,id=root,readonly=on", self.image.display()))
-            .args(["-device", "virtio-blk-device,drive=root"])
-            .arg("-kernel")
-            .arg(&self.kernel)
-            .arg("-append")
-            .arg(format!(
-                "quiet panic=-1 reboot=t tsc=reliable no_timer_check percpu_alloc=page ro \
-                 root=/dev/vda rootfstype=erofs init=/bin/sh -c \"{init}\""
-            ));
+            .args(["-device", "vhost-user-fs-device,chardev=fs,tag=cabana"]);
         process::run(&mut command, 0)?;
         drop(server);
         let _ = fs::remove_file(&socket);

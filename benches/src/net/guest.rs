@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::Error;
+use crate::peer::Qemu;
 use crate::process;
 use crate::report::Summary;
 use crate::stage;
@@ -148,8 +149,6 @@ impl Guest {
         rates(&ended.stdout)
     }
 
-    /// The guest ends by the end of its init, which to the kernel is a reason to start anew. A word with a dot in it would
-    /// be a module's parameter to the kernel, and would not reach init.
     fn microvm(&self, disk: &Path, netdev: &str, mtu: u32) -> Result<Rates, Error> {
         let said = self.work.join("said");
         let init = format!(
@@ -158,32 +157,15 @@ impl Guest {
              python3 /mnt/address {mtu}; sh /mnt/script {}",
             self.runs
         );
-        let mut command = Command::new(&self.qemu);
+        let qemu = Qemu { program: self.qemu.clone(), memory_mib: MEMORY_MIB };
+        let mut command = qemu.of_image(&self.kernel, &self.image, &init);
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-global", "virtio-mmio.force-legacy=false"])
-            .args([
-                "-M",
-                "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off",
-            ])
-            .args(["-accel", "kvm", "-smp", "1", "-cpu", "host,-xsave"])
-            .args(["-m", &format!("{MEMORY_MIB}M")])
-            .args(["-netdev", netdev, "-device", "virtio-net-device,netdev=net"])
-            .args(["-chardev", &format!("file,id=said,path={}", said.display())])
-            .args(["-device", "virtio-serial-device", "-device", "virtconsole,chardev=said"])
-            .arg("-drive")
-            .arg(format!("file={},format=raw,if=none,id=root,readonly=on", self.image.display()))
-            .args(["-device", "virtio-blk-device,drive=root,serial=root"])
             .arg("-drive")
             .arg(format!("file={},format=raw,if=none,id=mnt,readonly=on", disk.display()))
-            .args(["-device", "virtio-blk-device,drive=mnt,serial=mnt"])
-            .arg("-kernel")
-            .arg(&self.kernel)
-            .arg("-append")
-            .arg(format!(
-                "quiet panic=-1 reboot=t tsc=reliable no_timer_check percpu_alloc=page ro \
-                 root=/dev/vda rootfstype=erofs init=/bin/sh -c \"{init}\""
-            ));
+            .args(["-device", "virtio-blk-device,drive=mnt"])
+            .args(["-netdev", netdev, "-device", "virtio-net-device,netdev=net"])
+            .args(["-chardev", &format!("file,id=said,path={}", said.display())])
+            .args(["-device", "virtio-serial-device", "-device", "virtconsole,chardev=said"]);
         process::run(&mut command, 0)?;
         rates(&fs::read_to_string(&said).map_err(Error::file(&said))?)
     }
