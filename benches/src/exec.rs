@@ -7,7 +7,8 @@
 use std::time::Instant;
 
 use cabana_sandbox::{
-    Command, Error as MachineError, Machine, MachineConfig, ProcessEvent, Scratch, SessionSpec,
+    Command, Error as MachineError, KERNEL_FILE, Machine, MachineConfig, ProcessEvent, Scratch,
+    SessionSpec,
 };
 use cabana_store::{Kind, Store};
 use serde::Serialize;
@@ -89,7 +90,7 @@ fn start() -> Result<Machine, Error> {
         artifact.file(name).map_err(|error| wrong(&error))
     };
     let config = MachineConfig {
-        kernel: file(Kind::Kernel, "vmlinux")?,
+        kernel: file(Kind::Kernel, KERNEL_FILE)?,
         agent: file(Kind::Agent, "agent.cpio")?,
         image: file(Kind::Image, "root.erofs")?,
         scratch: Scratch::Temporary {

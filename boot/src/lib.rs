@@ -55,10 +55,11 @@ impl Kernel {
     /// Opens the file and reads its headers.
     pub fn open(path: &Path) -> Result<Self, BootError> {
         let read = |source| BootError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
-        if !file.metadata().map_err(read)?.is_file() {
+        // Asked before the opening, which on Windows fails for a folder.
+        if !path.metadata().map_err(read)?.is_file() {
             return Err(BootError::NotAKernel { path: path.to_owned(), why: "it is not a file" });
         }
+        let file = File::open(path).map_err(read)?;
         let mut head = vec![0; bzimage::HEADER_LEN];
         let len = read_up_to(&file, &mut head, 0).map_err(read)?;
         head.truncate(len);

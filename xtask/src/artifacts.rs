@@ -1,4 +1,5 @@
-//! The artifacts that `cabana` needs in the user's store: guest kernel, agent, root image.
+//! The artifacts that `cabana` needs in the user's store: guest kernel, agent, root image. Those for another processor
+//! stand in a store of their own within it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,6 +7,7 @@ use std::path::Path;
 
 use cabana_agent::initramfs;
 use cabana_builder::Flavour;
+use cabana_kernel::Architecture;
 use cabana_store::{Kind, Store};
 use sha2::{Digest, Sha256};
 
@@ -23,12 +25,33 @@ const INITRAMFS: &str = "agent.cpio";
 /// The steps of building an image, taken as equally long.
 const IMAGE_STEPS: f64 = 9.0;
 
-/// The target of the agent, which runs without any library of its guest.
-pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
+/// Whose artifacts: the guests' processor, and where they are kept.
+pub(crate) struct Guests {
+    pub architecture: Architecture,
+    pub store: Store,
+}
+
+impl Guests {
+    /// Guests of a processor.
+    pub(crate) fn of(architecture: Architecture) -> Result<Self, Failure> {
+        let store = if architecture == Architecture::HOST {
+            Store::open()?
+        } else {
+            Store::home()?.foreign(architecture.name())
+        };
+        Ok(Self { architecture, store })
+    }
+}
+
+/// The target of static programs, such as the agent, which runs without any library of its guest.
+pub(crate) fn musl(architecture: Architecture) -> String {
+    format!("{}-unknown-linux-musl", architecture.name())
+}
 
 /// Builds the guest kernel unless the store has one of the same inputs.
-pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
-    let options = cabana_kernel::Options::new("", "");
+pub(crate) fn kernel(guests: &Guests, board: &Board) -> Result<(), Failure> {
+    let store = &guests.store;
+    let options = cabana_kernel::Options::new(guests.architecture, "", "");
     let inputs = cabana_kernel::inputs_hash(&options)?;
     if has(store, Kind::Kernel, NAME, &inputs) {
         return Ok(());
@@ -46,7 +69,7 @@ pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
     let built = cabana_kernel::build(&options, &mut |progress| {
         task.at(progress.fraction, &progress.to_string());
     })?;
-    for file in [&built.vmlinux, &built.config, &built.system_map] {
+    for file in [&built.kernel, &built.config, &built.system_map] {
         place(file, &staging.path())?;
     }
     staging.commit(&inputs, built.facts)?;
@@ -55,22 +78,29 @@ pub(crate) fn kernel(store: &Store, board: &Board) -> Result<(), Failure> {
 }
 
 /// Builds the default root image unless the store has one of the same definition.
-pub(crate) fn image(store: &Store, board: &Board) -> Result<(), Failure> {
-    flavour(store, board, &Flavour::find(NAME)?, "root image")
+pub(crate) fn image(guests: &Guests, board: &Board) -> Result<(), Failure> {
+    flavour(guests, board, Flavour::find(NAME)?, "root image")
+}
+
+/// The same for busybox alone, which is built in seconds.
+pub(crate) fn tiny_image(guests: &Guests, board: &Board) -> Result<(), Failure> {
+    flavour(guests, board, Flavour::find("tiny")?, "tiny image")
 }
 
 /// The same for the image in which the guest suite runs tools on shared folders.
-pub(crate) fn tools_image(store: &Store, board: &Board) -> Result<(), Failure> {
+pub(crate) fn tools_image(guests: &Guests, board: &Board) -> Result<(), Failure> {
     let definition = cargo::workspace().join("tests/guest/tools.list");
-    flavour(store, board, &Flavour::find(&definition.to_string_lossy())?, "tools image")
+    flavour(guests, board, Flavour::find(&definition.to_string_lossy())?, "tools image")
 }
 
 fn flavour(
-    store: &Store,
+    guests: &Guests,
     board: &Board,
-    flavour: &Flavour,
+    flavour: Flavour,
     task: &'static str,
 ) -> Result<(), Failure> {
+    let store = &guests.store;
+    let flavour = &flavour.for_processor(guests.architecture.name());
     if has(store, Kind::Image, &flavour.name, &flavour.inputs_hash()) {
         return Ok(());
     }
@@ -85,8 +115,9 @@ fn flavour(
 }
 
 /// Builds the agent, and puts it into the store if it changed.
-pub(crate) fn agent(store: &Store) -> Result<(), Failure> {
-    let arguments = ["--profile", "agent", "--target", MUSL];
+pub(crate) fn agent(guests: &Guests) -> Result<(), Failure> {
+    let store = &guests.store;
+    let arguments = ["--profile", "agent", "--target", &musl(guests.architecture)];
     let built = cargo::build_binary("cabana-agent", AGENT, &arguments)?;
     let program = fs::read(&built).map_err(Failure::file(&built))?;
     let initramfs = initramfs::pack(&program);

@@ -10,7 +10,9 @@ use cabana_lab::{Lab, Options, Parts};
 use cabana_store::{Kind, Store};
 use clap::ValueEnum;
 
-use crate::artifacts::MUSL;
+use cabana_kernel::Architecture;
+
+use crate::artifacts::musl;
 use crate::failure::{Failure, output, succeed};
 use crate::progress::say;
 use crate::{cargo, kvm, setup};
@@ -146,7 +148,8 @@ fn stream(runs: usize) -> Result<(), Failure> {
     setup::cabana()?;
     let bench = program("cabana-bench")?;
     let name = "cabana-bench-stream";
-    let guest = cargo::build_binary(name, name, &["--release", "--target", MUSL])?;
+    let guest =
+        cargo::build_binary(name, name, &["--release", "--target", &musl(Architecture::HOST)])?;
     let store = Store::open()?;
     let kernel = store.find(Kind::Kernel, "default")?.file("vmlinux")?;
     let image = store.find(Kind::Image, "default")?.file("root.erofs")?;
@@ -211,7 +214,7 @@ fn shared_folders(runs: usize) -> Result<(), Failure> {
         measure.extend([option.into(), path.into()]);
     }
     measure.extend(["--runs".into(), runs.min(GUEST_RUNS).to_string().into()]);
-    // The lab takes hours for 20,000 files.
+    // With many more files the lab gets stuck on this clock (docs/measurements.md).
     let in_guest = where_linux_runs(measure, Clock::Instructions, &["--stage", "--hundreds", "2"])?;
     let in_guest = String::from_utf8_lossy(&in_guest).into_owned();
     print!("\n{in_guest}");

@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod target;
 mod test;
+mod wheel;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -35,7 +36,12 @@ struct Cli {
 enum Task {
     /// Brings everything that this machine lacks: packages, the guest's kernel, agent and image, the
     /// `cabana` binary, the lab. A second call finds nothing to do.
-    Setup,
+    Setup {
+        /// The guests' processor. For another than this machine's, kernel, agent and image go into a store of
+        /// their own within the user's, where the lab of that processor looks for them.
+        #[arg(long, value_enum, default_value_t = Arch::host())]
+        arch: Arch,
+    },
     /// Sets up, then runs `cabana run` with these arguments, in the lab where this machine's KVM
     /// cannot run Linux.
     #[command(disable_help_flag = true)]
@@ -105,6 +111,21 @@ enum Arch {
     Aarch64,
 }
 
+impl Arch {
+    fn host() -> Self {
+        if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 }
+    }
+}
+
+impl From<Arch> for cabana_kernel::Architecture {
+    fn from(arch: Arch) -> Self {
+        match arch {
+            Arch::X86_64 => Self::X86_64,
+            Arch::Aarch64 => Self::Aarch64,
+        }
+    }
+}
+
 impl From<Arch> for cabana_lab::Architecture {
     fn from(arch: Arch) -> Self {
         match arch {
@@ -116,7 +137,7 @@ impl From<Arch> for cabana_lab::Architecture {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
-        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        Task::Setup { arch } => setup::everything(arch.into()).map(|()| ExitCode::SUCCESS),
         // Taken as they are: what stands before and after `--` is for `cabana` to tell apart.
         Task::Run { .. } => run::run(std::env::args_os().skip(2).collect()),
         Task::Lab(arguments) => lab(arguments),

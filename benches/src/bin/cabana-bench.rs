@@ -145,6 +145,9 @@ enum Task {
         /// Files of the tree, in hundreds.
         #[arg(long, value_name = "N", default_value_t = 200)]
         hundreds: usize,
+        /// Leave the large file out.
+        #[arg(long)]
+        small: bool,
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 3)]
         runs: usize,
@@ -247,12 +250,22 @@ fn main() -> ExitCode {
                 .map(|streams| print!("{}", streams.markdown()))
         }
         Task::Fs { folder, runs } => fs_device(folder, runs),
-        Task::FsGuest { cabana, qemu, virtiofsd, kernel, image, hundreds, runs, stage } => {
+        Task::FsGuest { cabana, qemu, virtiofsd, kernel, image, hundreds, small, runs, stage } => {
             let parent = std::env::temp_dir();
             tempfile::tempdir_in(&parent).map_err(Error::file(&parent)).and_then(|folder| {
                 let work = folder.path().to_owned();
-                let guest =
-                    Guest { cabana, qemu, virtiofsd, kernel, image, hundreds, work, stage, runs };
+                let guest = Guest {
+                    cabana,
+                    qemu,
+                    virtiofsd,
+                    kernel,
+                    image,
+                    hundreds,
+                    small,
+                    work,
+                    stage,
+                    runs,
+                };
                 let figures = guest.measure(&|what| eprintln!("bench: {what}"))?;
                 print!("{}", guest::markdown(&figures, hundreds));
                 Ok(())

@@ -1,5 +1,6 @@
 //! A driver that keeps a queue of the virtio-fs device full and costs next to nothing itself: every
-//! request is laid out in guest memory beforehand, as Linux does it, in an indirect table.
+//! request is laid out in guest memory beforehand, as Linux does it, in an indirect table, and so are the rings
+//! but for the index that says how much of them is offered.
 
 use std::fs;
 use std::path::PathBuf;
@@ -201,7 +202,11 @@ impl Rig {
     pub fn run(&mut self, work: &[(u16, &[Prepared])], count: usize) -> Duration {
         let mut states: Vec<State> = work
             .iter()
-            .map(|&(queue, list)| State { queue, list, sent: 0, done: 0, used: self.used(queue) })
+            .map(|&(queue, list)| {
+                let size = self.driver.layout(queue).size.into();
+                self.lay_out(queue, list.iter().cycle().take(size));
+                State { queue, list, sent: 0, done: 0, used: self.used(queue) }
+            })
             .collect();
         let start = Instant::now();
         loop {
@@ -229,23 +234,35 @@ impl Rig {
         time
     }
 
-    fn fill(&mut self, state: &mut State, count: usize) {
-        let size = self.driver.layout(state.queue).size;
-        let before = state.sent;
-        while state.sent < count && state.sent - state.done < usize::from(size) {
-            let offered = &mut self.offered[usize::from(state.queue)];
-            let slot = *offered % size;
-            *offered = offered.wrapping_add(1);
-            let Prepared { table: addr, table_len: len, .. } =
-                state.list[state.sent % state.list.len()];
+    /// Lays requests out in the rings, from the next that is offered on.
+    fn lay_out<'a>(&self, queue: u16, requests: impl Iterator<Item = &'a Prepared>) {
+        let (layout, ram) = (self.driver.layout(queue), self.driver.ram());
+        for (at, &Prepared { table: addr, table_len: len, .. }) in (0..).zip(requests) {
+            let slot = self.offered[usize::from(queue)].wrapping_add(at) % layout.size;
             let whole = RawDescriptor { addr, len, flags: INDIRECT, next: 0 };
-            self.driver.write_descriptor(state.queue, slot, whole);
-            self.driver.offer(state.queue, slot);
-            state.sent += 1;
+            self.driver.write_descriptor(queue, slot, whole);
+            let entry = GuestAddress(layout.avail + 4 + 2 * u64::from(slot));
+            ram.store_u16(entry, slot).expect("RAM");
         }
-        if state.sent > before {
-            self.driver.notify(state.queue);
+    }
+
+    /// Offers as many as there is room for; where the list fits into the rings they hold it already.
+    fn fill(&mut self, state: &mut State, count: usize) {
+        let State { queue, list, .. } = *state;
+        let layout = self.driver.layout(queue);
+        let size = usize::from(layout.size);
+        let more = (size - (state.sent - state.done)).min(count - state.sent);
+        if more == 0 {
+            return;
         }
+        if list.len() > size {
+            self.lay_out(queue, list.iter().cycle().skip(state.sent % list.len()).take(more));
+        }
+        let offered = &mut self.offered[usize::from(queue)];
+        *offered = offered.wrapping_add(more as u16);
+        self.driver.ram().store_u16(GuestAddress(layout.avail + 2), *offered).expect("RAM");
+        state.sent += more;
+        self.driver.notify(queue);
     }
 
     fn used(&self, queue: u16) -> u16 {

@@ -1,10 +1,14 @@
 //! A shared folder in a guest, beside QEMU's microvm with virtiofsd: the same kernel, the same root image, the
-//! same folder, the same commands. What they take is what the guest's clock says.
+//! same folder, the same commands. What they take is what the guest's clock says, and is told when it is known, so that
+//! a long run that is cut short has figures too.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use crate::Error;
 use crate::peer::Qemu;
@@ -19,38 +23,54 @@ const LARGE_MIB: usize = 256;
 /// RAM of the guests, in MiB.
 const MEMORY_MIB: u64 = 1024;
 
-/// What is done in `/mnt`, where the folder is. Each line says what, and how many milliseconds it took.
+/// What is done in `/mnt`, where the folder is. Each line says what, and how many microseconds it took. The clock is bash's
+/// own: another program's start would be part of what is measured.
 const SCRIPT: &str = r#"
 cd /mnt
 export HOME=/mnt GIT_CONFIG_NOSYSTEM=1
-now() { date +%s%N; }
 took() {
-    name=$1; shift
-    before=$(now); "$@"; after=$(now)
-    echo "$name $(((after - before) / 1000))" >> times
+    local name=$1 before after; shift
+    before=${EPOCHREALTIME/./}; "$@"; after=${EPOCHREALTIME/./}
+    echo "$name $((after - before))" >> times
 }
 fresh() { echo 3 > /proc/sys/vm/drop_caches; }
 # Programs are in memory then, and the index knows the inodes.
-tar --version > warm; rm warm; git -C tree status > warm; rm warm; dd if=/dev/null of=warm 2> warm; rm warm
-mkdir new
-fresh; took untar tar xf files.tar -C new
+tar --version > warm; rm warm; python3 -c 'import mmap'; git -C tree status > warm; rm warm; dd if=/dev/null of=warm 2> warm; rm warm
 fresh; took status-fresh git -C tree status --porcelain
 took status-again git -C tree status --porcelain
+mkdir new
+fresh; took untar tar xf files.tar -C new
 fresh; took remove rm -rf new
+"#;
+
+/// The same with one large file.
+const LARGE_SCRIPT: &str = r#"
 fresh; took write dd if=/dev/zero of=large bs=1M count=LARGE status=none
 fresh; took read dd if=large of=/dev/null bs=1M status=none
+fresh; took mapped python3 -c '
+import mmap
+mapped = mmap.mmap(open("large").fileno(), 0, prot=mmap.PROT_READ)
+sum(mapped[at] for at in range(0, len(mapped), 4096))'
 rm large
 "#;
 
 /// What is measured: its name in the script and in the table, and how many times as fast as virtiofsd it is to be.
-const FIGURES: [(&str, &str, f64); 6] = [
-    ("untar", "`tar xf` of small files", 2.0),
+const SMALL_FIGURES: [(&str, &str, f64); 4] = [
     ("status-fresh", "`git status`, nothing cached", 2.0),
     ("status-again", "`git status` again", 2.0),
+    ("untar", "`tar xf` of small files", 2.0),
     ("remove", "`rm -rf`", 2.0),
+];
+
+/// The same of [`LARGE_SCRIPT`].
+const LARGE_FIGURES: [(&str, &str, f64); 3] = [
     ("write", "256 MiB written, 1 MiB after 1 MiB", 1.0),
     ("read", "256 MiB read, 1 MiB after 1 MiB", 1.0),
+    ("mapped", "256 MiB mapped, a byte of each page", 1.0),
 ];
+
+/// How often to look for what the script has said.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Reads a file whenever something has happened to it, and says what is in it now.
 const WATCHER: &str = "
@@ -87,6 +107,8 @@ pub struct Guest {
     pub image: PathBuf,
     /// Files of the tree, in hundreds.
     pub hundreds: usize,
+    /// Whether the small files are all, and no large one is written and read.
+    pub small: bool,
     /// A folder for files, on a file system in memory.
     pub work: PathBuf,
     /// Move into a root in memory first; see [`stage::enter`].
@@ -117,7 +139,7 @@ impl Guest {
     pub fn measure(&self, progress: &dyn Fn(&str)) -> Result<Figures, Error> {
         progress(&format!("making a tree of {} files", self.hundreds * FOLDER));
         let folder = self.work.join("folder");
-        make(&folder, self.hundreds)?;
+        make(&folder, self.hundreds, self.small)?;
         if self.stage {
             progress("copying everything into memory");
             let programs: [&Path; 4] =
@@ -129,10 +151,9 @@ impl Guest {
             for (side, kept) in all.iter_mut().enumerate() {
                 let name = ["Cabana", "QEMU and virtiofsd"][side];
                 progress(&format!("turn {turn} of {}: {name}", self.runs));
-                [Self::cabana, Self::microvm][side](self, &folder)?;
-                let found = times(&folder)?;
-                progress(&format!("milliseconds: {found:.0?}"));
-                kept.push(found);
+                let run = [Self::cabana, Self::microvm][side];
+                aloud(&folder.join("times"), progress, || run(self, &folder))?;
+                kept.push(self.times(&folder)?);
             }
         }
         let of = |side: usize, figure: usize| {
@@ -143,12 +164,34 @@ impl Guest {
                 why: "no run says it".to_owned(),
             })
         };
-        let figure = |(at, &(_, name, target)): (usize, &(_, _, _))| {
+        let figure = |(at, (_, name, target))| {
             Ok(Figure { name, cabana: of(0, at)?, virtiofsd: of(1, at)?, target })
         };
-        let beside = FIGURES.iter().enumerate().map(figure).collect::<Result<_, Error>>()?;
+        let beside = self.figures().enumerate().map(figure).collect::<Result<_, Error>>()?;
         progress("saves on the host and a watcher in the guest");
         Ok(Figures { beside, notice: self.notice(&folder)? })
+    }
+
+    /// What the script measures, in its order.
+    fn figures(&self) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
+        let large: &[_] = if self.small { &[] } else { &LARGE_FIGURES };
+        SMALL_FIGURES.iter().chain(large).copied()
+    }
+
+    /// What the script has said, in the order of the figures, in milliseconds.
+    fn times(&self, folder: &Path) -> Result<Vec<f64>, Error> {
+        let path = folder.join("times");
+        let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+        fs::remove_file(&path).map_err(Error::file(&path))?;
+        let of = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|micros| micros.parse::<f64>().ok()).map(|micros| micros / 1e3)
+        };
+        let found: Option<Vec<f64>> = self.figures().map(|(name, ..)| of(name)).collect();
+        found.ok_or_else(|| Error::Content {
+            path,
+            why: format!("something is missing in {text:?}"),
+        })
     }
 
     /// Another process than the machine's saves the file: the machine's own doing is the guest's.
@@ -190,7 +233,7 @@ impl Guest {
     fn cabana(&self, folder: &Path) -> Result<(), Error> {
         let mut command = Command::new(&self.cabana);
         command.args(["run", "--memory", &format!("{MEMORY_MIB}M"), "--share"]);
-        command.arg(format!("{}:/mnt", folder.display())).args(["--", "sh", "/mnt/script"]);
+        command.arg(format!("{}:/mnt", folder.display())).args(["--", "bash", "/mnt/script"]);
         process::run(&mut command, 0).map(drop)
     }
 
@@ -207,7 +250,7 @@ impl Guest {
         while !socket.exists() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let init = "mount -t proc proc /proc && mount -t virtiofs cabana /mnt && sh /mnt/script; \
+        let init = "mount -t proc proc /proc && mount -t virtiofs cabana /mnt && bash /mnt/script; \
                     umount /mnt";
         let qemu = Qemu { program: self.qemu.clone(), memory_mib: MEMORY_MIB };
         let mut command = qemu.of_image(&self.kernel, &self.image, init);
@@ -225,7 +268,7 @@ impl Guest {
 }
 
 /// The folder: a repository whose files are all committed, the same files in an archive, and the script.
-fn make(folder: &Path, hundreds: usize) -> Result<(), Error> {
+fn make(folder: &Path, hundreds: usize, small: bool) -> Result<(), Error> {
     let tree = folder.join("tree");
     for at in 0..hundreds {
         let below = tree.join(format!("folder-{at:03}"));
@@ -236,7 +279,8 @@ fn make(folder: &Path, hundreds: usize) -> Result<(), Error> {
             fs::write(&file, line.repeat(1 + (at + number) % 40)).map_err(Error::file(&file))?;
         }
     }
-    let script = SCRIPT.replace("LARGE", &LARGE_MIB.to_string());
+    let large = LARGE_SCRIPT.replace("LARGE", &LARGE_MIB.to_string());
+    let script = SCRIPT.to_owned() + if small { "" } else { &large };
     let commands = "tar cf files.tar tree; cd tree; git init -q; git add .; \
                     git -c user.name=a -c user.email=a@example.org commit -qm all";
     process::run(Command::new("sh").args(["-ec", commands]).current_dir(folder), 0)?;
@@ -244,17 +288,31 @@ fn make(folder: &Path, hundreds: usize) -> Result<(), Error> {
     fs::write(&path, script).map_err(Error::file(&path))
 }
 
-/// What the script has said, in the order of the figures, in milliseconds.
-fn times(folder: &Path) -> Result<Vec<f64>, Error> {
-    let path = folder.join("times");
-    let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-    fs::remove_file(&path).map_err(Error::file(&path))?;
-    let of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|micros| micros.parse::<f64>().ok()).map(|micros| micros / 1e3)
-    };
-    let found: Option<Vec<f64>> = FIGURES.iter().map(|(name, ..)| of(name)).collect();
-    found.ok_or_else(|| Error::Content { path, why: format!("something is missing in {text:?}") })
+/// Does something, and meanwhile tells each line that the script adds to a file: what was done, in microseconds.
+fn aloud<T>(path: &Path, progress: &dyn Fn(&str), what: impl FnOnce() -> T + Send) -> T
+where
+    T: Send,
+{
+    thread::scope(|scope| {
+        let (ended, end) = mpsc::channel::<()>();
+        let worker = scope.spawn(move || {
+            let _ended = ended;
+            what()
+        });
+        let mut told = 0;
+        loop {
+            let last = end.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout);
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let whole = text.rfind('\n').map_or(0, |at| at + 1);
+            for line in text.get(told..whole).into_iter().flat_map(str::lines) {
+                progress(&format!("microseconds: {line}"));
+            }
+            told = whole.max(told);
+            if last {
+                return worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            }
+        }
+    })
 }
 
 /// A table for people.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::BootError;
+use cabana_os::file::FileExt;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use tempfile::NamedTempFile;
 
 const MIB: usize = 1 << 20;

@@ -5,10 +5,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cabana_os::file::{self, IoPiece};
+use cabana_os::file::{self, FileExt, IoPiece};
 
 /// What changes its owner as a whole: a page of the host's cache, and what guests mostly write.
 pub(crate) const BLOCK: u64 = 4096;

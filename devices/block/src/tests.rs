@@ -2,12 +2,12 @@
 //! refused.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Mutex;
 
 use cabana_memory::GuestAddress;
 use cabana_os::EventLoop;
+use cabana_os::file::{FileExt, allocated};
 use cabana_virtio::testing::{Noise, Setup, TestDriver};
 
 use super::*;
@@ -77,7 +77,7 @@ impl Guest {
     }
 
     fn disk_usage(&self) -> u64 {
-        self.file.metadata().unwrap().blocks() * 512
+        allocated(&self.file).unwrap()
     }
 
     fn config(&self, at: u64) -> u32 {
@@ -408,7 +408,7 @@ fn a_copy_of_a_disk_over_a_base_has_all_of_both() {
     copy.read_exact_at(&mut bytes, 4096).unwrap();
     let expected = [[0u8; 4096].as_slice(), &[1; 4096], &[3; 512], &[1; 3584]].concat();
     assert!(bytes[..expected.len()] == expected);
-    assert!(copy.metadata().unwrap().blocks() <= 8 * 4, "holes were filled");
+    assert!(allocated(&copy).unwrap() <= 512 * 8 * 4, "holes were filled");
     let short = image();
     short.as_file().set_len(DISK_BYTES / 2).unwrap();
     let short = Block::new(Disk::open(short.path()).unwrap().vanishing(), guest.events.handle());

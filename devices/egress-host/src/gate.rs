@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use cabana_netstack::{Flow, Gate, Inspection, Opening, Order, Protocol, Waker};
 use crate::authority::AuthorityError;
 use crate::dial::{NOWHERE, Target};
 use crate::log;
+use crate::nat64::{self, Translation};
 use crate::proxies::Proxies;
 use crate::relay::{Judge, Routes, Served};
 use crate::resolver::{HostResolver, Pool, Resolver};
@@ -94,6 +95,7 @@ struct Shared {
     listeners: Mutex<Vec<Listener>>,
     routes: Option<Arc<Routes>>,
     pool: Pool,
+    translation: Translation,
     waker: OnceLock<Waker>,
 }
 
@@ -135,7 +137,7 @@ pub fn egress(config: EgressConfig) -> Result<(Egress, EgressGate), EgressError>
     let mut gate = cabana_egress::Gate::new(&policy)?;
     gate.guard(secrets.iter().map(Secret::placeholder).collect());
     let needed = !proxies.is_empty() || !secrets.is_empty();
-    let routes = needed.then(|| Routes::new(proxies, secrets, &trust)).transpose()?;
+    let routes = needed.then(|| Routes::new(proxies, secrets, &trust, &resolver)).transpose()?;
     let state = State {
         gate,
         clock: Clock { told: Duration::ZERO, at: Instant::now() },
@@ -150,6 +152,7 @@ pub fn egress(config: EgressConfig) -> Result<(Egress, EgressGate), EgressError>
         listeners: Mutex::new(log.transpose()?.into_iter().collect()),
         routes: routes.map(Arc::new),
         pool: Pool::default(),
+        translation: Translation::default(),
         waker: OnceLock::new(),
     });
     Ok((Egress(Arc::clone(&shared)), EgressGate(shared)))
@@ -343,7 +346,10 @@ impl Shared {
                 let shared = Arc::clone(self);
                 let failed = lookup.clone();
                 let job = move || {
-                    let found = shared.resolver.resolve(lookup.name());
+                    let mut found = shared.resolver.resolve(lookup.name());
+                    if let Ok(addresses) = &mut found {
+                        shared.translation.uncover(addresses, &*shared.resolver);
+                    }
                     shared.resolved(query, &lookup, found.as_deref().map_err(|error| *error));
                 };
                 if !self.pool.run(Box::new(job)) {
@@ -392,6 +398,7 @@ impl Shared {
             Decision::Hold(_) => return Opening::Hold,
             Decision::Deny(_) => return Opening::Refuse,
         };
+        let by_address = hosts.is_empty();
         if let Some(routes) = self.routes.as_ref().filter(|_| tcp) {
             let elsewhere = self.lock().gate.is_elsewhere(to.ip());
             let target = Target { address: to, name: hosts.first().cloned(), elsewhere };
@@ -410,7 +417,34 @@ impl Shared {
             self.failed(id, NOWHERE.to_owned());
             return Opening::Refuse;
         }
-        Opening::Connect { to, inspect }
+        match to {
+            SocketAddr::V4(to) if by_address && nat64::may_help(*to.ip()) => {
+                self.translate(id, to, inspect)
+            }
+            _ => Opening::Connect { to, inspect },
+        }
+    }
+
+    /// Connects to an address of IPv4 by one of IPv6, once it is known which.
+    fn translate(self: &Arc<Self>, id: FlowId, to: SocketAddrV4, inspect: bool) -> Opening {
+        let shared = Arc::clone(self);
+        let job = move || {
+            let found = shared.translation.towards(*to.ip(), &*shared.resolver);
+            let to = found.map_or(to.into(), |address| SocketAddr::new(address, to.port()));
+            shared.with(|state| {
+                // Meanwhile the guest may have given up, or the policy have changed its mind.
+                if state.held.remove(&id) {
+                    state.orders.push_back(Order::Open(id, Opening::Connect { to, inspect }));
+                }
+            });
+            shared.wake();
+        };
+        self.with(|state| state.held.insert(id));
+        if self.pool.run(Box::new(job)) {
+            return Opening::Hold;
+        }
+        self.with(|state| state.held.remove(&id));
+        Opening::Connect { to: to.into(), inspect }
     }
 
     /// What the stack has to do about a flow that it knows.

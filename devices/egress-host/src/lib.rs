@@ -7,6 +7,7 @@ mod authority;
 mod dial;
 mod gate;
 mod log;
+mod nat64;
 mod pac;
 mod prefixed;
 mod proxies;
@@ -19,6 +20,7 @@ pub use cabana_egress::{
     Answer, AskId, Asker, DomainName, EgressPolicy, Event, Explanation, LookupError, PolicyError,
     Protocol, Question, Reason, Remember, Secret, SecretError, SessionPolicy, Verdict, What,
 };
+pub use cabana_pac::StartError;
 pub use gate::{Egress, EgressConfig, EgressError, EgressGate, Listener, egress};
 pub use log::LogLine;
 pub use proxies::{Proxies, Proxy, ProxyError, ProxyKind};

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cabana_egress::{DomainName, DomainPattern};
+use cabana_pac::{Interpreter, StartError};
 use ipnet::IpNet;
 
-use crate::pac::{AVAILABLE, Auto, Place};
+use crate::pac::{Auto, Place, Running};
 
 /// Stands before the URL of a script in place of a proxy.
 const SCRIPT: &str = "pac+";
@@ -60,6 +61,7 @@ pub struct Proxies {
     direct: Vec<Exception>,
     /// A script goes before all of them.
     auto: Option<Auto>,
+    interpreter: Option<Running>,
 }
 
 /// An entry of `NO_PROXY`.
@@ -82,8 +84,7 @@ impl std::fmt::Debug for Proxy {
 
 impl Proxies {
     /// Reads `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, or the same in capitals. `HTTP_PROXY` does
-    /// not count in a CGI program, where a client could set it. `auto_proxy` is the URL of a script,
-    /// which counts in a program that has an interpreter.
+    /// not count in a CGI program, where a client could set it. `auto_proxy` is the URL of a script.
     ///
     /// # Errors
     ///
@@ -101,7 +102,7 @@ impl Proxies {
             value.map(|value| Proxy::parse(value.trim()).map_err(error)).transpose()
         };
         let direct = find("no_proxy").unwrap_or_default();
-        let auto = find("auto_proxy").filter(|_| AVAILABLE).map(|url| {
+        let auto = find("auto_proxy").map(|url| {
             let error = |why| ProxyError { variable: "auto_proxy".to_owned(), why };
             Auto::parse(url.trim(), false).map_err(error)
         });
@@ -111,6 +112,7 @@ impl Proxies {
             all: proxy("all_proxy")?,
             direct: direct.split([',', ' ']).filter_map(exception).collect(),
             auto: auto.transpose()?,
+            interpreter: None,
         })
     }
 
@@ -122,9 +124,6 @@ impl Proxies {
     pub fn only(word: &str) -> Result<Self, ProxyError> {
         let error = |why| ProxyError { variable: "--proxy".to_owned(), why };
         if let Some(url) = word.strip_prefix(SCRIPT) {
-            if !AVAILABLE {
-                return Err(error("this program was built without scripts (feature `pac`)"));
-            }
             let auto = Auto::parse(url, true).map_err(error)?;
             return Ok(Self { auto: Some(auto), ..Self::default() });
         }
@@ -148,6 +147,27 @@ impl Proxies {
             _ if web => self.https.as_ref().or(self.all.as_ref()),
             _ => self.all.as_ref(),
         }
+    }
+
+    /// Starts the program that runs the script, if there is a script. To be called before this process confines
+    /// itself; without it the script gives no answers.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if nothing goes out without the script. Otherwise all goes as if there were none.
+    pub fn start_interpreter(&mut self) -> Result<(), StartError> {
+        let Some(auto) = &self.auto else { return Ok(()) };
+        match Interpreter::start() {
+            Ok(interpreter) => self.interpreter = Some(Running::new(interpreter)),
+            Err(error) if auto.mandatory => return Err(error),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What runs the script.
+    pub(crate) fn interpreter(&self) -> Option<&Running> {
+        self.interpreter.as_ref()
     }
 
     /// The script, if there is one.

@@ -19,9 +19,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::authority::{Authority, AuthorityError};
 use crate::dial::{self, Stream, Target};
-use crate::pac::{Pac, Question, Way};
+use crate::pac::{Means, Pac, Question, Way};
 use crate::prefixed::Prefixed;
 use crate::proxies::{Proxies, Proxy, ProxyKind};
+use crate::resolver::Resolver;
 use crate::trust::Trust;
 
 /// How long a client may take to name its host.
@@ -84,10 +85,17 @@ impl Routes {
         proxies: Proxies,
         secrets: Vec<Secret>,
         trust: &Trust,
+        resolver: &Arc<dyn Resolver>,
     ) -> Result<Self, AuthorityError> {
         let authority = (!secrets.is_empty()).then(Authority::new).transpose()?;
         let to_proxies = trust.client(&[])?;
-        let pac = proxies.auto().map(|auto| Pac::new(auto.clone(), Arc::clone(&to_proxies)));
+        let pac = proxies.auto().map(|auto| {
+            let (resolver, tls) = (Arc::clone(resolver), Arc::clone(&to_proxies));
+            Pac::new(
+                auto.clone(),
+                Means { interpreter: proxies.interpreter().cloned(), resolver, tls },
+            )
+        });
         Ok(Self {
             proxies,
             pac,

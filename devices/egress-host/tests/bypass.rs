@@ -147,6 +147,7 @@ impl Lab {
         names.set("a.example", &[GOOD]);
         names.set("other.example", &[OTHER_SESSION_HOST]);
         names.set(LEAK, &[EVIL]);
+        names.set("ipv4only.arpa", &["2001:db8:64::c000:aa"]);
         let (egress, gate) = egress(EgressConfig {
             policy: policy(),
             resolver: Arc::new(names.clone()),
@@ -467,6 +468,7 @@ fn names(lab: &mut Lab) {
         ("rebinding-to-mapped-ipv6", "r6.wild.example", "::ffff:10.9.9.9"),
         ("rebinding-to-unique-local", "r7.wild.example", "fd99::1"),
         ("rebinding-through-nat64", "r8.wild.example", "64:ff9b::a09:909"),
+        ("rebinding-through-own-nat64", "r9.wild.example", "2001:db8:64::a09:909"),
     ] {
         lab.names.set(host, &[address]);
         lab.attempt(name, |lab| lab.unknown(&format!("{host}."), RecordType::AAAA));

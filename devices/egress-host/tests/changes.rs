@@ -2,6 +2,9 @@
 //! addresses alone. In namespaces that a test makes for itself, with the host's own resolver.
 
 mod common;
+#[path = "common/frames.rs"]
+#[allow(dead_code, reason = "each suite uses a part")]
+mod frames;
 
 use std::fs;
 use std::io::Write;
@@ -164,4 +167,43 @@ fn a_host_with_one_family_of_addresses_answers_with_that_one() {
     assert_eq!(both, [address("203.0.113.5"), address("2001:4860::34")]);
     ip("-6 addr del 2001:4860::34/128 dev lo");
     assert_eq!(look_up("both.example"), Ok(vec![address("203.0.113.5")]));
+}
+
+#[test]
+fn an_address_of_ipv4_is_reached_through_nat64() {
+    if !in_namespace("an_address_of_ipv4_is_reached_through_nat64") {
+        return;
+    }
+    // 203.0.113.5 behind the prefix.
+    let through = "64:ff9b::cb00:7105";
+    ip(&format!("-6 addr add {through}/128 dev lo nodad"));
+    ip("-6 route add default dev lo");
+    let hosts = replace("/etc/hosts", "64:ff9b::c000:aa ipv4only.arpa\n");
+    let listener = TcpListener::bind((through, 443)).unwrap();
+    let echo = UdpSocket::bind((through, 7)).unwrap();
+    thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        while let Ok((length, from)) = echo.recv_from(&mut bytes) {
+            echo.send_to(&bytes[..length], from).unwrap();
+        }
+    });
+    let allow = ["any://203.0.113.0/24", "any://10.9.9.9"];
+    let (mut guest, _network, _events) = guest(&allow);
+    let socket = guest.connect("203.0.113.5:443".parse().unwrap());
+    guest.wait(socket, |socket| socket.may_send().then_some(()));
+    listener.accept().unwrap();
+    let own = SocketAddr::new(MACHINE_V4.into(), 5555);
+    guest.send_frame(frames::udp(own, "203.0.113.5:7".parse().unwrap(), b"hello"));
+    let back = guest.wait_frame(|frame| frames::as_udp(frame).filter(|(_, to, _)| *to == 5555));
+    assert_eq!(back, (7, 5555, b"hello".to_vec()));
+    // Nobody is behind another one, and what no rule allows is as closed as ever.
+    for to in ["203.0.113.6:443", "203.0.114.5:443"] {
+        refused(&mut guest, to);
+    }
+    // Where IPv4 is there, it is not translated.
+    let near = TcpListener::bind(("10.9.9.9", 443)).unwrap();
+    let socket = guest.connect("10.9.9.9:443".parse().unwrap());
+    guest.wait(socket, |socket| socket.may_send().then_some(()));
+    near.accept().unwrap();
+    drop(hosts);
 }

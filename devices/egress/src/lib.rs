@@ -36,6 +36,7 @@ mod dns;
 mod domain;
 mod gate;
 pub mod inspect;
+mod nat64;
 mod pins;
 mod policy;
 mod ranges;
@@ -51,6 +52,7 @@ pub use domain::{DomainName, DomainPattern};
 pub use gate::{
     Change, Decision, DnsStep, Explanation, Flow, Gate, Inspected, Lookup, LookupError, QueryId,
 };
+pub use nat64::{NAT64_NAME, Nat64};
 pub use policy::{EgressPolicy, PolicyError, SessionPolicy};
 pub use rule::{Expect, Protocol, Rule, RuleError};
 pub use secrets::{Placeholder, Secret, SecretError, rewrite_head};

@@ -5,6 +5,7 @@
 //! IPv6 address that carries an IPv4 address in it.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 
@@ -53,7 +54,7 @@ const SPECIAL: &[(&str, &str)] = &[
     ("ff00::/8", "multicast"),
 ];
 
-/// The table, parsed once.
+/// The table, parsed.
 #[derive(Clone, Debug)]
 pub(crate) struct SpecialRanges {
     ranges: Vec<(IpNet, &'static str)>,
@@ -61,7 +62,13 @@ pub(crate) struct SpecialRanges {
 }
 
 impl SpecialRanges {
-    pub(crate) fn new() -> Self {
+    /// The one table of the process.
+    pub(crate) fn table() -> &'static Self {
+        static TABLE: LazyLock<SpecialRanges> = LazyLock::new(SpecialRanges::parse);
+        &TABLE
+    }
+
+    fn parse() -> Self {
         let parse = |text: &str| text.parse::<IpNet>().expect("the table holds networks");
         let ranges = SPECIAL.iter().map(|(text, kind)| (parse(text), *kind)).collect();
         Self { ranges, nat64: parse(NAT64) }
@@ -96,7 +103,7 @@ mod tests {
     use super::*;
 
     fn kind(address: &str) -> Option<&'static str> {
-        SpecialRanges::new().kind(address.parse().unwrap())
+        SpecialRanges::table().kind(address.parse().unwrap())
     }
 
     #[test]
@@ -139,7 +146,7 @@ mod tests {
 
     #[test]
     fn only_a_network_of_special_addresses_alone_names_them() {
-        let ranges = SpecialRanges::new();
+        let ranges = SpecialRanges::table();
         let names = |text: &str| ranges.names(&text.parse().unwrap());
         assert!(names("10.0.0.0/8") && names("10.1.0.0/16") && names("127.0.0.1/32"));
         assert!(!names("0.0.0.0/0") && !names("8.0.0.0/5") && !names("::/0"));
@@ -147,7 +154,7 @@ mod tests {
 
     #[test]
     fn answers_behind_nat64_count_as_what_they_lead_to() {
-        let ranges = SpecialRanges::new();
+        let ranges = SpecialRanges::table();
         let kind = |text: &str| ranges.kind_of_answer(text.parse().unwrap());
         assert_eq!(kind("64:ff9b::5db8:d822"), None);
         assert_eq!(kind("64:ff9b::7f00:1"), Some("loopback"));

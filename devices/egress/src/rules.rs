@@ -77,16 +77,11 @@ impl Rules {
     }
 
     /// Whether a flow to an address may be opened because a rule names the address.
-    pub(crate) fn address(
-        &self,
-        special: &SpecialRanges,
-        address: IpAddr,
-        protocol: Protocol,
-        port: u16,
-    ) -> Ruling {
+    pub(crate) fn address(&self, address: IpAddr, protocol: Protocol, port: u16) -> Ruling {
         if let Some(ruling) = self.address_denied(address, protocol, port) {
             return ruling;
         }
+        let special = SpecialRanges::table();
         let kind = special.kind(address);
         let named = |named: &&Named| match named.rule.target() {
             Target::Network(network) => {
@@ -124,9 +119,11 @@ impl Rules {
     }
 
     /// Whether a rule opens this special address, so that a name may lead to it.
-    pub(crate) fn names_special(&self, special: &SpecialRanges, address: IpAddr) -> bool {
+    pub(crate) fn names_special(&self, address: IpAddr) -> bool {
         self.allow.iter().any(|named| match named.rule.target() {
-            Target::Network(network) => network.contains(&address) && special.names(network),
+            Target::Network(network) => {
+                network.contains(&address) && SpecialRanges::table().names(network)
+            }
             Target::Name(_) => false,
         })
     }
@@ -153,7 +150,7 @@ mod tests {
     }
 
     fn address(rules: &Rules, text: &str, port: u16) -> Ruling {
-        rules.address(&SpecialRanges::new(), text.parse().unwrap(), Protocol::Tcp, port)
+        rules.address(text.parse().unwrap(), Protocol::Tcp, port)
     }
 
     fn allowed(ruling: &Ruling) -> bool {

@@ -15,7 +15,7 @@ use cabana_virtio::{
 use zerocopy::IntoBytes;
 
 use crate::message::{self, Reply, Request};
-use crate::wire::{Errno, OutHeader, Result};
+use crate::wire::{Errno, InHeader, OutHeader, Result, opcode};
 use crate::{FileServer, FsState};
 
 /// The device type.
@@ -34,8 +34,12 @@ const FORGET_SIZE: u16 = 64;
 /// freed, and the guest's unmounting from its end.
 const FORGET_PAUSE: Duration = Duration::from_millis(2);
 
-/// The device. Queue 0 is for FORGET and the like; the others are for requests, each served by a
-/// loop of its own.
+/// A request that has more bytes than this, its reply's room included, is left to its queue's loop, which copies
+/// while the guest goes on.
+const QUICK_BYTES: usize = 64 << 10;
+
+/// The device. Queue 0 is for FORGET and the like; the others are for requests. What is quick is served
+/// in the thread of the vCPU that asks, the rest of each queue by a loop of its own.
 #[derive(Debug)]
 pub struct FsDevice {
     server: Arc<FileServer>,
@@ -63,6 +67,10 @@ impl VirtioDevice for FsDevice {
         Identity { device_type: DEVICE_TYPE, features: 0, queue_sizes, config_len: CONFIG_LEN }
     }
 
+    fn serves_directly(&self, index: u16) -> bool {
+        index != 0
+    }
+
     fn read_config(&self, config: &mut [u8]) {
         let mut bytes = [0; CONFIG_LEN as usize];
         let (tag, count) = bytes.split_at_mut(TAG_LEN);
@@ -86,7 +94,7 @@ impl VirtioDevice for FsDevice {
         let serve = move |chain: &Chain| serve(&server, chain);
         *slot = Some(match index {
             0 => ServedQueue::start_lazy(events, context, FORGET_PAUSE, serve)?,
-            _ => ServedQueue::start(events, context, serve)?,
+            _ => ServedQueue::start_direct(events, context, is_quick, serve)?,
         });
         Ok(())
     }
@@ -129,6 +137,24 @@ fn serve(server: &FileServer, chain: &Chain) -> u32 {
     let mut body = chain.writer();
     let header = body.split(size_of::<OutHeader>());
     server.handle(&mut ChainRequest(chain.reader()), ChainReply { header, body })
+}
+
+/// Small, and as a rule answered from what the host has in memory.
+fn is_quick(chain: &Chain) -> bool {
+    let mut request = ChainRequest(chain.reader());
+    if request.left() + chain.writer().left() > QUICK_BYTES {
+        return false;
+    }
+    let slow = [
+        opcode::INIT,
+        opcode::DESTROY,
+        opcode::FSYNC,
+        opcode::FSYNCDIR,
+        opcode::SYNCFS,
+        opcode::FALLOCATE,
+        opcode::COPY_FILE_RANGE,
+    ];
+    message::read(&mut request).is_ok_and(|header: InHeader| !slow.contains(&header.opcode))
 }
 
 impl From<MemoryError> for Errno {
@@ -193,7 +219,7 @@ impl Reply for ChainReply<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{self, InHeader, opcode};
+    use crate::wire;
     use crate::{Limits, Share};
     use cabana_os::EventLoop;
     use cabana_virtio::testing::TestDriver;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use cabana_journal::Mark;
 use rustc_hash::FxHashMap;
 
-use crate::host::Access;
+use crate::host::{Access, Listing};
 use crate::nodes::Node;
 use crate::share::Attached;
 use crate::wire::{self, Errno, Result};
@@ -26,6 +26,8 @@ pub(crate) enum Open {
 pub(crate) struct OpenFile {
     pub(crate) node: Arc<Node>,
     pub(crate) file: File,
+    /// Its length when it was opened, in bytes.
+    pub(crate) len: u64,
     /// Do writes go to the end?
     pub(crate) append: AtomicBool,
     /// What the share's journal knows of this opening.
@@ -48,15 +50,15 @@ pub(crate) struct OpenDirectory {
 /// A directory that is being read.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    pub(crate) file: File,
-    /// The file's position; `None` where nobody knows.
+    pub(crate) listing: Listing,
+    /// Its position; `None` where nobody knows.
     pub(crate) position: Option<u64>,
 }
 
 impl OpenFile {
-    /// `file` is the node's, opened with `access`.
-    pub(crate) fn new(node: Arc<Node>, file: File, access: Access) -> Self {
-        Self { node, file, append: AtomicBool::new(access.append), mark: Mark::default() }
+    /// `file` is the node's, opened with `access` when it was `len` bytes long.
+    pub(crate) fn new(node: Arc<Node>, file: File, len: u64, access: Access) -> Self {
+        Self { node, file, len, append: AtomicBool::new(access.append), mark: Mark::default() }
     }
 }
 
@@ -125,6 +127,14 @@ impl HandleTable {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         let open = inner.by_id.get(&id).filter(|open| open.node_id() == node);
         open.map(Arc::clone).ok_or(Errno::ESTALE)
+    }
+
+    /// A file that the guest has open of a node. It takes a look at everything that is open.
+    pub(crate) fn any_of(&self, node: &Node) -> Option<Arc<Open>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all = inner.by_id.values();
+        let of_node = |open: &&Arc<Open>| open.as_file().is_ok_and(|file| file.node.id == node.id);
+        all.find(of_node).map(Arc::clone)
     }
 
     /// Closes it, once no operation uses it any more.

@@ -4,7 +4,7 @@
 //! directories bear the shares' names; they come and go while the guest runs.
 //!
 //! **Containment.** The guest names inodes by numbers that the server gave it and entries by single
-//! components. Each inode is held by an `O_PATH` handle and opened through that handle alone, so no
+//! components. Each inode is known by a handle (`cabana_os::tree`) and opened through that handle alone, so no
 //! link, rename or `..` leads out of a share; devices, fifos and sockets are never opened. The
 //! guest makes no devices, sets no set-ID bits, changes no owners and sees only `user.` extended
 //! attributes. See `names` and `host`.

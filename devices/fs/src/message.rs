@@ -1,8 +1,8 @@
 //! A request and its reply, wherever their bytes lie: in guest memory or in a buffer.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
+use cabana_os::file::FileExt;
 use smallvec::SmallVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

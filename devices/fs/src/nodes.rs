@@ -9,7 +9,7 @@
 
 use std::hash::Hasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cabana_os::tree::Entry;
 use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
@@ -21,8 +21,10 @@ use crate::names::Name;
 use crate::share::Attached;
 use crate::wire::{self, Errno, Result};
 
-/// An inode of a share that the guest knows.
+/// An inode of a share that the guest knows. Files that are met one after the other often lie side by side in memory:
+/// threads that use two of them have no cache line in common.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) share: Arc<Attached>,
@@ -46,7 +48,7 @@ pub(crate) struct Node {
 impl Node {
     /// An entry of this directory.
     pub(crate) fn entry<'a>(&'a self, name: Name<'a>) -> Entry<'a> {
-        Entry { directory: self.handle.as_host(), name: name.as_c_str() }
+        Entry { directory: &self.handle, name: name.as_c_str() }
     }
 }
 
@@ -66,6 +68,12 @@ impl Key {
 }
 
 impl Node {
+    /// The guest is being told of it once more.
+    fn meet(self: &Arc<Self>) -> Arc<Self> {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(self)
+    }
+
     /// Has the guest been told of it more than once?
     pub(crate) fn is_known(&self) -> bool {
         self.lookups.load(Ordering::Relaxed) > 1
@@ -87,41 +95,119 @@ pub(crate) fn hash_name(rules: NameRules, name: Name) -> u64 {
     hasher.finish()
 }
 
-/// All nodes of one device.
+/// Parts of the table that have locks of their own, so that queues seldom meet.
+const PARTS: usize = 16;
+
+/// Places for the folders that threads were in last.
+const PLACES: usize = 16;
+
+/// The folder that a thread was in last, and how many folders had gone by then: looking up names in it the thread meets
+/// no other, neither at a lock nor at the node's counter. Each has a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Place(Mutex<Option<(u64, Arc<Node>)>>);
+
+impl Place {
+    /// This thread's among `places`; threads share one where there are more of them.
+    fn of_this_thread(places: &[Self; PLACES]) -> &Self {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static NUMBER: usize = THREADS.fetch_add(1, Ordering::Relaxed));
+        &places[NUMBER.with(|number| number % PLACES)]
+    }
+
+    /// Takes the folder out if it is this one and none has gone since.
+    fn take(&self, id: u64, gone: u64) -> Option<Arc<Node>> {
+        let is_it = |(then, node): &mut (u64, Arc<Node>)| (*then, node.id) == (gone, id);
+        self.lock().take_if(is_it).map(|(_, node)| node)
+    }
+
+    /// Puts a folder in, unless one has gone since: then [`NodeTable::remove`] may have been here already.
+    fn put(&self, node: Arc<Node>, then: u64, gone: &AtomicU64) {
+        let mut place = self.lock();
+        if gone.load(Ordering::Acquire) == then {
+            *place = Some((then, node));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(u64, Arc<Node>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All nodes of one device. An inode comes and goes with the lock of its key's part held; the lock of its
+/// number's part is taken within, and so are those of the places, one after the other: when a folder has gone, no place has it.
 #[derive(Debug)]
 pub(crate) struct NodeTable {
-    inner: RwLock<Inner>,
+    by_id: [Part<u64>; PARTS],
+    by_key: [Part<Key>; PARTS],
+    last_id: AtomicU64,
     /// How many there are.
     count: AtomicUsize,
     limit: usize,
+    places: [Place; PLACES],
+    /// How many folders have gone.
+    gone: AtomicU64,
 }
 
+/// Nodes whose numbers or keys have something in common. Each has a cache line of its own.
 #[derive(Debug)]
-struct Inner {
-    by_id: FxHashMap<u64, Arc<Node>>,
-    by_key: FxHashMap<Key, Arc<Node>>,
-    last_id: u64,
+#[repr(align(64))]
+struct Part<K>(RwLock<FxHashMap<K, Arc<Node>>>);
+
+impl<K> Part<K> {
+    fn read(&self) -> RwLockReadGuard<'_, FxHashMap<K, Arc<Node>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, FxHashMap<K, Arc<Node>>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> Default for Part<K> {
+    fn default() -> Self {
+        Self(RwLock::default())
+    }
 }
 
 impl NodeTable {
     pub(crate) fn new(limit: usize) -> Self {
-        let last_id = wire::ROOT_ID;
-        let inner = Inner { by_id: <_>::default(), by_key: <_>::default(), last_id };
-        Self { inner: RwLock::new(inner), count: AtomicUsize::new(0), limit }
+        Self {
+            by_id: <_>::default(),
+            by_key: <_>::default(),
+            last_id: AtomicU64::new(wire::ROOT_ID),
+            count: AtomicUsize::new(0),
+            limit,
+            places: <_>::default(),
+            gone: AtomicU64::new(0),
+        }
     }
 
     /// The node of that number.
     pub(crate) fn get(&self, id: u64) -> Result<Arc<Node>> {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        inner.by_id.get(&id).map(Arc::clone).ok_or(Errno::ESTALE)
+        self.with_id(id).read().get(&id).map(Arc::clone).ok_or(Errno::ESTALE)
+    }
+
+    /// Works in the node of that number, which is a folder if it has entries.
+    pub(crate) fn within<T>(&self, id: u64, work: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
+        let place = Place::of_this_thread(&self.places);
+        let gone = self.gone.load(Ordering::Acquire);
+        let node = match place.take(id, gone) {
+            Some(node) => node,
+            None => self.get(id)?,
+        };
+        let result = work(&node);
+        if node.kind == wire::mode::DIRECTORY {
+            place.put(node, gone, &self.gone);
+        }
+        result
     }
 
     /// The node of an inode that the guest is being told of, if it is not new; counts one lookup.
     pub(crate) fn enter_known(&self, share: &Attached, stat: &Stat) -> Option<Arc<Node>> {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let node = inner.by_key.get(&Key::of(share, stat))?;
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        Some(Arc::clone(node))
+        let key = Key::of(share, stat);
+        let known = self.with_key(&key).read();
+        known.get(&key).map(Node::meet)
     }
 
     /// The node of an inode that the guest is being told of, new or not; counts one lookup.
@@ -135,20 +221,19 @@ impl NodeTable {
             return Ok(node);
         }
         let key = Key::of(share, stat);
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = inner.by_key.get(&key) {
-            node.lookups.fetch_add(1, Ordering::Relaxed);
-            return Ok(Arc::clone(node));
+        let mut known = self.with_key(&key).write();
+        if let Some(node) = known.get(&key) {
+            return Ok(node.meet());
         }
         if !share.is_live() {
             return Err(Errno::ESTALE);
         }
-        if inner.by_id.len() >= self.limit {
-            return Err(Errno::ENFILE);
-        }
-        inner.last_id += 1;
+        let more = |count| (count < self.limit).then_some(count + 1);
+        self.count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map_err(|_| Errno::ENFILE)?;
         let node = Arc::new(Node {
-            id: inner.last_id,
+            id: self.unused_id(),
             share: Arc::clone(share),
             handle,
             kind: stat.kind(),
@@ -161,36 +246,34 @@ impl NodeTable {
             lookups: AtomicU64::new(1),
             key,
         });
-        inner.by_id.insert(node.id, Arc::clone(&node));
-        inner.by_key.insert(key, Arc::clone(&node));
-        self.note_count(&inner);
+        self.with_id(node.id).write().insert(node.id, Arc::clone(&node));
+        known.insert(key, Arc::clone(&node));
         Ok(node)
     }
 
     /// The nodes of some directories, by directory and hash of the name that the guest was last told
     /// them by. It takes a look at every node, for what happens seldom.
     pub(crate) fn seen_in(&self, directories: &FxHashSet<u64>) -> Seen {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         let mut seen = Seen::default();
-        for node in inner.by_id.values() {
-            let directory = node.seen_in.load(Ordering::Relaxed);
-            if directories.contains(&directory) {
-                let name = node.seen_name.load(Ordering::Relaxed);
-                let found = seen.entry((directory, name)).or_insert_with(|| Arc::clone(node));
-                // Of two that had the name, the guest heard of the later one last.
-                if found.id < node.id {
-                    *found = Arc::clone(node);
+        for part in &self.by_id {
+            for node in part.read().values() {
+                let directory = node.seen_in.load(Ordering::Relaxed);
+                if directories.contains(&directory) {
+                    let name = node.seen_name.load(Ordering::Relaxed);
+                    let found = seen.entry((directory, name)).or_insert_with(|| Arc::clone(node));
+                    // Of two that had the name, the guest heard of the later one last.
+                    if found.id < node.id {
+                        *found = Arc::clone(node);
+                    }
                 }
             }
         }
         seen
     }
 
-    /// A number that is no node's and never will be.
+    /// A number that nobody else gets.
     pub(crate) fn unused_id(&self) -> u64 {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.last_id += 1;
-        inner.last_id
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The guest forgets `count` lookups; more than it has are as good as all.
@@ -201,28 +284,27 @@ impl NodeTable {
         if before.is_ok_and(|before| before > count) {
             return;
         }
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        // It may have been looked up again in between.
-        if node.lookups.load(Ordering::Acquire) == 0 {
-            inner.remove(&node);
-            self.note_count(&inner);
+        let mut known = self.with_key(&node.key).write();
+        // It may have been looked up again in between; or be forgotten already, with a later node at its key.
+        if node.lookups.load(Ordering::Acquire) == 0 && self.remove(&node) {
+            known.remove(&node.key);
         }
     }
 
     /// Forgets all of a share that was detached.
     pub(crate) fn remove_share(&self, share: &Attached) {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.by_id.retain(|_, node| node.share.id != share.id);
-        inner.by_key.retain(|key, _| key.share != share.id);
-        self.note_count(&inner);
+        self.retain(|node| node.share.id != share.id);
     }
 
     /// Forgets everything. The numbers go on.
     pub(crate) fn clear(&self) {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.by_id = <_>::default();
-        inner.by_key = <_>::default();
-        self.note_count(&inner);
+        self.retain(|_| false);
+        for part in &self.by_key {
+            part.write().shrink_to_fit();
+        }
+        for part in &self.by_id {
+            part.write().shrink_to_fit();
+        }
     }
 
     /// Is it time for the guest to forget more than it learns? At three quarters of the limit.
@@ -234,18 +316,39 @@ impl NodeTable {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn note_count(&self, inner: &Inner) {
-        self.count.store(inner.by_id.len(), Ordering::Relaxed);
-    }
-}
-
-impl Inner {
-    /// The descriptor is closed with the last operation that uses the node.
-    fn remove(&mut self, node: &Node) {
-        // A later node may stand at the key if this one was removed before.
-        if self.by_id.remove(&node.id).is_some() {
-            self.by_key.remove(&node.key);
+    fn retain(&self, stays: impl Fn(&Node) -> bool) {
+        for part in &self.by_key {
+            part.write().retain(|_, node| {
+                let stays = stays(node);
+                if !stays {
+                    self.remove(node);
+                }
+                stays
+            });
         }
+    }
+
+    /// Takes a node's number away; true if it had it. The descriptor is closed with the last operation that uses
+    /// the node.
+    fn remove(&self, node: &Node) -> bool {
+        let was_there = self.with_id(node.id).write().remove(&node.id).is_some();
+        if was_there {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            if node.kind == wire::mode::DIRECTORY {
+                // In this order: who puts it back later sees that.
+                self.gone.fetch_add(1, Ordering::AcqRel);
+                self.places.iter().for_each(|place| drop(place.lock().take()));
+            }
+        }
+        was_there
+    }
+
+    fn with_id(&self, id: u64) -> &Part<u64> {
+        &self.by_id[id as usize % PARTS]
+    }
+
+    fn with_key(&self, key: &Key) -> &Part<Key> {
+        &self.by_key[key.ino as usize % PARTS]
     }
 }
 
@@ -328,6 +431,45 @@ mod tests {
         enter(&nodes, &share, 3).unwrap();
         nodes.clear();
         assert_eq!(nodes.len(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_is_forgotten_is_nowhere_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (nodes, share) = (NodeTable::new(10), share(dir.path()));
+        let folder = |ino| {
+            let stat = Stat { ino, mode: wire::mode::DIRECTORY, ..Stat::default() };
+            nodes.enter(&share, share.root.try_clone().unwrap(), &stat).unwrap()
+        };
+        let node = folder(5);
+        let (id, kept) = (node.id, Arc::downgrade(&node));
+        drop(node);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| assert_eq!(nodes.within(id, |node| Ok(node.id)), Ok(id)));
+            }
+        });
+        assert_eq!(nodes.within(id, |node| Ok(node.id)), Ok(id));
+        assert_eq!(kept.strong_count(), 2 + 4, "two maps and four threads");
+        // Forgotten while a thread is in it.
+        let forget = |node: &Node| {
+            nodes.forget(id, 1);
+            Ok(node.id)
+        };
+        assert_eq!(nodes.within(id, forget), Ok(id));
+        assert_eq!(kept.strong_count(), 0);
+        assert_eq!(nodes.within(id, |_| Ok(())), Err(Errno::ESTALE));
+        // A share that is detached, and a guest that begins anew.
+        let detached: fn(&NodeTable, &Attached) = NodeTable::remove_share;
+        for end in [detached, |nodes, _| nodes.clear()] {
+            let node = folder(7);
+            let (id, kept) = (node.id, Arc::downgrade(&node));
+            drop(node);
+            nodes.within(id, |_| Ok(())).unwrap();
+            end(&nodes, &share);
+            assert_eq!(kept.strong_count(), 0);
+            assert_eq!(nodes.within(id, |_| Ok(())), Err(Errno::ESTALE));
+        }
     }
 
     #[test]

@@ -204,7 +204,9 @@ mod tests {
         };
         assert!(attach("a", &dir.path().join("none")).contains("does not exist"));
         assert!(attach("a", &file).contains("is not a folder"));
-        assert!(attach("a", &file.join("below")).contains("is not a folder"));
+        // Windows has one word for both.
+        let below = attach("a", &file.join("below"));
+        assert!(below.contains("is not a folder") || below.contains("does not exist"), "{below}");
         for name in ["", ".", "..", "a/b", "a\0b"] {
             assert!(attach(name, dir.path()).contains("choose a name"), "{name:?}");
         }

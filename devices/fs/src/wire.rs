@@ -151,7 +151,6 @@ pub mod opcode {
 /// Flags of INIT; those from bit 32 on travel in `flags2`.
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
-    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub const BIG_WRITES: u64 = 1 << 5;
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
@@ -186,6 +185,7 @@ pub mod open {
     pub const WRONLY: u32 = 0o1;
     pub const RDWR: u32 = 0o2;
     pub const EXCL: u32 = 0o200;
+    /// Of CREATE alone.
     pub const TRUNC: u32 = 0o1000;
     pub const APPEND: u32 = 0o2000;
     pub const DSYNC: u32 = 0o10000;

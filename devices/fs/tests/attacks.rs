@@ -4,14 +4,14 @@
 mod client;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, symlink};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cabana_fs::Limits;
 use cabana_fs::wire::{self, Errno, OutHeader, mode, opcode, open};
-use client::yard::Yard;
+use cabana_os::tree::{Handle, flags};
+use client::yard::{Yard, symlink};
 use client::{Guest, ROOM, bytes, c, settle, take};
 
 #[test]
@@ -117,20 +117,27 @@ fn a_race_of_renames_leads_nowhere() {
     symlink(yard.path("outside"), yard.path("inside/link")).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
+    let swaps = Arc::new(AtomicU64::new(0));
+    let swapped = Arc::clone(&swaps);
     let inside = yard.path("inside");
     let swapper = std::thread::spawn(move || {
-        let mut swaps = 0u64;
-        let dir = fs::File::open(&inside).unwrap();
+        let dir = Handle::of_directory(&inside).unwrap();
         while !stopped.load(Ordering::Relaxed) {
-            let flags = rustix::fs::RenameFlags::EXCHANGE;
-            rustix::fs::renameat_with(&dir, c"swapped", &dir, c"link", flags).unwrap();
-            swaps += 1;
+            dir.rename(c"swapped", &dir, c"link", flags::RENAME_EXCHANGE).unwrap();
+            swapped.fetch_add(1, Ordering::Relaxed);
         }
-        swaps
     });
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let began = Instant::now();
     let (mut directories, mut links, mut made) = (0u64, 0u64, 0u64);
-    while Instant::now() < deadline {
+    // On a busy machine the two take long turns.
+    while began.elapsed() < Duration::from_secs(2)
+        || directories.min(links).min(made) <= 100
+        || swaps.load(Ordering::Relaxed) <= 1000
+    {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "{directories} {links} {made} {swaps:?}"
+        );
         let entry = guest.lookup(share, "swapped").unwrap();
         match entry.attr.mode & mode::TYPE {
             mode::DIRECTORY => directories += 1,
@@ -155,8 +162,7 @@ fn a_race_of_renames_leads_nowhere() {
         guest.forget(entry.nodeid, 1);
     }
     stop.store(true, Ordering::Relaxed);
-    let swaps = swapper.join().unwrap();
-    assert!(directories > 100 && links > 100 && made > 100 && swaps > 1000, "a real race");
+    swapper.join().unwrap();
     yard.check();
 }
 
@@ -179,8 +185,11 @@ fn a_directory_that_the_host_moves_out_leads_no_further() {
     yard.check();
 }
 
+#[cfg(unix)]
 #[test]
 fn devices_fifos_and_sockets_are_never_opened() {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::process::Command;
     let yard = Yard::new();
     let inside = yard.path("inside");
     let (guest, share) = Guest::with_share(&inside);
@@ -188,12 +197,12 @@ fn devices_fifos_and_sockets_are_never_opened() {
     let listener = std::os::unix::net::UnixListener::bind(inside.join("socket")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let mut names = vec!["fifo", "socket"];
-    let device = rustix::fs::makedev(1, 3);
-    let kind = rustix::fs::FileType::CharacterDevice;
-    let mode = rustix::fs::Mode::from_raw_mode(0o666);
-    match rustix::fs::mknodat(rustix::fs::CWD, inside.join("null"), kind, mode, device) {
-        Ok(()) => names.push("null"),
-        Err(error) => eprintln!("not checked: a device (this user cannot make one: {error})"),
+    let device = Command::new("mknod").arg(inside.join("null")).args(["c", "1", "3"]).output();
+    if device.is_ok_and(|made| made.status.success()) {
+        fs::set_permissions(inside.join("null"), fs::Permissions::from_mode(0o666)).unwrap();
+        names.push("null");
+    } else {
+        eprintln!("not checked: a device, which this user cannot make");
     }
     for name in names {
         let entry = guest.lookup(share, name).unwrap();
@@ -299,7 +308,8 @@ fn huge_sizes_and_offsets_are_errors_or_cut() {
     assert_eq!(guest.ask(opcode::SETXATTR, node, parts).unwrap_err(), Errno::EINVAL);
     let input = wire::GetxattrIn { size: u32::MAX, padding: 0 };
     let result = guest.ask(opcode::GETXATTR, node, &[bytes(&input), &c("user.x")]);
-    assert_eq!(result.unwrap_err(), Errno::ENODATA);
+    // Not every host has them.
+    assert!([Errno::ENODATA, Errno::EOPNOTSUPP].contains(&result.unwrap_err()));
     assert_eq!(fs::metadata(yard.path("inside/file")).unwrap().len(), (1 << 20) + 100);
 }
 

@@ -6,11 +6,11 @@ mod client;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cabana_fs::wire::{self, Errno, fattr, open};
+use cabana_os::file::FileExt;
 use client::{Guest, bytes, settle};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -152,9 +152,11 @@ impl World {
                 if self.open.len() > 5 {
                     self.close(random.below(6) as usize);
                 }
-                let truncate = if random.below(8) == 0 { open::TRUNC } else { 0 };
-                if let Some(opened) = self.open(name, open::RDWR | truncate) {
-                    if truncate != 0 {
+                let truncate = random.below(8) == 0;
+                if let Some(opened) = self.open(name, open::RDWR) {
+                    if truncate {
+                        let empty = wire::SetattrIn { valid: fattr::SIZE, ..<_>::default() };
+                        self.guest.setattr(opened.node, empty).unwrap();
                         self.files[opened.file].content.clear();
                         self.cached.remove(&opened.node);
                     }

@@ -4,13 +4,12 @@
 mod client;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use cabana_fs::wire::{InHeader, OutHeader, opcode};
 use cabana_fs::{Limits, Replay, Step};
 use cabana_virtio::testing::Noise;
-use client::yard::{Yard, tree};
+use client::yard::{Yard, set_mode, symlink, tree};
 use client::{Guest, bytes, take};
 
 /// Operations, with the bytes of their argument and the names that follow. Not FSYNC, for the sake
@@ -202,7 +201,7 @@ fn garbage_does_no_harm() {
 
 /// Gives the directories from `path` down back to their owner, so that they can be removed.
 fn open_up(path: &Path) {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    set_mode(path, 0o755);
     for entry in fs::read_dir(path).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {

@@ -2,6 +2,8 @@
 //! virtio queues, in a mount namespace that vanishes with its shell. Needs root; is skipped, and
 //! says so, without.
 
+#![cfg(unix)]
+
 mod client;
 
 use std::process::Command;
@@ -58,6 +60,20 @@ fn what_the_host_removes_and_makes_anew_is_found() {
             [ "$(cat dir/file)" = "again $i" ]
             rm -r "$HOST/dir"
         done
+        "#,
+    );
+}
+
+#[test]
+fn a_running_program_is_not_cut() {
+    check(
+        r#"
+        cp "$(command -v sleep)" program; ./program 20 & running=$!
+        until [ "$(readlink /proc/$running/exe)" = "$PWD/program" ]; do sleep 0.01; done
+        if perl -MFcntl -e 'sysopen(F, "program", O_RDONLY | O_TRUNC) or exit 1'; then exit 1; fi
+        cmp program "$(command -v sleep)"
+        kill $running; wait $running || true
+        perl -MFcntl -e 'sysopen(F, "program", O_RDONLY | O_TRUNC) or exit 1'; [ ! -s program ]
         "#,
     );
 }

@@ -1,5 +1,7 @@
 //! pjdfstest on a share, under this machine's own kernel.
 
+#![cfg(unix)]
+
 mod client;
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 //! with all its caches. What that process opens when the host rests must be what the host left, to
 //! the byte and to the length.
 
+#![cfg(unix)]
 // A mapping is a piece of memory that Rust knows by address only.
 #![allow(unsafe_code)]
 

@@ -43,7 +43,7 @@ enum Delivery {
 
 impl<L: FrameLink> Rx<L> {
     pub(crate) fn new(link: Arc<L>, context: QueueContext, merged: bool) -> Self {
-        let QueueContext { queue, doorbell, interrupt } = context;
+        let QueueContext { queue, doorbell, interrupt, .. } = context;
         let ring = Ring { queue, merged, taken: Vec::new() };
         Self { link, ring, doorbell, interrupt, waiting: None, broken: false }
     }

@@ -21,7 +21,7 @@ pub(crate) struct Tx<L> {
 
 impl<L: FrameLink> Tx<L> {
     pub(crate) fn new(link: Arc<L>, context: QueueContext) -> Self {
-        let QueueContext { queue, doorbell, interrupt } = context;
+        let QueueContext { queue, doorbell, interrupt, .. } = context;
         Self { link, queue, doorbell, interrupt, frame: vec![0; MAX_FRAME], broken: false }
     }
 

@@ -7,9 +7,8 @@
 //! Nothing is kept on the way but what the socket holds: a card without buffers reads nothing, and then the network
 //! is not asked for frames.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{io, mem};
 
 use cabana_os::{Event as Wake, Interest, LoopHandle, Packets, Token};
 
@@ -35,8 +34,9 @@ struct CardEnd {
     socket: Packets,
     events: LoopHandle,
     token: OnceLock<Token>,
-    /// The socket is listened to; otherwise it tells of its end alone.
-    listening: AtomicBool,
+    /// The socket is listened to; otherwise it tells of its end alone. The card and the loop both change it, so what
+    /// stands here and what the loop was told change under one lock.
+    listening: Mutex<bool>,
     notify: Mutex<Option<Waker>>,
     room: Mutex<Box<[u8]>>,
 }
@@ -48,7 +48,7 @@ impl Cable {
             socket,
             events,
             token: OnceLock::new(),
-            listening: AtomicBool::new(false),
+            listening: Mutex::new(false),
             notify: Mutex::default(),
             room: Mutex::new(vec![0; ROOM].into_boxed_slice()),
         });
@@ -71,7 +71,8 @@ impl Cable {
 impl CardEnd {
     /// Listens to the socket or not; whether it did before.
     fn listen(&self, listen: bool) -> bool {
-        let before = self.listening.swap(listen, Ordering::Relaxed);
+        let mut listening = lock(&self.listening);
+        let before = mem::replace(&mut *listening, listen);
         let interest = if listen { Interest::READ } else { Interest::NONE };
         if let Some(token) = self.token.get().filter(|_| before != listen) {
             let _ = self.events.modify(*token, interest);

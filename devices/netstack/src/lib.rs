@@ -18,6 +18,7 @@ mod capture;
 mod config;
 mod gate;
 mod packet;
+mod refused;
 mod relay;
 mod stack;
 mod tcp;

@@ -284,10 +284,11 @@ pub(crate) fn udp_frame(
 pub(crate) struct Segment {
     pub(crate) source_port: u16,
     pub(crate) destination_port: u16,
+    pub(crate) sequence: u32,
     pub(crate) opens: bool,
 }
 
-/// Reads a segment's ports and whether it opens a connection.
+/// Reads a segment's ports, its place in the stream and whether it opens a connection.
 pub(crate) fn tcp(ip: &Ip<'_>) -> Option<Segment> {
     let packet = TcpPacket::new_checked(ip.payload).ok()?;
     if packet.src_port() == 0 || packet.dst_port() == 0 {
@@ -296,6 +297,7 @@ pub(crate) fn tcp(ip: &Ip<'_>) -> Option<Segment> {
     Some(Segment {
         source_port: packet.src_port(),
         destination_port: packet.dst_port(),
+        sequence: packet.seq_number().0.cast_unsigned(),
         opens: packet.syn() && !packet.ack() && !packet.rst() && !packet.fin(),
     })
 }

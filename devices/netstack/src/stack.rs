@@ -13,6 +13,7 @@ use smoltcp::wire::{EthernetAddress, IpProtocol};
 use crate::config::{self, GUEST_MAC, Limits, MAX_MTU, MIN_MTU};
 use crate::gate::{Flow, FlowId, Protocol};
 use crate::packet::{self, Content, Echo, Ip, Unreachable};
+use crate::refused::Refused;
 use crate::tcp::{Connection, Outbox, Shape};
 
 /// Replies that wait for the guest to take them; beyond that they are lost, as on any link.
@@ -110,6 +111,7 @@ pub struct Stack {
     timers: BTreeSet<(Duration, FlowId)>,
     events: VecDeque<Event>,
     replies: VecDeque<Vec<u8>>,
+    refused: Refused,
     outbox: Outbox,
     last_reply: Vec<u8>,
     half_open: usize,
@@ -132,6 +134,7 @@ impl Stack {
             timers: BTreeSet::new(),
             events: VecDeque::new(),
             replies: VecDeque::new(),
+            refused: Refused::default(),
             outbox: Outbox::new(),
             last_reply: Vec::new(),
             half_open: 0,
@@ -147,6 +150,7 @@ impl Stack {
     pub fn restart(&mut self, trusting: bool) {
         self.shape.trusting = trusting;
         self.replies.clear();
+        self.refused.clear();
         let all: Vec<FlowId> = self.flows.keys().copied().collect();
         for id in all {
             self.remove(id, true);
@@ -233,7 +237,9 @@ impl Stack {
         let flow = flow(Protocol::Tcp, ip, segment.source_port, segment.destination_port);
         match self.by_key.get(&flow) {
             Some(&id) => self.input_segment(now, id, ip.whole),
-            None if segment.opens => self.open_tcp(now, flow, ip.whole),
+            None if segment.opens && !self.refused.holds(now, &flow, segment.sequence) => {
+                self.open_tcp(now, flow, ip.whole);
+            }
             None => {
                 let reset = packet::reset(ip.whole, ip.sender);
                 self.answer(reset);
@@ -325,7 +331,7 @@ impl Stack {
             .flatten();
         let Some(connection) = connection else {
             self.counters.over_limit += 1;
-            self.refuse(id, &first);
+            self.refuse(now, id, &first);
             return false;
         };
         self.memory += connection.memory;
@@ -335,20 +341,23 @@ impl Stack {
     }
 
     /// The other side is not there or not allowed: the guest's attempt is reset.
-    pub fn reject(&mut self, id: FlowId) {
+    pub fn reject(&mut self, now: Duration, id: FlowId) {
         let Some(entry) = self.flows.get_mut(&id) else { return };
         match &mut entry.state {
             State::Opening(first) => {
                 let first = std::mem::take(first);
-                self.refuse(id, &first);
+                self.refuse(now, id, &first);
             }
-            State::Live(_) => self.abort(id),
+            State::Live(_) => self.abort(now, id),
             State::Datagrams => self.remove(id, true),
         }
     }
 
-    fn refuse(&mut self, id: FlowId, first: &[u8]) {
+    fn refuse(&mut self, now: Duration, id: FlowId, first: &[u8]) {
         if let Some(entry) = self.flows.get(&id) {
+            if let Some(sequence) = sequence(first) {
+                self.refused.add(now, entry.flow, sequence);
+            }
             let reset = packet::reset(first, hardware(&entry.flow));
             self.answer(reset);
         }
@@ -476,13 +485,13 @@ impl Stack {
     }
 
     /// Breaks a connection off: the guest sees a reset.
-    pub fn abort(&mut self, id: FlowId) {
+    pub fn abort(&mut self, now: Duration, id: FlowId) {
         let Some(entry) = self.flows.get_mut(&id) else { return };
         if let State::Live(connection) = &mut entry.state {
             connection.abort();
             self.touch(id);
         } else {
-            self.reject(id);
+            self.reject(now, id);
         }
     }
 
@@ -542,7 +551,7 @@ impl Stack {
                 State::Opening(_) => self.remove(id, true),
                 State::Live(connection) if half_open && !connection.is_established() => {
                     if used + self.limits.handshake <= now {
-                        self.abort(id);
+                        self.abort(now, id);
                     }
                     self.touch(id);
                 }
@@ -703,9 +712,17 @@ fn is_for_many(address: IpAddr) -> bool {
 
 /// Whether a TCP packet is a reset.
 fn is_reset(whole: &[u8]) -> bool {
-    let header = match whole.first().map(|byte| byte >> 4) {
-        Some(4) => whole.first().map_or(0, |byte| usize::from(byte & 0xf) * 4),
-        _ => 40,
-    };
-    whole.get(header + 13).is_some_and(|flags| flags & 4 != 0)
+    segment(whole).and_then(|segment| segment.get(13)).is_some_and(|flags| flags & 4 != 0)
+}
+
+/// Where a TCP packet stands in its stream.
+fn sequence(whole: &[u8]) -> Option<u32> {
+    let bytes = segment(whole)?.get(4..8)?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// What an IP packet holds behind its header.
+fn segment(whole: &[u8]) -> Option<&[u8]> {
+    let first = whole.first()?;
+    whole.get(if first >> 4 == 4 { usize::from(first & 0xf) * 4 } else { 40 }..)
 }

@@ -223,6 +223,9 @@ impl Connection {
         self.shut = offers_nothing(packet);
         let mut port = Port { shape: self.shape, packet: Some(packet), outbox };
         self.interface.poll_ingress_single(instant(now), &mut port, &mut self.sockets);
+        if self.ended {
+            self.close();
+        }
         let state = self.socket_ref().state();
         self.guest_ended |=
             matches!(state, State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
@@ -309,7 +312,17 @@ impl Connection {
     /// No more bytes for the guest after those written.
     pub(crate) fn finish(&mut self) {
         self.ended = true;
-        self.socket().close();
+        self.close();
+    }
+
+    /// Says that no more comes, at the latest once the guest has all that came before. If it has said the same of
+    /// itself, only then: what smoltcp still has to send in LAST-ACK it never sends to a guest that shut its window
+    /// meanwhile, since it takes the segment that opens it for a doubled one.
+    fn close(&mut self) {
+        let socket = self.socket();
+        if socket.state() != State::CloseWait || socket.send_queue() == 0 {
+            socket.close();
+        }
     }
 
     /// Breaks it off.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cabana_os::{Event as Wake, LoopHandle, Token};
+use cabana_os::{Event as Wake, LoopHandle, Timer, Token};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -19,7 +19,7 @@ use crate::{
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often the guest's clock is looked at while a test waits.
+/// How often a test that waits looks again.
 const TICK: Duration = Duration::from_millis(2);
 
 /// What happens to frames on their way, each way: numbers out of 1000.
@@ -99,7 +99,7 @@ struct Kernel {
 pub struct Guest {
     shared: Arc<Shared>,
     events: LoopHandle,
-    token: Token,
+    tokens: [Token; 2],
     next_port: u16,
 }
 
@@ -107,6 +107,8 @@ struct Shared {
     kernel: Mutex<Kernel>,
     stepped: Condvar,
     doorbell: Wake,
+    /// Set to when the kernel has something to do though nothing came: nobody may be waiting.
+    timer: Timer,
     began: Instant,
 }
 
@@ -147,14 +149,17 @@ impl Guest {
             }),
             stepped: Condvar::new(),
             doorbell: Wake::new().unwrap(),
+            timer: Timer::new().unwrap(),
             began: Instant::now(),
         });
         let doorbell = shared.doorbell.try_clone().unwrap();
         link.start(false, Arc::new(move || doorbell.signal()));
         let on_loop = Arc::clone(&shared);
-        let token = events.add_event(&shared.doorbell, move || on_loop.step(&link)).unwrap();
+        let doorbell = events.add_event(&shared.doorbell, move || on_loop.step(&link)).unwrap();
+        let on_loop = Arc::clone(&shared);
+        let timer = events.add_timer(&shared.timer, move || on_loop.doorbell.signal()).unwrap();
         shared.doorbell.signal();
-        Self { shared, events: events.clone(), token, next_port: 40_000 }
+        Self { shared, events: events.clone(), tokens: [doorbell, timer], next_port: 40_000 }
     }
 
     /// Begins a connection.
@@ -295,7 +300,9 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.events.remove(self.token);
+        for token in self.tokens {
+            self.events.remove(token);
+        }
     }
 }
 
@@ -336,6 +343,8 @@ impl Shared {
             }
             link.flush();
             if quiet && silent {
+                let delay = kernel.interface.poll_delay(now, &kernel.sockets);
+                self.timer.set(delay.map(Duration::from));
                 break;
             }
         }

@@ -132,7 +132,7 @@ fn round(seed: u64, frames: usize) {
         stack.input(now, &frame);
         while let Some(event) = stack.event() {
             match event {
-                Event::Open(id, _) if random.one_in(8) => stack.reject(id),
+                Event::Open(id, _) if random.one_in(8) => stack.reject(now, id),
                 Event::Open(id, _) => {
                     if !random.one_in(8) {
                         stack.accept(now, id);
@@ -160,7 +160,7 @@ fn round(seed: u64, frames: usize) {
                 0 => drop(stack.read(id, |bytes| bytes.len() / 2)),
                 1..6 => drop(stack.write(id, |room| room.len().min(3000))),
                 6 if random.one_in(4) => stack.finish(id),
-                7 if random.one_in(8) => stack.abort(id),
+                7 if random.one_in(8) => stack.abort(now, id),
                 8 => live.extend(stack.connect(
                     now,
                     "10.107.0.1:50000".parse().unwrap(),
@@ -190,7 +190,7 @@ fn round(seed: u64, frames: usize) {
     }
     // Everything ends when its time has come.
     for id in live {
-        stack.abort(id);
+        stack.abort(now, id);
     }
     for _ in 0..100 {
         now += Duration::from_secs(100);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cabana_netstack::{Event, FlowId, Limits, MAX_MTU, Stack};
 use common::frames;
-use smoltcp::wire::TcpSeqNumber;
+use smoltcp::wire::{TcpControl, TcpSeqNumber};
 
 /// Bytes of a download.
 const LEN: usize = 64 << 10;
@@ -70,7 +70,7 @@ impl Reader {
         }
         let window = if self.short > 0 { 0 } else { 512 };
         let next = start + self.bytes.len() + usize::from(self.ended());
-        Some(frames::segment(guest(), server(), TcpSeqNumber(1001), next, window))
+        Some(frames::segment(guest(), server(), TcpControl::None, TcpSeqNumber(1001), next, window))
     }
 
     fn ended(&self) -> bool {
@@ -140,4 +140,42 @@ fn a_guest_short_of_memory_gets_everything() {
     for seed in 1..=300 {
         download(seed);
     }
+}
+
+#[test]
+fn a_guest_that_sends_no_more_is_heard_when_it_has_room_again() {
+    let (now, own) = (Duration::from_secs(1), TcpSeqNumber(1001));
+    let mut stack = Stack::new(Limits::default(), MAX_MTU, 1);
+    stack.input(now, &frames::syn(guest(), server()));
+    let Some(Event::Open(id, _)) = stack.event() else { panic!("a question") };
+    assert!(stack.accept(now, id));
+    let (start, ..) = frames::as_stream(stack.output(now).unwrap().frame).unwrap();
+    stack.input(now, &frames::segment(guest(), server(), TcpControl::Fin, own, start + 1, 1));
+    assert_eq!(stack.write(id, |room| room.len().min(10_000)), 10_000);
+    stack.finish(id);
+    let mut received = 0;
+    let mut receive = |stack: &mut Stack| {
+        while let Some(outgoing) = stack.output(now) {
+            let (.., ends, payload) = frames::as_stream(outgoing.frame).unwrap();
+            received += payload.len() + usize::from(ends);
+        }
+        received
+    };
+    // Its window is of 128 bytes. It takes them and has room for none, and later for all.
+    let taken = receive(&mut stack);
+    assert_eq!(taken, 128);
+    for window in [0, 1000] {
+        let taken = start + 1 + taken;
+        stack.input(
+            now,
+            &frames::segment(guest(), server(), TcpControl::None, own + 1, taken, window),
+        );
+    }
+    let taken = receive(&mut stack);
+    assert_eq!(taken, 10_000, "it waits for nothing");
+    stack.input(
+        now,
+        &frames::segment(guest(), server(), TcpControl::None, own + 1, start + 1 + taken, 1000),
+    );
+    assert_eq!(receive(&mut stack), 10_001, "and then comes the end");
 }

@@ -177,9 +177,12 @@ fn the_guest_sees_a_refusal_and_a_reset_as_they_are() {
     let (to, server) = serve(|stream| {
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     });
+    let began = Instant::now();
     let socket = guest.connect(to);
     guest.wait(socket, |socket| (socket.state() == State::Closed).then_some(()));
     server.join().unwrap();
+    // Told, and not given up.
+    assert!(began.elapsed() < Limits::default().handshake, "{:?}", began.elapsed());
 }
 
 #[test]

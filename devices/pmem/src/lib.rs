@@ -84,6 +84,26 @@ impl Image {
         self.mapping.as_ptr()
     }
 
+    /// Begins to read `len` bytes at `start`, and does not wait for them.
+    pub fn will_need(&self, start: usize, len: usize) {
+        let _ = self.mapping.will_need(start..start.saturating_add(len));
+    }
+
+    /// Puts `len` bytes at `start`, multiples of 2 MiB, into pages of that size. False where the host cannot.
+    pub fn enlarge(&self, start: usize, len: usize) -> bool {
+        self.mapping.enlarge(start..start.saturating_add(len)).is_ok()
+    }
+
+    /// Lets pages of `len` bytes at `start` come in without their neighbours, so that the host can tell which were touched.
+    pub fn bring_in_singly(&self, start: usize, len: usize) {
+        let _ = self.mapping.bring_in_singly(start..start.saturating_add(len));
+    }
+
+    /// Ends what [`Image::bring_in_singly`] began.
+    pub fn bring_in_together(&self) {
+        let _ = self.mapping.bring_in_together(0..self.mapping.len());
+    }
+
     /// Length in bytes, a multiple of [`ALIGNMENT`].
     #[allow(clippy::len_without_is_empty, reason = "an image is never empty")]
     pub fn len(&self) -> usize {
@@ -215,8 +235,9 @@ mod tests {
     #[test]
     fn what_is_no_image_is_said_in_a_sentence() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Image::open(&dir.path().join("missing")).unwrap_err();
-        assert!(missing.to_string().contains("missing: No such file"), "{missing}");
+        let path = dir.path().join("missing");
+        let (missing, why) = (Image::open(&path).unwrap_err(), File::open(&path).unwrap_err());
+        assert!(missing.to_string().ends_with(&format!("missing: {why}")), "{missing}");
         assert!(matches!(Image::open(dir.path()), Err(ImageError::NotAFile(_))));
         let empty = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(Image::open(empty.path()), Err(ImageError::Empty(_))));

@@ -59,6 +59,12 @@ pub trait VirtioDevice: Send {
         if *state == SavedState::default() { Ok(()) } else { Err(StateError::Malformed) }
     }
 
+    /// Does the device answer the queue's buffers in the thread of the vCPU that rings for them
+    /// ([`QueueContext::direct`])? Its notifications then come out to user space.
+    fn serves_directly(&self, _index: u16) -> bool {
+        false
+    }
+
     /// Guest-physical start and length of the device's shared memory region `id`, if it has one
     /// (virtio 1.3 §2.10).
     fn shared_memory(&self, _id: u32) -> Option<(u64, u64)> {
@@ -75,6 +81,48 @@ pub struct QueueContext {
     pub doorbell: Event,
     /// To tell the driver about used buffers.
     pub interrupt: DeviceInterrupt,
+    /// Where vCPUs that ring come by; used for queues of [`VirtioDevice::serves_directly`].
+    pub direct: Direct,
+}
+
+/// A way for the vCPU that rings for a queue to have it served in its own thread, at once.
+#[derive(Clone, Default)]
+pub struct Direct {
+    service: Arc<Mutex<Option<Box<Visit>>>>,
+}
+
+/// Serves what is there; false if there is something left for the doorbell's listener.
+type Visit = dyn FnMut() -> bool + Send;
+
+impl Direct {
+    /// Opens the way to `service`, which says false if there is something left for the doorbell's listener.
+    pub fn open(&self, service: impl FnMut() -> bool + Send + 'static) {
+        *self.slot() = Some(Box::new(service));
+    }
+
+    /// Closes it. When this returns no vCPU is in the service.
+    pub fn close(&self) {
+        *self.slot() = None;
+    }
+
+    /// True if all is served; false if the doorbell has to be rung: another vCPU is in the service, it leaves
+    /// something, or there is none.
+    pub(crate) fn visit(&self) -> bool {
+        match self.service.try_lock() {
+            Ok(mut service) => service.as_mut().is_some_and(|service| service()),
+            Err(_) => false,
+        }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Box<Visit>>> {
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Direct {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Direct").finish_non_exhaustive()
+    }
 }
 
 /// A queue that cannot start; the device then asks for a reset (`DEVICE_NEEDS_RESET`).

@@ -19,7 +19,7 @@ pub mod testing;
 mod transport;
 
 pub use chain::{Chain, Pieces, Reader, Writer};
-pub use device::{DeviceInterrupt, Identity, QueueContext, StartError, VirtioDevice};
+pub use device::{DeviceInterrupt, Direct, Identity, QueueContext, StartError, VirtioDevice};
 pub use page::RegisterPage;
 pub use queue::{Queue, QueueError, QueueLayout, QueueState};
 pub use served::ServedQueue;

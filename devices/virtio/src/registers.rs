@@ -12,6 +12,8 @@ pub(crate) const DRIVER_FEATURES_SEL: u64 = 0x024;
 pub(crate) const QUEUE_SEL: u64 = 0x030;
 pub(crate) const QUEUE_SIZE_MAX: u64 = 0x034;
 pub(crate) const QUEUE_SIZE: u64 = 0x038;
+/// A queue's place as drivers of the legacy interface tell it (§4.2.4), which is reserved in version 2.
+pub(crate) const QUEUE_PFN: u64 = 0x040;
 pub(crate) const QUEUE_READY: u64 = 0x044;
 pub(crate) const QUEUE_NOTIFY: u64 = 0x050;
 pub(crate) const INTERRUPT_STATUS: u64 = 0x060;

@@ -3,11 +3,18 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cabana_os::{Event, Interest, LoopHandle, Timer, Token};
+use cabana_os::{Event, LoopHandle, Timer, Token};
 
-use crate::{Chain, DeviceInterrupt, Queue, QueueContext, QueueError, QueueState};
+use crate::{Chain, DeviceInterrupt, Direct, Queue, QueueContext, QueueError, QueueState};
+
+/// The most buffers that a vCPU serves at once: it has a guest to run.
+const DIRECT_BUFFERS: u16 = 4;
+/// A buffer that keeps a vCPU for longer than this is one too slow.
+const DIRECT_TIME: Duration = Duration::from_micros(200);
+/// How many notifications go to the loop after a slow one: the host's disk is at work, or the buffers are long.
+const DIRECT_REST: u32 = 32;
 
 /// A queue whose buffers a function answers, one after the other, on a loop's thread.
 #[derive(Debug)]
@@ -15,6 +22,7 @@ pub struct ServedQueue {
     queue: Arc<Mutex<Queue>>,
     events: LoopHandle,
     tokens: Vec<Token>,
+    direct: Direct,
     /// Cuts a round short, so that stopping waits for one buffer only.
     stop: Arc<AtomicBool>,
 }
@@ -58,14 +66,40 @@ impl ServedQueue {
             Service::new(events, context, lazy, move |chain| Some(serve(chain)));
         let service = Arc::new(Mutex::new(service));
         let on_time = Arc::clone(&service);
-        let round = |service: &Mutex<Service<_>>, paused| {
-            service.lock().unwrap_or_else(PoisonError::into_inner).round(paused);
-        };
-        served.tokens.push(events.add(&timer.try_clone()?, Interest::READ, move |_| {
-            if timer.take() {
-                round(&on_time, true);
+        served.tokens.push(events.add_timer(&timer, move || round(&on_time, true))?);
+        served.listen(&doorbell, move || round(&service, false))
+    }
+
+    /// Like [`ServedQueue::start`] for a queue that the device [serves directly]: a buffer that is `quick` is
+    /// served in the thread of the vCPU that rings for it, which costs a driver that waits for the answer no
+    /// turn of threads; the others on the loop.
+    ///
+    /// [serves directly]: crate::VirtioDevice::serves_directly
+    pub fn start_direct(
+        events: &LoopHandle,
+        context: QueueContext,
+        quick: impl Fn(&Chain) -> bool + Send + 'static,
+        mut serve: impl FnMut(&Chain) -> u32 + Send + 'static,
+    ) -> io::Result<Self> {
+        let (doorbell, direct) = (context.doorbell.try_clone()?, context.direct.clone());
+        let (service, served) =
+            Service::new(events, context, None, move |chain| Some(serve(chain)));
+        let service = Arc::new(Mutex::new(service));
+        let (in_vcpu, mut rest) = (Arc::clone(&service), 0);
+        direct.open(move || {
+            // Whoever is in it looks again when the doorbell rings.
+            let Ok(mut service) = in_vcpu.try_lock() else { return false };
+            if rest > 0 {
+                rest -= 1;
+                return false;
             }
-        })?);
+            let begun = Instant::now();
+            let all = service.serve_at_most(DIRECT_BUFFERS, &quick);
+            if begun.elapsed() > DIRECT_TIME {
+                rest = DIRECT_REST;
+            }
+            all
+        });
         served.listen(&doorbell, move || round(&service, false))
     }
 
@@ -88,6 +122,7 @@ impl ServedQueue {
 
     fn remove(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.direct.close();
         for token in &self.tokens {
             self.events.remove(*token);
         }
@@ -100,7 +135,12 @@ impl Drop for ServedQueue {
     }
 }
 
-/// What serves a queue, on the loop's thread.
+/// A round of a service that not only the loop's thread uses.
+fn round<F: FnMut(&Chain) -> Option<u32>>(service: &Mutex<Service<F>>, paused: bool) {
+    service.lock().unwrap_or_else(PoisonError::into_inner).round(paused);
+}
+
+/// What serves a queue.
 struct Service<F> {
     queue: Arc<Mutex<Queue>>,
     again: Event,
@@ -126,335 +166,96 @@ impl<F: FnMut(&Chain) -> Option<u32>> Service<F> {
         lazy: Option<Lazy>,
         serve: F,
     ) -> (Self, ServedQueue) {
-        let QueueContext { queue, doorbell, interrupt } = context;
+        let QueueContext { queue, doorbell, interrupt, direct } = context;
         let queue = Arc::new(Mutex::new(queue));
         let stop = Arc::new(AtomicBool::new(false));
         let served = ServedQueue {
             queue: Arc::clone(&queue),
             events: events.clone(),
             tokens: Vec::new(),
+            direct,
             stop: Arc::clone(&stop),
         };
         let service = Self { queue, again: doorbell, interrupt, stop, lazy, serve, broken: false };
         (service, served)
     }
 
-    /// Serves what is there; `paused` if a pause has gone by.
+    /// Serves what is there, but no more than a queue full: a driver that never stops must not keep the
+    /// loop from others. `paused` if a pause has gone by.
     fn round(&mut self, paused: bool) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.broken {
-            return;
-        }
-        let mut lazy = self.lazy.as_mut();
-        if let Some(lazy) = &mut lazy {
+        if let Some(lazy) = &mut self.lazy {
             lazy.pausing &= !paused;
         }
+        if !self.serve_at_most(u16::MAX, &|_| true) {
+            self.again.signal();
+        }
+    }
+
+    /// Serves buffers, `most` or a queue full, until one is not `quick`; false if there is something left.
+    fn serve_at_most(&mut self, most: u16, quick: &impl Fn(&Chain) -> bool) -> bool {
+        let queue = Arc::clone(&self.queue);
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.broken {
+            return true;
+        }
         let mut served = false;
-        let end = serve_round(&mut queue, &self.stop, lazy, &mut self.serve, &mut served);
+        let end = self.serve_buffers(&mut queue, most, quick, &mut served);
         let notify = served && queue.needs_interrupt().unwrap_or(true);
         if notify {
             self.interrupt.used_buffer();
         }
-        match end {
-            Ok(true) => self.again.signal(),
-            Ok(false) => {}
-            Err(error) => {
-                self.broken = true;
-                self.interrupt.needs_reset(error);
-            }
-        }
+        end.unwrap_or_else(|error| {
+            self.broken = true;
+            self.interrupt.needs_reset(error);
+            true
+        })
     }
-}
 
-/// Serves what is there, but no more than a queue full: a driver that never stops must not keep the
-/// loop from others. `served` becomes true if buffers went back to the driver; true is returned if there
-/// is more.
-fn serve_round(
-    queue: &mut Queue,
-    stop: &AtomicBool,
-    mut lazy: Option<&mut Lazy>,
-    serve: &mut impl FnMut(&Chain) -> Option<u32>,
-    served: &mut bool,
-) -> Result<bool, QueueError> {
-    queue.disable_doorbell()?;
-    let mut chain = Chain::new(queue.ram().clone(), 0);
-    for _ in 0..queue.size() {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        if !queue.pop_into(&mut chain)? {
-            let more = match &mut lazy {
-                Some(lazy) if *served || lazy.pausing => {
-                    if *served {
-                        lazy.timer.set(Some(lazy.pause));
-                    }
-                    lazy.pausing = true;
-                    // A ring that came too late for what it was for changes nothing.
-                    queue.delay_doorbell(queue.size() / 2)?
-                }
-                _ => queue.enable_doorbell()?,
-            };
-            if more {
-                continue;
+    /// `served` becomes true if buffers went back to the driver.
+    fn serve_buffers(
+        &mut self,
+        queue: &mut Queue,
+        most: u16,
+        quick: &impl Fn(&Chain) -> bool,
+        served: &mut bool,
+    ) -> Result<bool, QueueError> {
+        queue.disable_doorbell()?;
+        let mut chain = Chain::new(queue.ram().clone(), 0);
+        for _ in 0..queue.size().min(most) {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
             }
-            return Ok(false);
+            if !queue.pop_into(&mut chain)? {
+                let more = match &mut self.lazy {
+                    Some(lazy) if *served || lazy.pausing => {
+                        if *served {
+                            lazy.timer.set(Some(lazy.pause));
+                        }
+                        lazy.pausing = true;
+                        // A ring that came too late for what it was for changes nothing.
+                        queue.delay_doorbell(queue.size() / 2)?
+                    }
+                    _ => queue.enable_doorbell()?,
+                };
+                if more {
+                    continue;
+                }
+                return Ok(true);
+            }
+            if !quick(&chain) {
+                queue.unpop();
+                break;
+            }
+            let Some(written) = (self.serve)(&chain) else {
+                queue.unpop();
+                return Ok(true);
+            };
+            queue.push(&chain, written)?;
+            *served = true;
         }
-        let Some(written) = serve(&chain) else {
-            queue.unpop();
-            return Ok(false);
-        };
-        queue.push(&chain, written)?;
-        *served = true;
+        Ok(false)
     }
-    Ok(true)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Noise, RawDescriptor, Setup, TestDriver, WRITE, bare_queue};
-    use crate::{Identity, StartError, VirtioDevice};
-    use cabana_memory::GuestAddress;
-    use cabana_os::EventLoop;
-
-    /// Answers with what it was told, or with as much of it as there is room for.
-    struct Echo {
-        events: LoopHandle,
-        queue: Option<ServedQueue>,
-    }
-
-    impl VirtioDevice for Echo {
-        fn identity(&self) -> Identity {
-            Identity { device_type: 42, features: 0, queue_sizes: vec![8], config_len: 0 }
-        }
-
-        fn start_queue(&mut self, _index: u16, context: QueueContext) -> Result<(), StartError> {
-            self.queue = Some(ServedQueue::start(&self.events, context, |chain| {
-                let (mut reader, mut writer) = (chain.reader(), chain.writer());
-                let mut bytes = vec![0; reader.left().min(writer.left())];
-                reader.read_exact(&mut bytes).unwrap();
-                writer.write_all(&bytes).unwrap();
-                writer.written()
-            })?);
-            Ok(())
-        }
-
-        fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
-            self.queue.take().map(ServedQueue::stop)
-        }
-    }
-
-    fn echo(events: &EventLoop, setup: Setup) -> TestDriver {
-        TestDriver::with(Echo { events: events.handle(), queue: None }, setup)
-    }
-
-    /// More rounds than a 16-bit ring index counts, so that everything wraps.
-    fn exchange_much(setup: Setup, rounds: usize) {
-        let events = EventLoop::spawn("test").unwrap();
-        let mut driver = echo(&events, setup);
-        let mut noise = Noise::new(1);
-        for round in 0..rounds {
-            let bytes = noise.next().to_le_bytes();
-            let (one, two) = bytes.split_at(noise.below(9) as usize);
-            let room = noise.below(9) as usize;
-            let answer = driver.send(0, &[one, two], &[room, 8 - room, 3]);
-            assert_eq!(answer, bytes, "round {round}");
-        }
-        assert!(!driver.needs_reset());
-    }
-
-    #[test]
-    fn every_buffer_is_answered_with_event_index() {
-        exchange_much(Setup::default(), 70_000);
-    }
-
-    #[test]
-    fn every_buffer_is_answered_with_flags() {
-        exchange_much(Setup::plain(), 70_000);
-    }
-
-    #[test]
-    fn every_buffer_is_answered_through_indirect_tables() {
-        exchange_much(Setup { indirect: true, ..Setup::default() }, 2000);
-    }
-
-    #[test]
-    fn buffers_offered_together_come_back_together() {
-        let events = EventLoop::spawn("test").unwrap();
-        let mut driver = echo(&events, Setup::default());
-        for round in 0..1000u32 {
-            let sent: Vec<u16> =
-                (0..4).map(|at| driver.submit(0, &[&[at, round as u8]], &[2])).collect();
-            for (at, head) in (0..4).zip(sent) {
-                assert_eq!(driver.wait_for(0, head).written, [at, round as u8]);
-            }
-        }
-    }
-
-    #[test]
-    fn a_broken_ring_asks_for_a_reset_and_works_after_it() {
-        let events = EventLoop::spawn("test").unwrap();
-        let mut driver = echo(&events, Setup::default());
-        assert_eq!(driver.send(0, &[b"one"], &[3]), b"one");
-        driver.write_descriptor(
-            0,
-            0,
-            RawDescriptor { addr: u64::MAX, len: 4, flags: WRITE, next: 0 },
-        );
-        driver.offer(0, 0);
-        driver.notify(0);
-        assert!(driver.wait_needs_reset().contains("0xffffffffffffffff"));
-        driver.start();
-        assert_eq!(driver.send(0, &[b"two"], &[3]), b"two");
-    }
-
-    #[test]
-    fn a_device_goes_on_where_another_was_paused() {
-        for setup in [Setup::default(), Setup::plain()] {
-            let events = EventLoop::spawn("test").unwrap();
-            let mut driver = echo(&events, setup);
-            for round in 0..300u16 {
-                let bytes = round.to_le_bytes();
-                assert_eq!(driver.send(0, &[&bytes], &[2]), bytes);
-                let early = driver.submit(0, &[&bytes], &[2]);
-                match round % 3 {
-                    0 => driver.pause_and_resume(),
-                    1 => driver.move_to(Echo { events: events.handle(), queue: None }).unwrap(),
-                    _ => {}
-                }
-                assert_eq!(driver.wait_for(0, early).written, bytes, "round {round}");
-            }
-            assert!(!driver.needs_reset());
-        }
-    }
-
-    #[test]
-    fn stopping_waits_for_one_buffer_and_leaves_the_others() {
-        let events = EventLoop::spawn("test").unwrap();
-        let (mut driver, context) = bare_queue(8, Setup::default());
-        for _ in 0..4 {
-            driver.submit(0, &[b"x"], &[]);
-        }
-        let (entered, has_entered) = std::sync::mpsc::channel();
-        let (leave, may_leave) = std::sync::mpsc::channel();
-        let queue = ServedQueue::start(&events.handle(), context, move |_| {
-            entered.send(()).unwrap();
-            may_leave.recv().unwrap();
-            0
-        })
-        .unwrap();
-        has_entered.recv().unwrap();
-        let stop = Arc::clone(&queue.stop);
-        let stopping = std::thread::spawn(move || queue.stop());
-        while !stop.load(Ordering::Relaxed) {
-            std::thread::yield_now();
-        }
-        leave.send(()).unwrap();
-        let state = stopping.join().unwrap();
-        assert_eq!((state.next_avail, state.next_used), (1, 1));
-        assert_eq!(driver.wait(0).head, 0);
-        assert!(driver.poll(0).is_none());
-    }
-
-    #[test]
-    fn buffers_offered_at_the_end_of_a_round_are_not_forgotten() {
-        let events = EventLoop::spawn("test").unwrap();
-        let (mut driver, context) = bare_queue(8, Setup::default());
-        let (leave, may_leave) = std::sync::mpsc::channel();
-        for _ in 0..8 {
-            driver.submit(0, &[b"x"], &[]);
-        }
-        let queue = ServedQueue::start(&events.handle(), context, move |_| {
-            let _let_go = may_leave.recv();
-            0
-        })
-        .unwrap();
-        for _ in 0..5 {
-            // The last buffer of the round is in hand while seven more are offered; a device that
-            // is at it asks for no notification.
-            (0..7).for_each(|_| leave.send(()).unwrap());
-            while driver.ram().load_u16(GuestAddress(driver.layout(0).used + 2)).unwrap() % 8 != 7 {
-                std::thread::yield_now();
-            }
-            (0..7).for_each(|_| assert!(driver.poll(0).is_some()));
-            for _ in 0..7 {
-                driver.submit(0, &[b"x"], &[]);
-            }
-            leave.send(()).unwrap();
-            driver.wait(0);
-            driver.submit(0, &[b"x"], &[]);
-        }
-        drop(leave);
-        queue.stop();
-    }
-
-    #[test]
-    fn a_driver_that_never_stops_offering_leaves_the_loop_to_others_and_can_be_stopped() {
-        let events = EventLoop::spawn("test").unwrap();
-        let (mut driver, context) = bare_queue(8, Setup::default());
-        driver.submit(0, &[b"x"], &[]);
-        let (ram, avail) = (driver.ram().clone(), GuestAddress(driver.layout(0).avail + 2));
-        // The driver offers another buffer whenever one is served.
-        let queue = ServedQueue::start(&events.handle(), context, move |_| {
-            let next = ram.load_u16(avail).unwrap().wrapping_add(1);
-            ram.store_u16(avail, next).unwrap();
-            0
-        })
-        .unwrap();
-        let (other, (called, is_called)) =
-            (cabana_os::Event::new().unwrap(), std::sync::mpsc::channel());
-        events.handle().add_event(&other, move || called.send(()).unwrap()).unwrap();
-        other.signal();
-        is_called.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
-        queue.stop();
-    }
-
-    #[test]
-    fn a_lazy_queue_is_rung_for_again_once_it_is_half_full() {
-        let events = EventLoop::spawn("test").unwrap();
-        let (mut driver, context) = bare_queue(8, Setup::default());
-        let layout = driver.layout(0);
-        let pause = Duration::from_secs(3600);
-        let queue = ServedQueue::start_lazy(&events.handle(), context, pause, |_| 0).unwrap();
-        let avail_event = GuestAddress(layout.used + 4 + 8 * u64::from(layout.size));
-        driver.submit(0, &[b"x"], &[]);
-        driver.wait(0);
-        for round in 0..20_000u16 {
-            // One was served, and four at each round: the next to ring for is the fourth from there.
-            let ring_at = round.wrapping_mul(4).wrapping_add(1 + 3);
-            while driver.ram().load_u16(avail_event).unwrap() != ring_at {
-                std::thread::yield_now();
-            }
-            for _ in 0..3 {
-                driver.submit(0, &[b"x"], &[]);
-            }
-            assert!(driver.poll(0).is_none(), "nobody rang");
-            driver.submit(0, &[b"x"], &[]);
-            for _ in 0..4 {
-                driver.wait(0);
-            }
-        }
-        queue.stop();
-    }
-
-    #[test]
-    fn a_lazy_queue_is_served_after_its_pause() {
-        for setup in [Setup::default(), Setup::plain()] {
-            let events = EventLoop::spawn("test").unwrap();
-            let (mut driver, context) = bare_queue(8, setup);
-            let pause = Duration::from_millis(2);
-            let queue = ServedQueue::start_lazy(&events.handle(), context, pause, |_| 0).unwrap();
-            for round in 0..100u64 {
-                for _ in 0..3 {
-                    driver.submit(0, &[b"x"], &[]);
-                }
-                for _ in 0..3 {
-                    driver.wait(0);
-                }
-                // Sometimes long enough for the queue to come to rest.
-                std::thread::sleep(pause * 3 * u32::from(round % 10 == 0));
-            }
-            queue.stop();
-        }
-    }
-}
+mod tests;

@@ -27,7 +27,7 @@ pub(crate) struct Tx {
 
 impl Tx {
     pub(crate) fn new(hub: Arc<Hub>, context: QueueContext) -> Self {
-        let QueueContext { queue, doorbell, interrupt } = context;
+        let QueueContext { queue, doorbell, interrupt, .. } = context;
         Self {
             hub,
             queue,

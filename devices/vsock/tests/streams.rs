@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cabana_os::EventLoop;
+use cabana_os::process::{processor_time, thread_time};
 use cabana_virtio::testing::{Noise, Setup};
-use rustix::time::{ClockId, clock_gettime};
 
 use cabana_vsock::{VsockConfig, VsockDevice, VsockError, VsockHost, VsockStream};
 
@@ -736,7 +736,7 @@ fn what_the_device_alone_moves() {
         let events = EventLoop::spawn("test").unwrap();
         let (mut guest, host) = boot(&events);
         let (mut peer, stream) = connected(&mut guest, &host);
-        let begun = (Instant::now(), time(ClockId::ProcessCPUTime), time(ClockId::ThreadCPUTime));
+        let begun = (Instant::now(), processor_time().as_secs_f64(), thread_time().as_secs_f64());
         let reading = thread::spawn(move || {
             let mut left = TOTAL;
             while left > 0 {
@@ -754,18 +754,12 @@ fn what_the_device_alone_moves() {
             left -= piece.len();
         }
         reading.join().unwrap();
-        let driver = time(ClockId::ThreadCPUTime) - begun.2;
-        let work = time(ClockId::ProcessCPUTime) - begun.1 - driver;
+        let driver = thread_time().as_secs_f64() - begun.2;
+        let work = processor_time().as_secs_f64() - begun.1 - driver;
         let rate = |seconds: f64| TOTAL as f64 / 1e9 / seconds;
         let (wall, work) = (rate(begun.0.elapsed().as_secs_f64()), rate(work));
         println!(
             "run {run}: {wall:.1} GB/s by the clock, {work:.1} GB/s of device and reader together"
         );
     }
-}
-
-/// Seconds.
-fn time(clock: ClockId) -> f64 {
-    let time = clock_gettime(clock);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

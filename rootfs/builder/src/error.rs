@@ -40,6 +40,25 @@ pub enum BuildError {
         package: &'static str,
     },
 
+    /// The image is for another processor, whose programs do not run here.
+    #[error(
+        "an image for {architecture} cannot be built here, since its programs do not run ({why}); that takes \
+         Linux 6.7 and QEMU's user mode: sudo apt-get install qemu-user-static"
+    )]
+    Foreign {
+        /// Debian's name of the processor.
+        architecture: String,
+        /// What does not work.
+        why: String,
+    },
+
+    /// Images are made with tools of Linux.
+    #[error(
+        "images are built on Linux: build it there, and copy the folder image/NAME of that store into the \
+         store here (cabana doctor says where it is)"
+    )]
+    NotLinux,
+
     /// Packages can only be unpacked, with their owners and permissions, by root.
     #[error("building an image needs root, to unpack packages with their owners: use sudo -E")]
     NeedsRoot,

@@ -50,6 +50,8 @@ pub struct Flavour {
     pub base: Base,
     /// The packages that are asked for; apt adds what they depend on.
     pub packages: BTreeSet<String>,
+    /// Debian's name of the guest's processor, which is the host's unless somebody says otherwise.
+    pub architecture: String,
 }
 
 impl Flavour {
@@ -128,7 +130,14 @@ impl Flavour {
             suite,
             base,
             packages,
+            architecture: host_architecture().to_owned(),
         })
+    }
+
+    /// The same for guests with another processor, by Rust's name for it.
+    #[must_use]
+    pub fn for_processor(self, processor: &str) -> Self {
+        Self { architecture: debian_name(processor).to_owned(), ..self }
     }
 
     /// SHA-256, in hexadecimal, of what the image is built from: the flavour, the architecture, and
@@ -143,7 +152,7 @@ impl Flavour {
             hasher.update(text);
             hasher.update([0]);
         };
-        add(&format!("{BUILDER_VERSION} {} {} {:?}", architecture(), self.suite, self.base));
+        add(&format!("{BUILDER_VERSION} {} {} {:?}", self.architecture, self.suite, self.base));
         for list in [tree::EXCLUDED, erofs::OPTIONS, scratch::OPTIONS, scratch::QUOTA] {
             add(&list.join(" "));
         }
@@ -152,9 +161,14 @@ impl Flavour {
     }
 }
 
-/// Debian's name for the architecture of the host, and so of the guest.
-pub(crate) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
+/// Debian's name for the host's processor.
+pub(crate) fn host_architecture() -> &'static str {
+    debian_name(std::env::consts::ARCH)
+}
+
+/// Debian's name for a processor.
+fn debian_name(processor: &str) -> &str {
+    match processor {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
@@ -203,6 +217,9 @@ mod tests {
         assert_eq!(flavour.inputs_hash(), parse("jq\ngit").inputs_hash());
         assert_ne!(flavour.inputs_hash(), parse("jq").inputs_hash());
         assert_eq!(flavour.inputs_hash().len(), 64);
+        let [own, other] = ["x86_64", "aarch64"].map(|name| flavour.clone().for_processor(name));
+        assert_ne!(own.inputs_hash(), other.inputs_hash());
+        assert_eq!(other.architecture, "arm64");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod erofs;
 mod error;
 mod flavour;
+mod foreign;
 mod packages;
 mod process;
 mod progress;
@@ -19,11 +20,11 @@ mod sources;
 mod tree;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
+use std::{env, fs};
 
 use cabana_store::{Artifact, Kind, Store};
 
@@ -84,10 +85,13 @@ pub fn build_image(
         }
         staging
     };
+    if env::consts::OS != "linux" {
+        return Err(BuildError::NotLinux);
+    }
     if let Some(error) = missing_tools().into_iter().next() {
         return Err(error);
     }
-    if !rustix::process::geteuid().is_root() {
+    if cabana_os::tree::owner().0 != 0 {
         return Err(BuildError::NeedsRoot);
     }
     let sources = sources::debian(&flavour.suite, options.sources.as_deref())?;
@@ -112,7 +116,7 @@ pub fn build_image(
     let facts = BTreeMap::from([
         ("summary".to_owned(), flavour.summary.clone()),
         ("suite".to_owned(), flavour.suite.clone()),
-        ("architecture".to_owned(), flavour::architecture().to_owned()),
+        ("architecture".to_owned(), flavour.architecture.clone()),
         ("packages".to_owned(), count.to_string()),
         ("newest-file".to_owned(), epoch.to_string()),
     ]);

@@ -55,11 +55,16 @@ impl Tool {
 
     /// Says which package is missing if the program is.
     pub(crate) fn check(self) -> Result<(), BuildError> {
-        let found = env::split_paths(&search_path()).any(|path| path.join(self.name).is_file());
-        if found {
-            return Ok(());
-        }
-        Err(BuildError::MissingTool { tool: self.name.to_owned(), package: self.package })
+        self.find().map(drop)
+    }
+
+    /// Where it is; the same if it is nowhere.
+    pub(crate) fn find(self) -> Result<PathBuf, BuildError> {
+        let path = search_path();
+        let mut places = env::split_paths(&path).map(|folder| folder.join(self.name));
+        let missing =
+            || BuildError::MissingTool { tool: self.name.to_owned(), package: self.package };
+        places.find(|place| place.is_file()).ok_or_else(missing)
     }
 
     /// Runs a command to its end, handing each line of its output to `on_line`.
@@ -131,8 +136,7 @@ fn start(command: &mut Command) -> io::Result<(Child, io::PipeReader)> {
 }
 
 /// Gives a command an environment that does not depend on the user's, but for proxies.
-fn plain(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
+pub(crate) fn plain(command: &mut Command) {
     command.env_clear().env("PATH", search_path()).env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
     for (name, value) in env::vars_os() {
         if name.to_string_lossy().to_ascii_lowercase().ends_with("_proxy") {
@@ -140,7 +144,7 @@ fn plain(command: &mut Command) {
         }
     }
     // ^C on the terminal is ours to handle.
-    command.process_group(0);
+    cabana_os::process::set_apart(command);
 }
 
 fn search_path() -> std::ffi::OsString {

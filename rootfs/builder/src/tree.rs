@@ -1,14 +1,17 @@
 //! The root file system as a folder: made by mmdebstrap, then stripped and completed.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
+use std::time::UNIX_EPOCH;
+
+use cabana_os::tree::set_permissions;
 
 use crate::error::Context;
-use crate::flavour::architecture;
+use crate::flavour::host_architecture;
+use crate::foreign::Foreign;
 use crate::process::Tool;
 use crate::progress::{Progress, Reader};
 use crate::{Base, BuildError, Flavour};
@@ -113,12 +116,21 @@ pub(crate) fn bootstrap(
     let sources_file = work.join("debian.sources");
     fs::write(&sources_file, sources).context("write", &sources_file)?;
 
-    let mut command = MMDEBSTRAP.isolated_command();
+    let is_foreign = flavour.architecture != host_architecture();
+    let foreign = is_foreign.then(|| Foreign::prepare(&flavour.architecture)).transpose()?;
+    let mut command = match &foreign {
+        None => MMDEBSTRAP.isolated_command(),
+        Some(foreign) => foreign.command(MMDEBSTRAP),
+    };
+    if is_foreign {
+        // It asks for programs and a table of the host's, which ours need not.
+        command.arg("--skip=check/qemu");
+    }
     command.env("SOURCE_DATE_EPOCH", SCRIPT_EPOCH).env("DEBS", work.join("debs"));
     // What it leaves when it is killed goes with the rest of the work.
     command.env("TMPDIR", work);
     command.args(["--verbose", "--mode=root", "--format=directory"]);
-    command.arg(format!("--architectures={}", architecture()));
+    command.arg(format!("--architectures={}", flavour.architecture));
     for package in &flavour.packages {
         command.arg(format!("--include={package}"));
     }
@@ -213,15 +225,13 @@ pub(crate) fn finish(root: &Path, base: Base) -> Result<(), BuildError> {
     for (folder, mode) in FOLDERS {
         let path = root.join(folder);
         fs::create_dir_all(&path)
-            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(mode)))
+            .and_then(|()| set_mode(&path, mode))
             .context("make the folder", &path)?;
     }
     let more: &[_] = if base == Base::Busybox { &BUSYBOX_FILES } else { &[] };
     for (file, text) in FILES.iter().chain(more) {
         let path = root.join(file);
-        fs::write(&path, text)
-            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
-            .context("write", &path)?;
+        fs::write(&path, text).and_then(|()| set_mode(&path, 0o644)).context("write", &path)?;
     }
     Ok(())
 }
@@ -253,7 +263,7 @@ pub(crate) fn newest(root: &Path, started: i64) -> Result<i64, BuildError> {
         let time = if metadata.is_dir() {
             self::newest(&entry.path(), started)?
         } else {
-            metadata.mtime()
+            modified(&metadata)
         };
         if time < started {
             newest = newest.max(time);
@@ -262,8 +272,20 @@ pub(crate) fn newest(root: &Path, started: i64) -> Result<i64, BuildError> {
     Ok(newest)
 }
 
+/// When a file's content last changed, in seconds since 1970.
+fn modified(metadata: &fs::Metadata) -> i64 {
+    let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_secs() as i64)
+}
+
+/// Sets the permissions of a file or a folder.
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    set_permissions(&File::open(path)?, mode)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
     use std::time::{Duration, SystemTime};
 

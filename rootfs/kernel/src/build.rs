@@ -13,15 +13,15 @@ use rustix::io::Errno;
 use crate::compile::run;
 use crate::fragment::{parse_config, unmet};
 use crate::inputs::Inputs;
-use crate::progress::{EXPECTED_STEPS, Estimate, Progress, Stage, stage_start};
-use crate::{Error, Options, edits, elf, left_out, source, toolchain};
+use crate::progress::{Estimate, Progress, Stage, stage_start};
+use crate::{Architecture, Error, Options, edits, elf, image, left_out, source, toolchain};
 
 /// A finished kernel: the files of the output folder.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The uncompressed kernel, without symbols; each loadable segment lies in the file as it lies
-    /// in a page, so that it can be mapped.
-    pub vmlinux: PathBuf,
+    /// The uncompressed kernel, without symbols: on x86-64 `vmlinux`, each loadable segment of which lies
+    /// in the file as it lies in a page, so that it can be mapped; on arm64 `Image`.
+    pub kernel: PathBuf,
     /// The compressed kernel, if it was asked for.
     pub bz_image: Option<PathBuf>,
     /// The final configuration.
@@ -29,7 +29,8 @@ pub struct Built {
     /// The symbols' addresses, to read a stack trace with.
     pub system_map: PathBuf,
     /// What is known of it, also in `facts.json` beside it: `release`, `source`, `toolchain`,
-    /// `inputs` (the hash), `options` (how many are on), `steps`, `build_seconds`, `vmlinux_bytes`.
+    /// `inputs` (the hash), `options` (how many are on), `steps`, `build_seconds`, and the kernel's size
+    /// (`vmlinux_bytes`, `Image_bytes`).
     pub facts: BTreeMap<String, String>,
 }
 
@@ -41,7 +42,7 @@ pub struct Built {
 pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Built, Error> {
     let started = Instant::now();
     source::find(&options.source)?;
-    toolchain::check()?;
+    toolchain::check(options.architecture)?;
     let inputs = Inputs::gather(options)?;
 
     let lock = lock(&options.work, PATIENCE)?;
@@ -65,7 +66,7 @@ pub fn build(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Bu
 
     let file = |name: &str| options.output.join(name);
     Ok(Built {
-        vmlinux: file("vmlinux"),
+        kernel: file(options.architecture.file()),
         bz_image: options.bz_image.then(|| file("bzImage")),
         config: file("config"),
         system_map: file("System.map"),
@@ -126,6 +127,7 @@ fn lock(work: &Path, patience: Duration) -> Result<File, Error> {
 fn configure(root: &Path, lock: &File, options: &Options) -> Result<(), Error> {
     let mut merge = Command::new("sh");
     merge.current_dir(root).args(["scripts/kconfig/merge_config.sh", "-Q", "-n"]);
+    options.architecture.choose(&mut merge);
     for (index, fragment) in options.fragments.iter().enumerate() {
         let file = format!("cabana-{index:02}.config");
         write(&root.join(&file), fragment.text())?;
@@ -146,7 +148,10 @@ fn compile(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<usize, Error> {
     let mut make = Command::new("make");
-    make.current_dir(root).arg(format!("-j{}", options.jobs.max(1))).arg("vmlinux");
+    make.current_dir(root)
+        .arg(format!("-j{}", options.jobs.max(1)))
+        .arg(options.architecture.file());
+    options.architecture.choose(&mut make);
     if options.bz_image {
         make.arg("bzImage");
     }
@@ -157,7 +162,7 @@ fn compile(
         .env("KBUILD_BUILD_USER", "cabana")
         .env("KBUILD_BUILD_HOST", "cabana")
         .env("LOCALVERSION", "");
-    let mut estimate = Estimate::new(EXPECTED_STEPS);
+    let mut estimate = Estimate::new(options.architecture.expected_steps());
     let log = options.work.join("make.log");
     run("compiling the kernel", &mut make, lock, &log, &mut |line| {
         if let Some(report) = estimate.line(line) {
@@ -175,17 +180,25 @@ fn install(
     options: &Options,
 ) -> Result<BTreeMap<String, String>, Error> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let vmlinux = folder.join("vmlinux");
-    let mut strip = Command::new("strip");
-    strip.arg("--strip-all").arg("-o").arg(&vmlinux).arg(root.join("vmlinux"));
-    let log = options.work.join("strip.log");
-    run("stripping the kernel", &mut strip, lock, &log, &mut |_| {})?;
-    let mut bytes = fs::read(&vmlinux).map_err(Error::io("read", &vmlinux))?;
+    let architecture = options.architecture;
+    let (built, kernel) = (root.join(architecture.built()), folder.join(architecture.file()));
+    if architecture == Architecture::X86_64 {
+        let mut strip = Command::new(format!("{}strip", architecture.prefix()));
+        strip.arg("--strip-all").arg("-o").arg(&kernel).arg(built);
+        let log = options.work.join("strip.log");
+        run("stripping the kernel", &mut strip, lock, &log, &mut |_| {})?;
+    } else {
+        copy(&built, &kernel)?;
+    }
+    let mut bytes = fs::read(&kernel).map_err(Error::io("read", &kernel))?;
     let system_map = read(&root.join("System.map"))?;
-    left_out::leave_out(&options.left_out, &mut bytes, &system_map)
-        .and_then(|()| elf::check_mappable(&bytes))
-        .map_err(|reason| Error::BadResult { path: vmlinux.clone(), reason })?;
-    fs::write(&vmlinux, &bytes).map_err(Error::io("write", &vmlinux))?;
+    left_out::leave_out(architecture, &options.left_out, &mut bytes, &system_map)
+        .and_then(|()| match architecture {
+            Architecture::X86_64 => elf::check_mappable(&bytes),
+            Architecture::Aarch64 => image::check(&bytes),
+        })
+        .map_err(|reason| Error::BadResult { path: kernel.clone(), reason })?;
+    fs::write(&kernel, &bytes).map_err(Error::io("write", &kernel))?;
 
     copy(&root.join(".config"), &folder.join("config"))?;
     write(&folder.join("System.map"), &system_map)?;
@@ -196,11 +209,10 @@ fn install(
     let config = read(&root.join(".config"))?;
     let on = parse_config(&config).len();
     Ok([
-        ("release", release.trim().to_owned()),
-        ("options", on.to_string()),
-        ("vmlinux_bytes", bytes.len().to_string()),
+        ("release".to_owned(), release.trim().to_owned()),
+        ("options".to_owned(), on.to_string()),
+        (format!("{}_bytes", architecture.file()), bytes.len().to_string()),
     ]
-    .map(|(name, value)| (name.to_owned(), value))
     .into())
 }
 
@@ -254,7 +266,7 @@ mod tests {
     fn options(folder: &Path) -> Options {
         Options {
             source: folder.join("linux.tar"),
-            ..Options::new(folder.join("work"), folder.join("out"))
+            ..Options::new(Architecture::X86_64, folder.join("work"), folder.join("out"))
         }
     }
 

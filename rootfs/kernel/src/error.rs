@@ -26,9 +26,9 @@ pub enum Error {
     )]
     ToolsMissing {
         /// The missing programs and headers.
-        programs: Vec<&'static str>,
+        programs: Vec<String>,
         /// The Debian packages that have them.
-        packages: Vec<&'static str>,
+        packages: Vec<String>,
     },
     /// A line of a fragment is neither an option nor a comment.
     #[error("{fragment}, line {line}: `{text}` is not of the form CONFIG_NAME=value")]

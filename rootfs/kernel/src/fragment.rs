@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Error, Unmet};
+use crate::{Architecture, Error, Unmet};
 
 /// A named piece of kernel configuration: `CONFIG_NAME=value` lines and comments.
 ///
@@ -35,14 +35,35 @@ impl Fragment {
         Ok(Self { name, text, options })
     }
 
-    /// The fragments of the x86-64 guest kernel, as they were when this crate was built.
-    pub fn x86_64() -> Vec<Self> {
+    /// The fragments of a guest kernel, as they were when this crate was built.
+    pub fn of(architecture: Architecture) -> Vec<Self> {
         macro_rules! fragments {
             ($($name:literal),*) => {
-                [$(($name, include_str!(concat!("../config/", $name, ".config")))),*]
+                vec![$(($name, include_str!(concat!("../config/", $name, ".config")))),*]
             };
         }
-        fragments!("base", "x86_64", "memory", "isolation", "virtio", "filesystems", "network")
+        let fragments = match architecture {
+            Architecture::X86_64 => fragments!(
+                "base",
+                "x86_64",
+                "memory",
+                "isolation",
+                "virtio",
+                "filesystems",
+                "network"
+            ),
+            // Last, since it takes back what the others say of x86-64.
+            Architecture::Aarch64 => fragments!(
+                "base",
+                "memory",
+                "isolation",
+                "virtio",
+                "filesystems",
+                "network",
+                "aarch64"
+            ),
+        };
+        fragments
             .into_iter()
             .map(|(name, text)| Self::parse(name, text).expect("a unit test parses each of them"))
             .collect()
@@ -112,23 +133,30 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_fragments_parse_and_say_each_option_once() {
-        let fragments = Fragment::x86_64();
-        let mut seen = BTreeMap::new();
-        for fragment in &fragments {
-            let lines = fragment.text().lines().filter(|line| line.starts_with("CONFIG_")).count();
-            assert_eq!(lines, fragment.options().count(), "{} repeats itself", fragment.name());
-            for (option, _) in fragment.options() {
-                let other = seen.insert(option.to_owned(), fragment.name().to_owned());
-                assert_eq!(other, None, "{option} is also in {}", fragment.name());
+    fn the_built_in_fragments_parse_and_say_each_option_once_but_for_what_arm64_takes_back() {
+        for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+            let mut seen = BTreeMap::new();
+            for fragment in &Fragment::of(architecture) {
+                let name = fragment.name();
+                let lines = fragment.text().lines().filter(|line| line.starts_with("CONFIG_"));
+                assert_eq!(lines.count(), fragment.options().count(), "{name} repeats itself");
+                for (option, value) in fragment.options() {
+                    let other = seen.insert(option.to_owned(), name.to_owned());
+                    let taken_back = name == "aarch64" && value == "n";
+                    assert!(
+                        other.is_none() || taken_back,
+                        "{option} of {name} is also in {other:?}"
+                    );
+                }
             }
+            assert!(seen.len() > 100);
         }
-        assert!(seen.len() > 100);
     }
 
     #[test]
     fn each_group_of_options_gives_its_reason() {
-        for fragment in Fragment::x86_64() {
+        let both = [Architecture::X86_64, Architecture::Aarch64].map(Fragment::of);
+        for fragment in both.iter().flatten() {
             let groups = fragment.text().split("\n\n").filter(|group| group.contains("CONFIG_"));
             for group in groups {
                 assert!(group.starts_with('#'), "{}: no reason: {group}", fragment.name());

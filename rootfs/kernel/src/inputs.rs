@@ -27,7 +27,7 @@ impl Inputs {
     pub fn gather(options: &Options) -> Result<Self, Error> {
         Ok(Self {
             source: source::identity(&options.source)?,
-            toolchain: toolchain::identity(),
+            toolchain: toolchain::identity(options.architecture),
             fragments: options.fragments.clone(),
             left_out: options.left_out.clone(),
             bz_image: options.bz_image,
@@ -67,6 +67,7 @@ pub fn inputs_hash(options: &Options) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Architecture;
 
     fn inputs() -> Inputs {
         Inputs {
@@ -117,7 +118,7 @@ mod tests {
     #[test]
     fn folders_and_jobs_do_not_change_the_hash_but_the_tarball_does() {
         let folder = tempfile::tempdir().unwrap();
-        let mut options = Options::new("/work", "/out");
+        let mut options = Options::new(Architecture::X86_64, "/work", "/out");
         options.source = folder.path().join("linux.tar");
         std::fs::write(&options.source, "one").unwrap();
         let hash = inputs_hash(&options).unwrap();

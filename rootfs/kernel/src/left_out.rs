@@ -7,10 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::elf;
-
-/// An `int` function of the x86 kernel that returns 0 (`arch/x86/kernel/x86_init.c`).
-const NOTHING: &str = "x86_op_int_noop";
+use crate::{Architecture, elf};
 
 /// What every entry's symbol begins with.
 const ENTRY: &str = "__initcall__kmod_";
@@ -24,23 +21,31 @@ pub(crate) fn parse(list: &str) -> Vec<String> {
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
 }
 
-/// Leaves `functions` out of `vmlinux`, whose symbols are `system_map`; says in words what is not as it
+/// Leaves `functions` out of a kernel, whose symbols are `system_map`; says in words what is not as it
 /// must be.
 pub(crate) fn leave_out(
+    architecture: Architecture,
     functions: &[String],
-    vmlinux: &mut [u8],
+    kernel: &mut [u8],
     system_map: &str,
 ) -> Result<(), String> {
     if functions.is_empty() {
         return Ok(());
     }
     let symbols = Symbols::parse(system_map);
-    let nothing = *symbols.one(NOTHING)?;
+    let name = architecture.nothing();
+    let nothing = *symbols.one(name)?;
     for function in functions {
         let entry = symbols.initcall(function)?;
-        let place = elf::file_offset(vmlinux, entry, 4)
-            .ok_or_else(|| format!("the initcall {function} is not in a segment"))?;
-        let offset = vmlinux
+        let place = match architecture {
+            Architecture::X86_64 => elf::file_offset(kernel, entry, 4),
+            // The file is what lies in memory, from this symbol on.
+            Architecture::Aarch64 => {
+                entry.checked_sub(*symbols.one("_text")?).map(|offset| offset as usize)
+            }
+        };
+        let place = place.ok_or_else(|| format!("the initcall {function} is not in a segment"))?;
+        let offset = kernel
             .get_mut(place..place + 4)
             .ok_or_else(|| format!("the initcall {function} is cut off"))?;
         let present = i32::from_le_bytes([offset[0], offset[1], offset[2], offset[3]]);
@@ -49,7 +54,7 @@ pub(crate) fn leave_out(
             return Err(format!("the initcall {function} leads to {target:#x}, not to it"));
         }
         let new = i32::try_from(nothing.wrapping_sub(entry).cast_signed())
-            .map_err(|_| format!("{NOTHING} is too far from the initcalls"))?;
+            .map_err(|_| format!("{name} is too far from the initcalls"))?;
         offset.copy_from_slice(&new.to_le_bytes());
     }
     Ok(())
@@ -146,15 +151,26 @@ ffffffff81001004 d __initcall__kmod_a__b__1_2_other6s
     #[test]
     fn the_entry_of_each_leads_to_nothing() {
         let mut file = kernel(0xffff_ffff_8100_0300);
-        leave_out(&names(&["late_init", "other"]), &mut file, MAP).unwrap();
+        leave_out(Architecture::X86_64, &names(&["late_init", "other"]), &mut file, MAP).unwrap();
         assert_eq!(file[0x1000..0x1004], (-0xf00_i32).to_le_bytes());
         assert_eq!(file[0x1004..0x1008], (-0xf04_i32).to_le_bytes());
     }
 
     #[test]
+    fn an_image_has_its_entries_behind_its_first_byte() {
+        let map = MAP.replace("x86_op_int_noop", "noop_fsync") + "ffffffff81000000 T _text\n";
+        let mut file = kernel(0xffff_ffff_8100_0200);
+        leave_out(Architecture::Aarch64, &names(&["late_init"]), &mut file, &map).unwrap();
+        assert_eq!(file[0x1000..0x1004], (-0xf00_i32).to_le_bytes());
+        let error = leave_out(Architecture::Aarch64, &names(&["late_init"]), &mut file, MAP);
+        assert!(error.unwrap_err().contains("noop_fsync"));
+    }
+
+    #[test]
     fn what_is_not_as_expected_is_said() {
         let told = |function: &str, target, map: &str| {
-            leave_out(&names(&[function]), &mut kernel(target), map).unwrap_err()
+            let names = names(&[function]);
+            leave_out(Architecture::X86_64, &names, &mut kernel(target), map).unwrap_err()
         };
         let late = 0xffff_ffff_8100_0200;
         assert!(told("missing", late, MAP).contains("no initcall missing"));
@@ -164,7 +180,8 @@ ffffffff81001004 d __initcall__kmod_a__b__1_2_other6s
         assert!(told("late_init", late, &twice).contains("several"));
         let mut cut = kernel(late);
         cut.truncate(0x1002);
-        let error = leave_out(&names(&["late_init"]), &mut cut, MAP).unwrap_err();
+        let names = names(&["late_init"]);
+        let error = leave_out(Architecture::X86_64, &names, &mut cut, MAP).unwrap_err();
         assert!(error.contains("cut off"), "{error}");
     }
 

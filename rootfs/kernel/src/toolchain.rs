@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
-use crate::Error;
+use crate::{Architecture, Error};
 
 /// Programs of the build, and the Debian package of each.
 const PROGRAMS: [(&str, &str); 9] = [
@@ -18,16 +18,19 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("bc", "bc"),
 ];
 
+/// What it takes besides to build for a processor that is not the host's, but for the processor's name.
+const CROSS: [(&str, &str); 3] = [("gcc", "gcc"), ("ld", "binutils"), ("objcopy", "binutils")];
+
 /// The header of objtool's library, and its Debian package.
 const HEADER: (&str, &str) = ("gelf.h", "libelf-dev");
 
 /// Checks that everything is installed.
-pub(crate) fn check() -> Result<(), Error> {
+pub(crate) fn check(architecture: Architecture) -> Result<(), Error> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut missing = missing_programs(&path);
+    let mut missing = missing_programs(architecture, &path);
     let has_compiler = !missing.iter().any(|(program, _)| *program == "gcc");
     if has_compiler && !has_header() {
-        missing.push(HEADER);
+        missing.push((HEADER.0.to_owned(), HEADER.1.to_owned()));
     }
     if missing.is_empty() {
         return Ok(());
@@ -38,14 +41,22 @@ pub(crate) fn check() -> Result<(), Error> {
 }
 
 /// The compiler's and the linker's own words for their versions.
-pub(crate) fn identity() -> String {
-    format!("{}; {}", version("gcc"), version("ld"))
+pub(crate) fn identity(architecture: Architecture) -> String {
+    let own = |program| version(&format!("{}{program}", architecture.prefix()));
+    format!("{}; {}", own("gcc"), own("ld"))
 }
 
-fn missing_programs(path: &OsStr) -> Vec<(&'static str, &'static str)> {
+/// The programs that are not there, each with its package.
+fn missing_programs(architecture: Architecture, path: &OsStr) -> Vec<(String, String)> {
     let folders: Vec<_> = std::env::split_paths(path).collect();
     let is_there = |program: &str| folders.iter().any(|folder| folder.join(program).is_file());
-    PROGRAMS.into_iter().filter(|(program, _)| !is_there(program)).collect()
+    let own = PROGRAMS.map(|(program, package)| (program.to_owned(), package.to_owned()));
+    let (prefix, name) = (architecture.prefix(), architecture.name().replace('_', "-"));
+    let cross = CROSS.map(|(program, package)| {
+        (format!("{prefix}{program}"), format!("{package}-{name}-linux-gnu"))
+    });
+    let cross = cross.into_iter().filter(|_| architecture.is_foreign());
+    own.into_iter().chain(cross).filter(|(program, _)| !is_there(program)).collect()
 }
 
 fn has_header() -> bool {
@@ -77,8 +88,9 @@ mod tests {
                 std::fs::write(folder.path().join(program), "").unwrap();
             }
         }
-        let missing = missing_programs(folder.path().as_os_str());
-        assert_eq!(missing, [("strip", "binutils"), ("bc", "bc")]);
+        let missing = missing_programs(Architecture::HOST, folder.path().as_os_str());
+        let pair = |program: &str, package: &str| (program.to_owned(), package.to_owned());
+        assert_eq!(missing, [pair("strip", "binutils"), pair("bc", "bc")]);
         let (programs, packages) = missing.into_iter().unzip();
         let text = Error::ToolsMissing { programs, packages }.to_string();
         assert_eq!(
@@ -89,7 +101,20 @@ mod tests {
 
     #[test]
     fn nothing_is_found_on_an_empty_path() {
-        assert_eq!(missing_programs(OsStr::new("")).len(), PROGRAMS.len());
+        assert_eq!(missing_programs(Architecture::HOST, OsStr::new("")).len(), PROGRAMS.len());
+    }
+
+    #[test]
+    fn another_processor_takes_a_compiler_of_its_own() {
+        let foreign = if Architecture::HOST == Architecture::X86_64 {
+            Architecture::Aarch64
+        } else {
+            Architecture::X86_64
+        };
+        let missing = missing_programs(foreign, OsStr::new(""));
+        let (program, package) = &missing[PROGRAMS.len()];
+        assert_eq!(program, &format!("{}gcc", foreign.prefix()));
+        assert!(package.ends_with("-linux-gnu") && !package.contains('_'), "{package}");
     }
 
     #[test]

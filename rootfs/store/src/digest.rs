@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
+use cabana_os::file::{FileExt as _, allocated};
 use sha2::{Digest, Sha256};
 
 use crate::manifest::Run;
-use crate::sys;
 
 /// Unit of reading.
 const CHUNK: usize = 256 << 10;
@@ -17,8 +16,8 @@ const BLOCK: usize = 4 << 10;
 
 /// Whether a file is to be hashed by its data alone: more than half of it is hole.
 pub(crate) fn is_sparse(file: &File) -> io::Result<bool> {
-    let metadata = file.metadata()?;
-    Ok(metadata.len() > CHUNK as u64 && sys::allocated(&metadata) < metadata.len() / 2)
+    let len = file.metadata()?.len();
+    Ok(len > CHUNK as u64 && allocated(file)? < len / 2)
 }
 
 /// SHA-256 of a file's content, in hexadecimal.
@@ -97,10 +96,16 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
+
+    /// One that may have holes.
+    fn file() -> File {
+        cabana_os::file::unnamed(&std::env::temp_dir()).unwrap()
+    }
 
     #[test]
     fn the_dense_hash_is_sha256() {
-        let file = tempfile::tempfile().unwrap();
+        let file = file();
         file.write_all_at(b"abc", 0).unwrap();
         assert_eq!(
             dense(&file).unwrap(),
@@ -112,7 +117,7 @@ mod tests {
     #[test]
     fn the_sparse_hash_is_of_the_content_and_not_of_the_layout() {
         let write = |dense: bool| {
-            let file = tempfile::tempfile().unwrap();
+            let file = file();
             file.set_len(3_000_001).unwrap();
             if dense {
                 file.write_all_at(&vec![0; 3_000_001], 0).unwrap();
@@ -130,7 +135,7 @@ mod tests {
         assert_eq!(first.1, [Run(0, 4096), Run(774_144, 4096), Run(2_998_272, 1729)]);
         assert_eq!(first, sparse(&full, &first.1).unwrap());
 
-        let copied = tempfile::tempfile().unwrap();
+        let copied = file();
         copied.set_len(3_000_001).unwrap();
         copy(&full, &copied, &first.1).unwrap();
         assert_eq!(first, hash(&copied));
@@ -144,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_huge_hole_costs_nothing() {
-        let file = tempfile::tempfile().unwrap();
+        let file = file();
         file.set_len(1 << 39).unwrap();
         file.write_all_at(b"x", 1 << 39).unwrap();
         let start = std::time::Instant::now();

@@ -1,12 +1,13 @@
 //! The user's store of artifacts: guest kernels, agents and root images.
 //!
 //! ```text
-//! $CABANA_HOME, else $XDG_CACHE_HOME/cabana, else ~/.cache/cabana
+//! $CABANA_HOME, else $XDG_CACHE_HOME/cabana, else ~/.cache/cabana (Windows: %LOCALAPPDATA%/cabana)
 //! ├── kernel/NAME/  agent/NAME/  image/NAME/
 //! │   ├── manifest.json   what it is, what it was built from, the hash of every file
 //! │   ├── stamp.json      the files' times when their hashes were last found right
 //! │   └── …               the files themselves, read-only
-//! └── staging/            what is being built now; one lock per artifact
+//! ├── staging/            what is being built now; one lock per artifact
+//! └── aarch64/            the same for hosts of another processor that share this folder: the Arm lab
 //! ```
 //!
 //! A program that starts a machine calls [`Store::find`]. That costs two small reads and one `stat`

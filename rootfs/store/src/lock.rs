@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::sys;
+use cabana_os::{file, tree};
 
 /// A locked file. Dropping it removes the file and then the lock; a killed owner leaves the file,
 /// unlocked, for the next to take.
@@ -19,14 +19,16 @@ impl Lock {
     pub(crate) fn take(path: &Path, wait: bool) -> io::Result<Option<Self>> {
         loop {
             let file = File::options().write(true).create(true).truncate(false).open(path)?;
-            if !sys::lock(&file, wait)? {
+            if wait {
+                file::lock(&file)?;
+            } else if !file::try_lock(&file)? {
                 return Ok(None);
             }
             // The owner before may have removed the file between our open and our lock; then
             // what we hold guards nothing.
-            match fs::symlink_metadata(path) {
-                Ok(there) if sys::identity(&there) == sys::identity(&file.metadata()?) => {
-                    sys::adopt(path);
+            match tree::look(path) {
+                Ok(there) if there.is_of(&tree::stat(&file)?) => {
+                    file::adopt(path);
                     return Ok(Some(Self { path: path.to_path_buf(), _file: file }));
                 }
                 Ok(_) => {}

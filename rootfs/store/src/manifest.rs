@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
+use cabana_os::tree::Stat;
 use serde::{Deserialize, Serialize};
 
 use crate::{Kind, digest, sys};
@@ -96,10 +97,10 @@ pub(crate) struct StampEntry {
 }
 
 impl StampEntry {
-    /// The stamp of a file that is known to have a hash. Take the metadata before the hash, so
+    /// The stamp of a file that is known to have a hash. Look at it before the hash, so
     /// that a write in between shows.
-    pub(crate) fn new(sha256: &str, metadata: &std::fs::Metadata) -> Self {
-        let (size, mtime, ctime) = sys::times(metadata);
+    pub(crate) fn new(sha256: &str, stat: &Stat) -> Self {
+        let (size, mtime, ctime) = sys::times(stat);
         Self { sha256: sha256.to_owned(), size, mtime, ctime }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use cabana_os::{file, tree};
 
 use crate::error::Context;
 use crate::lock::Lock;
@@ -86,13 +88,11 @@ impl Staging {
             if !is_file_name(&name) || !entry.file_type().context("look at", &path)?.is_file() {
                 return Err(self.unfit(format!("'{name}' is not a file that an artifact can have")));
             }
-            let file = File::open(&path).context("open", &path)?;
-            sys::make_read_only(&file).context("make read-only", &path)?;
-            sys::adopt(&path);
-            file.sync_all().context("write", &path)?;
-            let metadata = file.metadata().context("look at", &path)?;
+            file::adopt(&path);
+            let file = file::seal(&path).context("make read-only and write", &path)?;
+            let looked = tree::stat(&file).context("look at", &path)?;
             let hashed = FileEntry::of(&file).context("read", &path)?;
-            stamp.insert(name.clone(), StampEntry::new(&hashed.sha256, &metadata));
+            stamp.insert(name.clone(), StampEntry::new(&hashed.sha256, &looked));
             files.insert(name, hashed);
         }
         if files.is_empty() {
@@ -109,10 +109,10 @@ impl Staging {
         let path = source.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
         let text = text.context("write", &path)?;
-        fs::write(&path, text).and_then(|()| sync(&path)).context("write", &path)?;
-        sys::adopt(&path);
+        write(&path, &text).context("write", &path)?;
+        file::adopt(&path);
         write_stamp(&source, &Stamp(stamp)).context("write the stamp of", &source)?;
-        sync(&source).context("write", &source)?;
+        file::sync_folder(&path).context("write", &source)?;
 
         let dir = self.store.dir(self.kind, &self.name);
         self.put_in_place(&dir)?;
@@ -129,14 +129,19 @@ impl Staging {
         let parent = self.store.path().join(self.kind.as_str());
         sys::make_folder(&parent).context("make the folder", &parent)?;
         let replaces = dir.symlink_metadata().is_ok();
-        if !(replaces && sys::exchange(&source, dir).context("replace", dir)?) {
+        if !(replaces && file::exchange(&source, dir).context("replace", dir)?) {
             if replaces {
                 // A file system that cannot exchange: readers may miss the artifact for an instant.
                 fs::rename(dir, self.folder.old()).context("replace", dir)?;
             }
-            fs::rename(&source, dir).context("write", dir)?;
+            let moved = fs::rename(&source, dir).inspect_err(|_| {
+                if replaces {
+                    let _ = fs::rename(self.folder.old(), dir);
+                }
+            });
+            moved.context("write", dir)?;
         }
-        sync(&parent).context("write", &parent)
+        file::sync_folder(dir).context("write", &parent)
     }
 
     fn unfit(&self, problem: String) -> StoreError {
@@ -186,7 +191,7 @@ fn clear(path: &Path) -> Result<(), StoreError> {
     if let Some(mount) = mount_inside(path) {
         return Err(StoreError::Mounted(mount));
     }
-    match fs::remove_dir_all(path) {
+    match file::remove_tree(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::io("remove", path, error))
         }
@@ -212,7 +217,9 @@ fn lock_path(folder: &Path) -> PathBuf {
     name.into()
 }
 
-/// Has a file's or folder's content reach the disk.
-fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// Writes a file that is on the disk when this returns.
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }

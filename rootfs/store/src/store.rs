@@ -6,12 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::{env, fmt};
 
+use cabana_os::{file, tree};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Context;
 use crate::manifest::{MANIFEST, Manifest, STAMP, Stamp, StampEntry, VERSION};
 use crate::staging::{self, Staging};
-use crate::{Bytes, StoreError, digest, sys};
+use crate::{Bytes, StoreError, digest};
 
 /// What an artifact is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,11 +75,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the user's store: `$CABANA_HOME`, else `$XDG_CACHE_HOME/cabana`, else
-    /// `~/.cache/cabana`.
+    /// Opens the user's store: the [home](Self::home), or the folder of this host's processor in it if there is one.
     pub fn open() -> Result<Self, StoreError> {
+        Self::home().map(|home| home.own(env::consts::ARCH))
+    }
+
+    /// The user's store, whatever the processor: `$CABANA_HOME`, else `$XDG_CACHE_HOME/cabana`, else
+    /// `~/.cache/cabana`, or on Windows `%LOCALAPPDATA%/cabana`.
+    pub fn home() -> Result<Self, StoreError> {
         let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let root = place(set("CABANA_HOME"), set("XDG_CACHE_HOME"), set("HOME"));
+        let caches = ["XDG_CACHE_HOME", "LOCALAPPDATA"].map(set);
+        let root = place(set("CABANA_HOME"), caches, set("HOME"));
         Self::open_at(root.ok_or(StoreError::NoHome)?)
     }
 
@@ -87,6 +94,19 @@ impl Store {
         let path = path.as_ref();
         let root = std::path::absolute(path).context("find the folder", path)?;
         Ok(Self { root })
+    }
+
+    /// The store of hosts with this processor, where hosts of several share this one.
+    fn own(self, processor: &str) -> Self {
+        let own = self.foreign(processor);
+        if own.root.is_dir() { own } else { self }
+    }
+
+    /// The store within this one for machines of another processor, by Rust's name for it: the same names, and
+    /// other artifacts.
+    #[must_use]
+    pub fn foreign(&self, processor: &str) -> Self {
+        Self { root: self.root.join(processor) }
     }
 
     /// The store's folder.
@@ -103,16 +123,16 @@ impl Store {
         let dir = self.dir(kind, name);
         loop {
             // While it is open, no other folder can get this one's identity.
-            let before = sys::open_folder(&dir);
+            let before = file::open_folder_itself(&dir);
             let before = before.map_err(|error| self.not_found(kind, name, error))?;
             let found = self.load(kind, name).and_then(|artifact| {
                 artifact.verify()?;
                 Ok(artifact)
             });
             // A builder may have put a new artifact in place between two of our reads.
-            let before = before.metadata().context("look at", &dir)?;
-            let after = fs::symlink_metadata(&dir).ok();
-            if found.is_ok() || after.as_ref().map(sys::identity) == Some(sys::identity(&before)) {
+            let before = tree::stat(&before).context("look at", &dir)?;
+            let is_same = tree::look(&dir).is_ok_and(|after| after.is_of(&before));
+            if found.is_ok() || is_same {
                 return found;
             }
         }
@@ -149,7 +169,7 @@ impl Store {
     pub fn remove(&self, kind: Kind, name: &str) -> Result<Bytes, StoreError> {
         check_name(kind, name)?;
         let dir = self.dir(kind, name);
-        sys::open_folder(&dir).map_err(|error| self.not_found(kind, name, error))?;
+        file::open_folder_itself(&dir).map_err(|error| self.not_found(kind, name, error))?;
         let Some(staging) = self.try_stage(kind, name)? else {
             return Err(StoreError::Busy { kind, name: name.to_owned() });
         };
@@ -183,7 +203,7 @@ impl Store {
             version: u32,
         }
         let dir = self.dir(kind, name);
-        sys::open_folder(&dir).map_err(|error| self.not_found(kind, name, error))?;
+        file::open_folder_itself(&dir).map_err(|error| self.not_found(kind, name, error))?;
         let corrupt = |problem: String| StoreError::Corrupt {
             kind,
             name: name.to_owned(),
@@ -279,15 +299,15 @@ impl Artifact {
         let mut fresh = BTreeMap::new();
         for (name, entry) in &self.manifest.files {
             let path = self.dir.join(name);
-            let metadata = match fs::symlink_metadata(&path) {
-                Ok(metadata) if metadata.is_file() => metadata,
+            let looked = match tree::look(&path) {
+                Ok(looked) if looked.kind() == tree::mode::REGULAR => looked,
                 Ok(_) => return Err(self.corrupt(name, "is not a regular file")),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(self.corrupt(name, "is missing"));
                 }
                 Err(error) => return Err(StoreError::io("look at", path, error)),
             };
-            let now = StampEntry::new(&entry.sha256, &metadata);
+            let now = StampEntry::new(&entry.sha256, &looked);
             if stamp.0.get(name) != Some(&now) {
                 let file = File::open(&path).context("open", &path)?;
                 if !entry.holds(&file).context("read", &path)? {
@@ -339,14 +359,14 @@ impl fmt::Display for Listing {
     }
 }
 
-/// Where the store stands, by the values of `CABANA_HOME`, `XDG_CACHE_HOME` and `HOME`.
+/// Where the store stands, by the user's own choice, the folders for caches and the user's folder.
 fn place(
     cabana: Option<PathBuf>,
-    cache: Option<PathBuf>,
+    caches: [Option<PathBuf>; 2],
     home: Option<PathBuf>,
 ) -> Option<PathBuf> {
     // The XDG specification has relative paths ignored.
-    let cache = cache.filter(|path| path.is_absolute());
+    let cache = caches.into_iter().flatten().find(|path| path.is_absolute());
     cabana
         .or_else(|| cache.map(|cache| cache.join("cabana")))
         .or_else(|| home.map(|home| home.join(".cache/cabana")))
@@ -360,7 +380,7 @@ pub(crate) fn write_stamp(dir: &Path, stamp: &Stamp) -> io::Result<()> {
     let written =
         fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, dir.join(STAMP)));
     match &written {
-        Ok(()) => sys::adopt(&dir.join(STAMP)),
+        Ok(()) => file::adopt(&dir.join(STAMP)),
         Err(_) => drop(fs::remove_file(&temporary)),
     }
     written
@@ -385,12 +405,11 @@ pub(crate) fn is_file_name(name: &str) -> bool {
 
 /// Bytes that a folder's tree takes on disk; what cannot be read counts as nothing.
 fn allocated(path: &Path) -> u64 {
-    let own = fs::symlink_metadata(path).map_or(0, |metadata| sys::allocated(&metadata));
-    let entries = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::read_dir(path).ok(),
-        _ => None,
-    };
-    own + entries.into_iter().flatten().flatten().map(|entry| allocated(&entry.path())).sum::<u64>()
+    let Ok(looked) = tree::look(path) else { return 0 };
+    let is_folder = looked.kind() == tree::mode::DIRECTORY;
+    let entries = is_folder.then(|| fs::read_dir(path).ok()).flatten();
+    looked.blocks * 512
+        + entries.into_iter().flatten().flatten().map(|entry| allocated(&entry.path())).sum::<u64>()
 }
 
 #[cfg(test)]
@@ -398,12 +417,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hosts_of_several_processors_share_a_home() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Store::open_at(folder.path()).unwrap();
+        assert_eq!(home.clone().own("aarch64"), home);
+        fs::create_dir(folder.path().join("aarch64")).unwrap();
+        assert_eq!(home.clone().own("aarch64"), home.foreign("aarch64"));
+        assert_eq!(home.clone().own("x86_64"), home);
+    }
+
+    #[test]
     fn the_environment_places_the_store() {
-        let path = |text: &str| Some(PathBuf::from(text));
-        assert_eq!(place(path("/c"), path("/x"), path("/h")), path("/c"));
-        assert_eq!(place(None, path("/x"), path("/h")), path("/x/cabana"));
-        assert_eq!(place(None, path("relative"), path("/h")), path("/h/.cache/cabana"));
-        assert_eq!(place(None, None, None), None);
+        // With a drive on Windows.
+        let path = |text: &str| std::path::absolute(text).ok();
+        let relative = || Some(PathBuf::from("relative"));
+        assert_eq!(place(path("/c"), [path("/x"), path("/l")], path("/h")), path("/c"));
+        assert_eq!(place(None, [path("/x"), path("/l")], path("/h")), path("/x/cabana"));
+        assert_eq!(place(None, [None, path("/l")], path("/h")), path("/l/cabana"));
+        assert_eq!(place(None, [relative(), None], path("/h")), path("/h/.cache/cabana"));
+        assert_eq!(place(None, [None, None], None), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod archive;
 mod cabana;
+pub mod elsewhere;
 mod engine;
 pub mod namespaces;
 mod terminal;
@@ -15,7 +16,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use cabana_sandbox::{MachineConfig, Share};
+use cabana_sandbox::{KERNEL_FILE, MachineConfig, Share};
 use cabana_store::{Kind, Store};
 
 pub use cabana::{Call, Ended, Running};
@@ -34,7 +35,7 @@ pub struct Host {
     pub kernel: PathBuf,
     /// The default agent's initramfs.
     pub agent: PathBuf,
-    /// The default root image.
+    /// The root image: the default one, but of [`tiny_host`].
     pub image: PathBuf,
     /// An empty writable disk.
     pub scratch: PathBuf,
@@ -46,7 +47,17 @@ pub struct Host {
 /// This host, or `None` after having said why no guest runs here.
 pub fn host() -> Option<&'static Host> {
     static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
-    match HOST.get_or_init(Host::find) {
+    told(HOST.get_or_init(|| Host::find("default")))
+}
+
+/// The same with the image `tiny`, busybox alone, in place of the default one.
+pub fn tiny_host() -> Option<&'static Host> {
+    static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
+    told(HOST.get_or_init(|| Host::find("tiny")))
+}
+
+fn told(found: &'static Result<Host, String>) -> Option<&'static Host> {
+    match found {
         Ok(host) => Some(host),
         Err(why) => {
             println!("skipped: {why}");
@@ -61,18 +72,19 @@ pub fn share(host: &Path, guest: &str, read_only: bool) -> Share {
 }
 
 impl Host {
-    fn find() -> Result<Self, String> {
+    fn find(image: &str) -> Result<Self, String> {
         if let Some(why) = cabana_sandbox::probe().verdict.why() {
             return Err(why.to_owned());
         }
         let store = Store::open().map_err(|error| error.to_string())?;
         let file = |kind, name| {
-            let artifact = store.find(kind, "default").map_err(|error| error.to_string())?;
+            let artifact = if kind == Kind::Image { image } else { "default" };
+            let artifact = store.find(kind, artifact).map_err(|error| error.to_string())?;
             artifact.file(name).map_err(|error| error.to_string())
         };
         Ok(Self {
             binary: binary()?,
-            kernel: file(Kind::Kernel, "vmlinux")?,
+            kernel: file(Kind::Kernel, KERNEL_FILE)?,
             agent: file(Kind::Agent, "agent.cpio")?,
             image: file(Kind::Image, cabana_builder::ROOT)?,
             scratch: file(Kind::Image, cabana_builder::SCRATCH)?,

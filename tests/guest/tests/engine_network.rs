@@ -405,14 +405,10 @@ fn programs_that_listen_are_told_of() {
 }
 
 #[test]
-fn a_script_in_a_file_names_the_proxies_of_a_confined_worker() {
+fn a_script_names_the_proxies_of_a_confined_worker_and_of_a_run() {
     let Some(host) = host() else { return };
-    if !in_namespaces("a_script_in_a_file_names_the_proxies_of_a_confined_worker") {
+    if !in_namespaces("a_script_names_the_proxies_of_a_confined_worker_and_of_a_run") {
         return;
-    }
-    let nowhere = host.cabana(["run", "--net", "--proxy", "pac+nowhere", "--", "true"]).end();
-    if nowhere.stderr.contains("built without scripts") {
-        return println!("skipped: this `cabana` was built without the feature `pac`");
     }
     let folder = tempfile::tempdir().unwrap();
     names(folder.path());
@@ -422,7 +418,17 @@ fn a_script_in_a_file_names_the_proxies_of_a_confined_worker() {
     let body = "function FindProxyForURL(url, host) { return 'PROXY one.test:80' }";
     fs::write(&script, body).unwrap();
     let policy = allow(&["two.test"]);
-    let proxy = Some(format!("pac+file://{}", script.display()));
+    let word = format!("pac+file://{}", script.display());
+    let proxy = Some(word.clone());
     let machine = machine(host, NetworkSpec { policy, proxy, ..NetworkSpec::default() });
     assert_eq!(sh(&machine, None, &fetch("two.test")), "by the proxy");
+
+    let (fetch, words) =
+        (fetch("two.test"), ["run", "--allow", "two.test", "--proxy", &word, "--"]);
+    let run = || host.cabana(words.into_iter().chain(["sh", "-c", &fetch]));
+    assert_eq!(run().end().succeeded(), "by the proxy");
+    let missing = "cannot start /no/such/program, which the proxies' script needs";
+    run().env("CABANA_PAC", "/no/such/program").end().failed_with(125, &[missing]);
+    fs::write(&script, "function FindProxyForURL(url, host) { for (;;); }").unwrap();
+    assert_eq!(run().end().stdout, b"failed\n");
 }

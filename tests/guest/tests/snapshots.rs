@@ -485,14 +485,44 @@ fn a_kill_while_a_snapshot_is_written_leaves_the_old_one() {
         let which = from(host, &path, &[], "cat /root/which").end().succeeded();
         assert!(which == "old\n" || (which == "new\n" && status == 0), "{which} after {delay} ms");
         killed_in_time += usize::from(which == "old\n");
-        let left: Vec<_> =
-            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap()).collect();
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = names.filter(|name| name != ".snapshot.touched").collect();
         assert_eq!(left.len(), 1, "{left:?}");
         if which == "new\n" {
             break;
         }
     }
     assert!(killed_in_time > 0, "each was done before it was killed");
+}
+
+#[test]
+fn what_machines_touch_is_recorded_once_and_a_record_of_nonsense_does_no_harm() {
+    let Some((host, template)) = template() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    cabana_os::file::copy_sparse(&File::open(template).unwrap(), &File::create(&path).unwrap())
+        .unwrap();
+    let record = folder.path().join(".snapshot.touched");
+    let run = || {
+        let text = from(host, &path, &[], "cat /root/kept /dev/shm/kept").end().succeeded();
+        assert_eq!(text, "disk\nmemory\n");
+        fs::read(&record).unwrap()
+    };
+    let (roughly, exactly) = (run(), run());
+    assert_ne!(roughly, exactly);
+    // Those that follow use it, and leave it as it is.
+    let used = fs::metadata(&record).unwrap().modified().unwrap();
+    assert_eq!(run(), exactly);
+    assert_eq!(fs::metadata(&record).unwrap().modified().unwrap(), used);
+    for bytes in [&b""[..], b"cabantch", &exactly[..exactly.len() - 1], &[0xff; 10_000]] {
+        fs::write(&record, bytes).unwrap();
+        assert_ne!(run(), bytes, "it was not made anew");
+    }
+    // Somewhere a record cannot be.
+    fs::remove_file(&record).unwrap();
+    fs::create_dir(&record).unwrap();
+    from(host, &path, &[], "true").end().succeeded();
+    assert!(record.is_dir());
 }
 
 #[test]

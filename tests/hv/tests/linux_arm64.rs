@@ -1,8 +1,10 @@
-//! Debian's own kernel for arm64 as a guest: to its console and its processors, with a virtio device, and to its end.
+//! Linux for arm64 as a guest. Cabana's kernel, agent and image: to commands with a shared folder. Debian's own kernel:
+//! to its console and its processors, with a virtio device, and to its end; and with the agent, too.
 
 #![cfg(all(target_os = "linux", target_arch = "aarch64"))]
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -20,7 +22,7 @@ use cabana_protocol::{
     Kind, RootSetup, ShareMount, read_frame, read_message, write_message,
 };
 use cabana_rng::Rng;
-use cabana_store::Store;
+use cabana_store::{Kind as Artifact, Store};
 use cabana_test_hv::{Backend, Needs, case, lacks};
 use cabana_virtio::VirtioDevice;
 use cabana_vsock::{VsockConfig, VsockDevice, VsockHost};
@@ -80,8 +82,14 @@ impl Write for Console {
     }
 }
 
-/// What a machine with Debian's kernel is made of, with these devices.
-fn setup(cpus: u32, words: &str, console: &Console, devices: Vec<Box<dyn VirtioDevice>>) -> Setup {
+/// What a machine boots.
+struct Linux {
+    kernel: Kernel,
+    initrd: Initrd,
+}
+
+/// Debian's kernel, with modules and the tests' own init.
+fn debian() -> Linux {
     let kernel = cabana_lab::debian_kernel(Architecture::Arm64, &mut |step| println!("{step}"))
         .expect("the lab's kernel");
     let folder = kernel.parent().expect("a folder");
@@ -94,11 +102,48 @@ fn setup(cpus: u32, words: &str, console: &Console, devices: Vec<Box<dyn VirtioD
         modules.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
     let mut archive = tempfile::NamedTempFile::new().expect("a file");
     archive.write_all(&initramfs::pack_with(&init, &files)).expect("the initramfs is written");
+    Linux {
+        kernel: Kernel::open(&kernel).expect("a kernel"),
+        initrd: Initrd::open(archive.path()).expect("an initramfs"),
+    }
+}
+
+/// A file of Cabana's own artifacts for this processor, if they are there.
+fn artifact(kind: Artifact, name: &str, file: &str) -> Option<PathBuf> {
+    let store = Store::open().expect("a store");
+    store.find(kind, name).ok()?.file(file).ok()
+}
+
+/// A root image for this processor, the smallest that there is.
+fn image() -> Option<PathBuf> {
+    ["tiny", "default"].iter().find_map(|name| artifact(Artifact::Image, name, "root.erofs"))
+}
+
+/// Cabana's kernel and agent, and the smallest root image.
+fn own() -> Option<(Linux, PathBuf)> {
+    let kernel = artifact(Artifact::Kernel, "default", "Image")?;
+    let agent = artifact(Artifact::Agent, "default", "agent.cpio")?;
+    let image = image()?;
+    let linux = Linux {
+        kernel: Kernel::open(&kernel).expect("a kernel"),
+        initrd: Initrd::open(&agent).expect("an initramfs"),
+    };
+    Some((linux, image))
+}
+
+/// What a machine with this Linux is made of, with these devices.
+fn setup(
+    linux: Linux,
+    cpus: u32,
+    words: &str,
+    console: &Console,
+    devices: Vec<Box<dyn VirtioDevice>>,
+) -> Setup {
     Setup {
         cpus,
         memory: MEMORY,
-        kernel: Kernel::open(&kernel).expect("a kernel"),
-        initrd: Some(Initrd::open(archive.path()).expect("an initramfs")),
+        kernel: linux.kernel,
+        initrd: Some(linux.initrd),
         command_line: format!("console=ttyAMA0 loglevel=4 panic=-1 {words}"),
         devices,
         device_memory: Vec::new(),
@@ -107,7 +152,7 @@ fn setup(cpus: u32, words: &str, console: &Console, devices: Vec<Box<dyn VirtioD
     }
 }
 
-/// A machine whose init talks, with a source of random bytes.
+/// A machine of Debian's kernel whose init talks, with a source of random bytes.
 fn boot(
     backend: &Backend,
     cpus: u32,
@@ -116,7 +161,7 @@ fn boot(
 ) -> (Machine<Arm64>, EventLoop) {
     let events = EventLoop::spawn("devices").expect("an event loop");
     let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(events.handle()))];
-    let machine = start(backend, setup(cpus, words, console, devices));
+    let machine = start(backend, setup(debian(), cpus, words, console, devices));
     (machine, events)
 }
 
@@ -167,14 +212,40 @@ case!(a_machine_that_is_stopped_is_gone_at_once, LINUX, |backend| {
     assert_eq!(machine.wait(), Outcome::Stopped);
 });
 
-case!(the_agent_runs_a_command_from_a_share_on_two_processors, LINUX, |backend| {
-    let image = Store::open().expect("a store").path().join("image/default/root.erofs");
+case!(our_kernel_runs_commands_on_two_processors_with_a_share, LINUX, |backend| {
+    let Some((linux, image)) = own() else {
+        return lacks("kernel, agent and image for arm64 (`cargo xtask setup --arch aarch64`)");
+    };
+    agent_runs_commands(backend, linux, &image, |host| {
+        let script = "echo $(nproc) processors, $(uname -rm); cat /mnt/share/answer";
+        let (status, output) = run(host, &Exec::new(["/bin/sh", "-c", script]));
+        println!("{output}");
+        assert_eq!(status, ExitStatus::Code(0), "{output}");
+        assert!(output.starts_with("2 processors, 6.12.") && output.contains("-cabana aarch64\n"));
+        assert!(output.ends_with("WHO IS THERE?"), "{output}");
+    });
+});
+
+case!(debians_kernel_runs_a_command_on_two_processors_with_a_share, LINUX, |backend| {
+    // An image of another processor would do, since none of its programs is run.
+    let home = Store::home().expect("a store").path().join("image/default/root.erofs");
+    let image = image().unwrap_or(home);
     if !image.exists() {
         return lacks("root image in the store (`cargo xtask setup`)");
     }
+    agent_runs_commands(backend, debian(), &image, |_| {});
+});
+
+/// Boots to the agent, runs a command from a shared folder and then whatever `more` wants, and shuts down in order.
+fn agent_runs_commands(
+    backend: &Backend,
+    linux: Linux,
+    image: &Path,
+    more: impl FnOnce(&VsockHost),
+) {
     let console = Console::default();
     let events = EventLoop::spawn("devices").expect("an event loop");
-    let image = Image::open(&image).expect("an image");
+    let image = Image::open(image).expect("an image");
     let at = arm64::device_memory(MEMORY);
     let (vsock, host) = VsockDevice::new(VsockConfig::default(), events.handle());
     let shares = Arc::new(FileServer::new());
@@ -202,7 +273,7 @@ case!(the_agent_runs_a_command_from_a_share_on_two_processors, LINUX, |backend| 
     };
     let listener = host.listen(CONTROL_PORT).expect("a port");
     let setup =
-        Setup { device_memory: vec![memory], ..setup(2, "cabana.agent", &console, devices) };
+        Setup { device_memory: vec![memory], ..setup(linux, 2, "cabana.agent", &console, devices) };
     let machine = start(backend, setup);
 
     let deadline = Some(Instant::now() + PATIENCE);
@@ -220,12 +291,13 @@ case!(the_agent_runs_a_command_from_a_share_on_two_processors, LINUX, |backend| 
     assert_eq!((status, output.as_str()), (ExitStatus::Code(7), "2 processors\n"));
     let answer = fs::read_to_string(folder.path().join("answer")).expect("an answer");
     assert_eq!(answer, "WHO IS THERE?");
+    more(&host);
     write_message(&mut control, &HostMessage::Shutdown).expect("the agent listens");
     let last: GuestMessage = read_message(&mut control).expect("a last word");
     assert_eq!(last, GuestMessage::Stopped);
     drop(control);
     assert_eq!(end(&machine, &console), Outcome::Exit(0));
-});
+}
 
 /// What the agent is told: the root image, and one share.
 fn introduction() -> cabana_protocol::Setup {

@@ -60,9 +60,9 @@ pub fn debian_kernel(
     Ok(OuterKernel::prepare(architecture, &cache_folder()?, report)?.vmlinuz)
 }
 
-/// The lab's folder in the user's store.
+/// The lab's folder in the user's store, the same for the host's processor and for those of labs.
 fn cache_folder() -> Result<PathBuf, Error> {
-    let store = Store::open().map_err(|error| Error::Missing {
+    let store = Store::home().map_err(|error| Error::Missing {
         what: "a cache folder".into(),
         advice: error.to_string(),
     })?;

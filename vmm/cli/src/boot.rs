@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use cabana_os::signals::{HANGUP, INTERRUPT, Signals, TERMINATE};
 use cabana_sandbox::{BareConfig, BareDisk, BareMachine, Outcome};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::args::BootArgs;
 use crate::terminal::RawMode;
@@ -92,10 +91,10 @@ fn type_in(machine: &Arc<BareMachine>, on_terminal: bool) -> Result<(), Failure>
 }
 
 fn watch_signals(machine: &Arc<BareMachine>, ending: &Arc<Ending>) -> Result<(), Failure> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new(&[HANGUP, INTERRUPT, TERMINATE])?;
     let (machine, ending) = (Arc::clone(machine), Arc::clone(ending));
     spawn("signals", move || {
-        if let Some(signal) = signals.forever().next() {
+        if let Some(signal) = signals.wait() {
             ending.signal.store(signal, Ordering::SeqCst);
             machine.stop();
         }

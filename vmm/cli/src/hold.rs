@@ -1,14 +1,13 @@
 //! `cabana hold`: the background process that keeps one machine up for the verbs of [`crate::machines`].
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
 use cabana_api::MachineSpec;
+use cabana_os::process;
+use cabana_os::signals::{INTERRUPT, Signals, TERMINATE};
 use cabana_serve::{Place, Server};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::serve::engine;
 use crate::{Failure, args};
@@ -23,7 +22,7 @@ pub(crate) fn hold(args: &args::HoldArgs) -> Result<u8, Failure> {
     let spec: MachineSpec = serde_json::from_str(&args.spec)?;
     let name = spec.name.clone();
     // Neither a terminal's end nor its Ctrl-C is meant for this process.
-    let _ = rustix::process::setsid();
+    process::detach();
     let (taken, listener) = Place::open()?.take(&name)?;
     let server = Server::new(engine()?);
     server.create(spec)?;
@@ -32,16 +31,16 @@ pub(crate) fn hold(args: &args::HoldArgs) -> Result<u8, Failure> {
     spawn("socket", move || {
         let _ = accepting.serve_socket(&listener);
     })?;
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = Signals::new(&[INTERRUPT, TERMINATE])?;
     spawn("signals", move || {
-        for _ in signals.forever() {
+        while signals.wait().is_some() {
             let _ = ending.remove(&held);
         }
     })?;
     let mut stdout = io::stdout();
     writeln!(stdout, "{READY}").and_then(|()| stdout.flush())?;
     // Who reads the output of who started this is not to wait for this one's end.
-    rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
+    process::silence()?;
 
     server.wait_empty();
     drop(taken);

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use cabana_builder::{Flavour, Options, build_image};
+use cabana_os::signals::{HANGUP, INTERRUPT, Signals, TERMINATE};
 use cabana_store::{Kind, Listing, Store};
 use serde::Serialize;
 use serde_json::json;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::args::{ImageArgs, ImageVerb};
 use crate::machines::print;
@@ -37,9 +38,13 @@ pub(crate) fn image(args: ImageArgs) -> Result<u8, Failure> {
 fn build(store: &Store, flavour: &str, rebuild: bool, json: bool) -> Result<(), Failure> {
     let flavour = Flavour::find(flavour)?;
     let options = Options { rebuild, ..Options::default() };
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, options.cancel.clone())?;
-    }
+    let (mut signals, cancel) =
+        (Signals::new(&[HANGUP, INTERRUPT, TERMINATE])?, options.cancel.clone());
+    thread::spawn(move || {
+        while signals.wait().is_some() {
+            cancel.store(true, Ordering::SeqCst);
+        }
+    });
     // One line that changes on a terminal, and a line for each step elsewhere.
     let terminal = io::stderr().is_terminal();
     let mut step = None;

@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -12,9 +11,10 @@ use cabana_api::{
     BackgroundStatus, Bytes, Call, CommandSpec, MachineEvent, MachineSpec, MachineState,
     MachineStatus, Named, Outcome, ProcessEvent, ShareSpec, TtySize,
 };
+use cabana_os::LocalStream;
+use cabana_os::signals::{HANGUP, PIPE, QUIT, WINDOW};
 use cabana_serve::{Asker, Client, ClientError, Incoming, Place, PlaceError};
 use serde_json::json;
-use signal_hook::consts::{SIGHUP, SIGQUIT, SIGWINCH};
 
 use crate::Failure;
 use crate::args::{AttachArgs, ExecArgs, NamedArgs, PsArgs, ShellArgs, UpArgs};
@@ -30,9 +30,7 @@ const SHELL: &str = "command -v bash >/dev/null && exec bash -l; exec sh -l";
 /// Input goes in pieces of this size, the next when the last was taken.
 const PIECE: usize = 64 << 10;
 
-const SIGPIPE: i32 = 13;
-
-pub(crate) type Conversation = Client<UnixStream, UnixStream>;
+pub(crate) type Conversation = Client<LocalStream, LocalStream>;
 
 pub(crate) fn up(args: &UpArgs) -> Result<u8, Failure> {
     let place = Place::open()?;
@@ -151,7 +149,7 @@ fn background(place: &Place, machine: &str, json: bool) -> Result<u8, Failure> {
 }
 
 pub(crate) fn exec(args: ExecArgs) -> Result<u8, Failure> {
-    if args.tty && !terminal::is_terminal(io::stdin()) {
+    if args.tty && !terminal::is_terminal(&io::stdin()) {
         return Err(Failure::new("standard input is no terminal; leave -t out"));
     }
     let text = |word: std::ffi::OsString| {
@@ -177,7 +175,7 @@ pub(crate) fn exec(args: ExecArgs) -> Result<u8, Failure> {
         tty: args.tty.then_some(TtySize { rows: size.rows, cols: size.cols }),
         stdin: args.tty
             || args.interactive
-            || (!args.detach && !terminal::is_terminal(io::stdin())),
+            || (!args.detach && !terminal::is_terminal(&io::stdin())),
         session: args.session,
         background: args.detach,
         ..CommandSpec::default()
@@ -227,7 +225,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
 }
 
 pub(crate) fn shell(args: ShellArgs) -> Result<u8, Failure> {
-    let tty = terminal::is_terminal(io::stdin());
+    let tty = terminal::is_terminal(&io::stdin());
     exec(ExecArgs {
         name: args.name,
         session: args.session,
@@ -319,13 +317,13 @@ fn run_in(name: &str, call: Call, streams: Streams) -> Result<u8, Failure> {
     let asker = client.asker();
     signals.attach(move |signal| {
         let asked = match signal {
-            SIGWINCH if tty => {
+            WINDOW if tty => {
                 let size = terminal::size();
                 let size = TtySize { rows: size.rows, cols: size.cols };
                 asker.ask(Call::Resize { process, size })
             }
-            SIGWINCH => return,
-            SIGQUIT | SIGHUP if leaves => asker.ask(Call::Detach { process }),
+            WINDOW => return,
+            QUIT | HANGUP if leaves => asker.ask(Call::Detach { process }),
             signal => asker.ask(Call::Signal { process, signal }),
         };
         // A holder that is gone is told of by what it no longer says.
@@ -344,7 +342,7 @@ fn run_in(name: &str, call: Call, streams: Streams) -> Result<u8, Failure> {
 }
 
 /// Passes standard input on, a piece when the last has been taken.
-fn feed(process: u64, asker: &Asker<UnixStream>, answers: &Receiver<(u64, Outcome)>) {
+fn feed(process: u64, asker: &Asker<LocalStream>, answers: &Receiver<(u64, Outcome)>) {
     let mut buffer = vec![0; PIECE];
     let mut stdin = io::stdin();
     loop {
@@ -399,7 +397,7 @@ fn pump(
         };
         if written.is_err() {
             // Nobody reads any more; the command learns of it as it would here.
-            let _ = asker.ask(Call::Signal { process, signal: SIGPIPE });
+            let _ = asker.ask(Call::Signal { process, signal: PIPE });
         }
     }
 }

@@ -119,17 +119,19 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// The proxies that `--proxy` means.
+/// The proxies that `--proxy` means; what runs their script is started.
 pub(crate) fn proxies(word: &str) -> Result<Proxies, Failure> {
-    match word {
-        "none" => Ok(Proxies::default()),
+    let mut proxies = match word {
+        "none" => Proxies::default(),
         "env" => {
             let variables = proxies::environment();
             let find = |name: &str| variables.iter().find(|(own, _)| own == name);
-            Ok(Proxies::from_environment(|name| find(name).map(|(_, value)| value.clone()))?)
+            Proxies::from_environment(|name| find(name).map(|(_, value)| value.clone()))?
         }
-        url => Ok(Proxies::only(url)?),
-    }
+        url => Proxies::only(url)?,
+    };
+    proxies.start_interpreter()?;
+    Ok(proxies)
 }
 
 /// The secrets of `--secret`.

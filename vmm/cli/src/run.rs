@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use cabana_journal::{Home, journals};
+use cabana_os::signals::{PIPE, TERMINATE, WINDOW};
 use cabana_sandbox::egress::{Secret, Trust};
 use cabana_sandbox::{
-    Command, Error, Machine, MachineConfig, NetworkConfig, Process, ProcessEvent, ProcessInput,
-    RestoreConfig, Scratch, Share, ShareJournal, Timeline,
+    Command, Error, KERNEL_FILE, Machine, MachineConfig, NetworkConfig, Process, ProcessEvent,
+    ProcessInput, RestoreConfig, Scratch, Share, ShareJournal, Timeline,
 };
 use cabana_store::{Kind, Store};
-use signal_hook::consts::SIGWINCH;
 
 use crate::args::RunArgs;
 use crate::signals::Forwarder;
@@ -25,8 +24,6 @@ use crate::trace::{self, Start};
 use crate::units::ShareArg;
 use crate::{Failure, TIMED_OUT, policy, snapshot};
 
-const SIGPIPE: i32 = 13;
-const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 /// What a command gets between SIGTERM and SIGKILL, and a machine between that and its end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -50,7 +47,7 @@ enum Origin {
 
 fn run_in(args: RunArgs, started: Start, keep: Option<&Path>) -> Result<u8, Failure> {
     let tty = args.tty;
-    if tty && !terminal::is_terminal(io::stdin()) {
+    if tty && !terminal::is_terminal(&io::stdin()) {
         return Err(Failure::new("standard input is no terminal; leave -t out"));
     }
     // Without more, large shared folders work all the same, with less kept in mind.
@@ -94,8 +91,8 @@ fn run_in(args: RunArgs, started: Start, keep: Option<&Path>) -> Result<u8, Fail
     let mut process = machine.exec(&command)?;
     let input = process.input();
     signals.attach(move |signal| match signal {
-        SIGWINCH if tty => input.resize(terminal::size()),
-        SIGWINCH => {}
+        WINDOW if tty => input.resize(terminal::size()),
+        WINDOW => {}
         signal => input.signal(signal),
     });
     if let Some(expiry) = &expiry {
@@ -159,7 +156,7 @@ fn pump(process: &mut Process, timeline: &Timeline) -> Result<u8, Error> {
         }
         if written.is_err() {
             // Nobody reads any more; the command learns of it as it would here.
-            input.signal(SIGPIPE);
+            input.signal(PIPE);
         }
     }
 }
@@ -188,13 +185,13 @@ type Variable = (Vec<u8>, Vec<u8>);
 pub(crate) fn environment(words: &[OsString]) -> Result<Vec<Variable>, Failure> {
     let mut variables = Vec::new();
     for variable in words {
-        let bytes = variable.clone().into_vec();
+        let bytes = variable.clone().into_encoded_bytes();
         match bytes.iter().position(|byte| *byte == b'=') {
             Some(0) => return Err(Failure::new("--env wants a name before the equals sign")),
             Some(at) => variables.push((bytes[..at].to_vec(), bytes[at + 1..].to_vec())),
             None => {
                 if let Some(value) = std::env::var_os(variable) {
-                    variables.push((bytes, value.into_vec()));
+                    variables.push((bytes, value.into_encoded_bytes()));
                 }
             }
         }
@@ -203,15 +200,15 @@ pub(crate) fn environment(words: &[OsString]) -> Result<Vec<Variable>, Failure> 
 }
 
 fn command(args: &RunArgs) -> Result<Command, Failure> {
-    let argv = args.command.iter().map(|word| word.clone().into_vec());
+    let argv = args.command.iter().map(|word| word.clone().into_encoded_bytes());
     let mut command = Command::new(argv);
     command.env = environment(&args.env)?;
-    command.cwd = args.workdir.clone().map(OsString::into_vec);
+    command.cwd = args.workdir.clone().map(OsString::into_encoded_bytes);
     if args.tty {
         command.tty = Some(terminal::size());
         command.term = std::env::var("TERM").ok();
     }
-    command.stdin = args.interactive || !terminal::is_terminal(io::stdin());
+    command.stdin = args.interactive || !terminal::is_terminal(&io::stdin());
     Ok(command)
 }
 
@@ -244,7 +241,7 @@ fn config(
     let agent = store.find(Kind::Agent, DEFAULT)?.file("agent.cpio")?;
     let kernel = match &args.kernel {
         Some(kernel) => kernel.clone(),
-        None => store.find(Kind::Kernel, DEFAULT)?.file("vmlinux")?,
+        None => store.find(Kind::Kernel, DEFAULT)?.file(KERNEL_FILE)?,
     };
     let template = image.file(cabana_builder::SCRATCH)?;
     let scratch = match &args.disk {
@@ -326,7 +323,8 @@ fn same_path(host: &std::path::Path) -> Option<String> {
             part => clean.push(part),
         }
     }
-    clean.into_os_string().into_string().ok()
+    // None of Windows' paths is one.
+    clean.into_os_string().into_string().ok().filter(|path| path.starts_with('/'))
 }
 
 /// Ends what runs when its time is over.
@@ -347,7 +345,7 @@ impl Expiry {
         let watch = move || {
             thread::sleep(limit);
             watched.passed.store(true, Ordering::SeqCst);
-            for signal in [SIGTERM, SIGKILL] {
+            for signal in [TERMINATE, SIGKILL] {
                 match &*watched.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
                     Some(input) => input.signal(signal),
                     None => break,

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{self, Path, PathBuf};
 
 use cabana_api::{Call, CopySpec, Outcome, SessionLimits, SessionSpec, SessionStatus};
+use cabana_os::tree::path_bytes;
 use cabana_serve::{ClientError, Place};
 use serde_json::json;
 
@@ -12,6 +13,7 @@ use crate::args::{
     CopyArgs, ForwardArgs, LimitArgs, SessionArgs, SessionMakeArgs, SessionNamedArgs, SessionVerb,
 };
 use crate::machines::{connect, named, print, table};
+use crate::units::split_path;
 use crate::{Failure, machines};
 
 pub(crate) fn session(args: SessionArgs) -> Result<u8, Failure> {
@@ -123,7 +125,7 @@ pub(crate) fn copy(args: CopyArgs) -> Result<u8, Failure> {
 
 /// `MACHINE:PATH` is in a guest; with a slash before the colon it is a path of the host's, as for `scp`.
 fn side(text: &str) -> Side {
-    match text.split_once(':') {
+    match split_path(text) {
         Some((machine, path)) if !machine.contains('/') && !machine.is_empty() => {
             Side::Guest { machine: machine.to_owned(), path: path.to_owned() }
         }
@@ -133,7 +135,7 @@ fn side(text: &str) -> Side {
 
 /// The holder has a folder of its own. A slash at the end says something.
 fn absolute(host: &Path) -> Result<PathBuf, Failure> {
-    let slash = host.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let slash = path_bytes(host).ends_with(b"/");
     let absolute = path::absolute(host)?;
     Ok(if slash { absolute.join("") } else { absolute })
 }
@@ -231,8 +233,11 @@ mod tests {
 
     #[test]
     fn a_slash_at_the_end_stays() {
-        let text = |path: &str| absolute(Path::new(path)).unwrap().to_string_lossy().into_owned();
-        assert_eq!((text("/a/b"), text("/a/b/")), ("/a/b".to_owned(), "/a/b/".to_owned()));
+        let bytes = |path: &str| path_bytes(&absolute(Path::new(path)).unwrap()).into_owned();
+        // A drive's, on Windows.
+        let root = bytes("/");
+        assert_eq!(bytes("/a/b"), [&root[..], b"a/b"].concat());
+        assert_eq!(bytes("/a/b/"), [&root[..], b"a/b/"].concat());
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
-use signal_hook::iterator::Signals;
+use cabana_os::signals::{HANGUP, INTERRUPT, QUIT, Signals, TERMINATE, USER1, USER2, WINDOW};
 
 use crate::Failure;
 
-const FORWARDED: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
+const FORWARDED: [i32; 7] = [HANGUP, INTERRUPT, QUIT, TERMINATE, USER1, USER2, WINDOW];
 
 /// Takes signals from its creation on. Until the command runs, the first one ends `cabana`.
 pub(crate) struct Forwarder {
@@ -21,11 +20,11 @@ type Target = Option<Box<dyn Fn(i32) + Send>>;
 impl Forwarder {
     pub(crate) fn start() -> Result<Self, Failure> {
         let target = Arc::new(Mutex::new(Target::None));
-        let mut signals = Signals::new(FORWARDED)?;
+        let mut signals = Signals::new(&FORWARDED)?;
         let shared = Arc::clone(&target);
         thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(
             move || {
-                for signal in signals.forever() {
+                while let Some(signal) = signals.wait() {
                     forward(signal, &shared.lock().unwrap_or_else(PoisonError::into_inner));
                 }
             },
@@ -43,7 +42,7 @@ impl Forwarder {
 fn forward(signal: i32, target: &Target) {
     match (target, signal) {
         (Some(deliver), signal) => deliver(signal),
-        (None, SIGWINCH) => {}
+        (None, WINDOW) => {}
         // Nothing runs yet, and nothing of the machine outlives this process.
         (None, signal) => std::process::exit(128 + signal),
     }

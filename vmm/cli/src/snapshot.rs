@@ -1,12 +1,12 @@
 //! `cabana snapshot`: machines kept in files, to start from.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cabana_snapshot::Snapshot;
+use cabana_os::file::allocated;
+use cabana_snapshot::{Snapshot, Touched};
 use cabana_store::{Bytes, Store};
 use serde::Serialize;
 use serde_json::json;
@@ -65,7 +65,7 @@ struct Entry {
 impl Entry {
     fn of(path: PathBuf) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let size = path.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        let size = File::open(&path).and_then(|file| allocated(&file)).unwrap_or(0);
         let entry = Self { name, path, size, made_at: None, made_by: None, broken: None };
         match Snapshot::open(&entry.path) {
             Ok(snapshot) => Self {
@@ -122,6 +122,7 @@ fn ago(seconds: u64) -> String {
 fn remove(name: &str, json: bool) -> Result<u8, Failure> {
     let path = locate(name)?;
     fs::remove_file(&path)
+        .and_then(|()| Touched::remove(&path))
         .map_err(|error| Failure::new(format!("cannot remove {}: {error}", path.display())))?;
     if json {
         print(&json!({ "snapshot": name, "removed": true }))?;

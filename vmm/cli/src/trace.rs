@@ -23,8 +23,7 @@ pub(crate) struct Start(Duration);
 impl Start {
     /// To be called first of all.
     pub(crate) fn now() -> Self {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        Self(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+        Self(cabana_os::process::monotonic())
     }
 
     pub(crate) fn mark(self, timeline: &Timeline) {

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use cabana_journal::Limits;
@@ -63,7 +63,7 @@ pub(crate) fn share(text: &str) -> Result<ShareArg, String> {
     if read_only && journal.is_some() {
         return Err("a read-only folder needs no journal".to_owned());
     }
-    let (host, guest) = match rest.split_once(':') {
+    let (host, guest) = match split_path(rest) {
         Some((host, guest)) => (host, Some(guest)),
         None => (rest, None),
     };
@@ -76,6 +76,16 @@ pub(crate) fn share(text: &str) -> Result<ShareArg, String> {
         return Err(format!("{guest} is not an absolute path in the guest"));
     }
     Ok(ShareArg { host: host.into(), guest: guest.map(str::to_owned), read_only, journal })
+}
+
+/// What stands before and behind the first colon that belongs to no drive's letter, as Windows' paths begin with.
+pub(crate) fn split_path(text: &str) -> Option<(&str, &str)> {
+    let drive = match Path::new(text).components().next() {
+        Some(Component::Prefix(prefix)) => prefix.as_os_str().len(),
+        _ => 0,
+    };
+    let (before, behind) = text.get(drive..)?.split_once(':')?;
+    Some((&text[..drive + before.len()], behind))
 }
 
 /// What stands before `:journal[=SIZE]`, and the size, if that is there.
@@ -229,15 +239,38 @@ mod tests {
     fn shares() {
         let parsed = |text| share(text).map(|share| (share.host, share.guest, share.read_only));
         assert_eq!(parsed("."), Ok((".".into(), None, false)));
+        assert_eq!(parsed("ab:/b"), Ok(("ab".into(), Some("/b".into()), false)));
+        assert_eq!(parsed("ab:/b:ro"), Ok(("ab".into(), Some("/b".into()), true)));
+        assert_eq!(parsed("ab:ro"), Ok(("ab".into(), None, true)));
+        assert_eq!(share("ab:ro").unwrap().journal, None);
+        assert_eq!(share("ab:journal").unwrap().journal, Some(Limits::default().bytes));
+        let sized = share("ab:/b:journal=2G").unwrap();
+        assert_eq!((sized.guest.as_deref(), sized.journal), (Some("/b"), Some(2 << 30)));
+        for bad in ["", ":/b", "ab:b", "ab:/b:c", "ab:journal:ro", "ab:journal=x", "ab:journal=:/b"]
+        {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_of_one_letter_is_no_drive() {
+        let parsed = |text| share(text).map(|share| (share.host, share.guest, share.read_only));
         assert_eq!(parsed("a:/b"), Ok(("a".into(), Some("/b".into()), false)));
         assert_eq!(parsed("a:/b:ro"), Ok(("a".into(), Some("/b".into()), true)));
         assert_eq!(parsed("a:ro"), Ok(("a".into(), None, true)));
-        assert_eq!(share("a:ro").unwrap().journal, None);
-        assert_eq!(share("a:journal").unwrap().journal, Some(Limits::default().bytes));
-        let sized = share("a:/b:journal=2G").unwrap();
-        assert_eq!((sized.guest.as_deref(), sized.journal), (Some("/b"), Some(2 << 30)));
-        for bad in ["", ":/b", "a:b", "a:/b:c", "a:journal:ro", "a:journal=x", "a:journal=:/b"] {
+        for bad in ["a:b", "a:/b:c", "a:journal:ro", "a:journal=x", "a:journal=:/b"] {
             assert!(share(bad).is_err(), "{bad}");
         }
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn a_drive_is_part_of_its_path() {
+        let parsed = |text| share(text).map(|share| (share.host, share.guest, share.read_only));
+        assert_eq!(parsed(r"C:\a:/b:ro"), Ok((r"C:\a".into(), Some("/b".into()), true)));
+        assert_eq!(parsed(r"C:\a"), Ok((r"C:\a".into(), None, false)));
+        assert_eq!(split_path(r"C:\a"), None);
+        assert_eq!(split_path("work:/b"), Some(("work", "/b")));
     }
 }

@@ -1,6 +1,5 @@
 //! What an engine is told, and how it finds its worker.
 
-use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -13,7 +12,7 @@ use crate::Error;
 #[derive(Clone, Debug, Default)]
 pub struct EngineConfig {
     /// The store of kernels, agents and images; absent: `$CABANA_HOME`, else `$XDG_CACHE_HOME/cabana`, else
-    /// `~/.cache/cabana`.
+    /// `~/.cache/cabana`, or on Windows `%LOCALAPPDATA%/cabana`.
     pub home: Option<PathBuf>,
     /// Where machines live.
     pub worker: WorkerKind,
@@ -54,9 +53,9 @@ impl WorkerKind {
     pub(crate) fn command(&self) -> Result<Option<Command>, Error> {
         let program = match self {
             Self::InProcess => return Ok(None),
-            // Stays the same program when its file is replaced by a newer one.
             Self::ThisProgram => {
-                let mut command = Command::new("/proc/self/exe");
+                let own = process::own_program().map_err(Error::host("this program's path"))?;
+                let mut command = Command::new(own);
                 command.arg("worker");
                 return Ok(Some(command));
             }
@@ -73,17 +72,7 @@ impl WorkerKind {
 }
 
 fn find() -> Result<PathBuf, Error> {
-    if let Some(program) = env::var_os("CABANA_WORKER") {
-        return Ok(program.into());
-    }
-    let mut folders = Vec::new();
-    for file in [process::library_path(), env::current_exe().ok()].into_iter().flatten() {
-        folders.extend(file.parent().map(PathBuf::from));
-    }
-    folders.extend(env::var_os("PATH").iter().flat_map(env::split_paths));
-    let candidates =
-        folders.iter().flat_map(|folder| ["cabana-worker", "cabana"].map(|name| folder.join(name)));
-    candidates.into_iter().find(|program| program.is_file()).ok_or_else(|| {
+    process::find_program("CABANA_WORKER", &["cabana-worker", "cabana"]).ok_or_else(|| {
         Error::NoWorker(
             "there is no `cabana-worker` or `cabana` beside this program or on $PATH; install one, or \
              name it in $CABANA_WORKER"

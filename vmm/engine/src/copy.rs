@@ -5,15 +5,13 @@
 //! paths, kinds and permissions are checked.
 
 use std::ffi::CString;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cabana_api::Copied;
-use cabana_os::tree::{self, InodeKind};
+use cabana_os::tree::{self, Handle, InodeKind};
 use cabana_protocol::{Entry, ProtocolError};
 use cabana_sandbox::{Pull, Pulled, Push};
 
@@ -26,7 +24,7 @@ const PERMISSIONS: u32 = 0o777;
 #[derive(Debug)]
 pub(crate) enum Source {
     File(PathBuf, File),
-    Folder(PathBuf, OwnedFd),
+    Folder(PathBuf, Handle),
 }
 
 impl Source {
@@ -36,7 +34,7 @@ impl Source {
         let metadata = host.metadata().map_err(failed)?;
         let failed = open_failed("the source", host);
         let source = if metadata.is_dir() {
-            Self::Folder(host.to_owned(), tree::open_folder(host).map_err(failed)?)
+            Self::Folder(host.to_owned(), Handle::of_directory(host).map_err(failed)?)
         } else if metadata.is_file() {
             Self::File(host.to_owned(), File::open(host).map_err(failed)?)
         } else {
@@ -69,15 +67,15 @@ pub(crate) fn send(source: &Source, mut push: Push) -> Result<Copied, Error> {
 fn send_folder(
     push: &mut Push,
     root: &Path,
-    handle: &OwnedFd,
+    handle: &Handle,
     copied: &mut Copied,
 ) -> Result<(), Error> {
     let mut waiting = vec![PathBuf::new()];
     while let Some(path) = waiting.pop() {
         let full = root.join(&path);
-        let read = || -> io::Result<(OwnedFd, u32, Vec<CString>)> {
-            let folder = tree::open_beneath(handle, &path)?;
-            let (mode, names) = (tree::stat(&folder)?.mode, tree::names(&folder)?);
+        let read = || -> io::Result<(Handle, u32, Vec<CString>)> {
+            let folder = handle.beneath(&path)?;
+            let (mode, names) = (folder.stat()?.mode, tree::names(&folder)?);
             Ok((folder, mode, names))
         };
         let (folder, mode, names) = read().map_err(open_failed("the folder", &full))?;
@@ -85,7 +83,7 @@ fn send_folder(
         push.entry(&entry, &mut io::empty())?;
         copied.entries += 1;
         for name in names {
-            let entry = tree::Entry { directory: folder.as_fd(), name: &name };
+            let entry = tree::Entry { directory: &folder, name: &name };
             let path = path.join(tree::path_from_bytes(name.as_bytes()));
             let full = root.join(&path);
             let stat = entry.stat().map_err(open_failed("the entry", &full))?;
@@ -96,8 +94,8 @@ fn send_folder(
                     send_file(push, &path, &full, &file, copied)?;
                 }
                 Some(InodeKind::Symlink) => {
-                    let says = entry.handle().and_then(tree::link_target);
-                    let target = says.map_err(open_failed("the link", &full))?.into_bytes();
+                    let says = entry.handle().and_then(|link| link.read_link());
+                    let target = says.map_err(open_failed("the link", &full))?;
                     let entry = Entry::Link { path: bytes(&path), target };
                     push.entry(&entry, &mut io::empty())?;
                     copied.entries += 1;
@@ -139,9 +137,9 @@ fn send_file(
     file: &File,
     copied: &mut Copied,
 ) -> Result<(), Error> {
-    let metadata = file.metadata().map_err(open_failed("the file", full))?;
-    let modified_ns = metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec();
-    let mode = metadata.mode() & PERMISSIONS;
+    let stat = tree::stat(file).map_err(open_failed("the file", full))?;
+    let modified_ns = stat.modified.nanoseconds() as i64;
+    let mode = stat.mode & PERMISSIONS;
     let mut reader = Noting { file, bytes: 0, failed: None };
     let sent = push.entry(&Entry::File { path: bytes(path), mode, modified_ns }, &mut reader);
     if let Some(source) = reader.failed {
@@ -157,7 +155,7 @@ fn send_file(
 #[derive(Debug)]
 pub(crate) struct Target {
     /// The folder that it stands in.
-    parent: OwnedFd,
+    parent: Handle,
     /// Its name there.
     name: PathBuf,
     /// All of its path, for people.
@@ -181,7 +179,7 @@ impl Target {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let parent = tree::open_folder(folder).map_err(open_failed("the folder", folder))?;
+        let parent = Handle::of_directory(folder).map_err(open_failed("the folder", folder))?;
         Ok(Self { parent, name, full })
     }
 
@@ -204,9 +202,9 @@ impl Target {
             if path.as_os_str().is_empty() { self.name.clone() } else { self.name.join(&path) };
         let done = || -> io::Result<T> {
             let folder = below.parent().unwrap_or(Path::new(""));
-            let folder = tree::open_beneath(&self.parent, folder)?;
+            let folder = self.parent.beneath(folder)?;
             let name = tree::c_name(&below)?;
-            work(&tree::Entry { directory: folder.as_fd(), name: &name })
+            work(&tree::Entry { directory: &folder, name: &name })
         };
         let full = self.full.parent().unwrap_or(Path::new("")).join(&below);
         done().map_err(|source| Error::Write { path: full, source })
@@ -244,7 +242,7 @@ pub(crate) fn receive(target: &Target, mut pull: Pull) -> Result<Copied, Error> 
                 let made = target.at(&path, |entry| {
                     make_room(entry)?;
                     let made = entry.create()?;
-                    made.set_permissions(Permissions::from_mode(mode & PERMISSIONS))?;
+                    tree::set_permissions(&made, mode & PERMISSIONS)?;
                     Ok(made)
                 })?;
                 file = Some((made, modified_ns, path));
@@ -265,7 +263,7 @@ pub(crate) fn receive(target: &Target, mut pull: Pull) -> Result<Copied, Error> 
             }
             Entry::Link { path, target: says } => target.at(&path, |entry| {
                 make_room(entry)?;
-                entry.make_link(&tree::path_from_bytes(&says))
+                entry.make_link(&CString::new(says.clone())?)
             })?,
             Entry::End => {}
         }
@@ -311,7 +309,7 @@ fn time(ns: i64) -> SystemTime {
 }
 
 fn bytes(path: &Path) -> Vec<u8> {
-    tree::path_bytes(path).to_vec()
+    tree::path_bytes(path).into_owned()
 }
 
 fn open_failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {

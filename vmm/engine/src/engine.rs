@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cabana_api::MachineSpec;
+use cabana_sandbox::KERNEL_FILE;
 use cabana_store::{Kind, Store};
 
 use crate::machine::{Inner, Machine};
@@ -94,7 +95,7 @@ impl House {
         let image = store.find(Kind::Image, &spec.image)?;
         let kernel = match &spec.kernel {
             Some(kernel) => kernel.clone(),
-            None => store.find(Kind::Kernel, DEFAULT)?.file("vmlinux")?,
+            None => store.find(Kind::Kernel, DEFAULT)?.file(KERNEL_FILE)?,
         };
         Ok(Artifacts {
             kernel,

@@ -2,20 +2,15 @@
 //! have one.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use cabana_api::{MachineSpec, ShareSpec};
+use cabana_os::{AsHandle, BorrowedHandle, OwnedHandle, file};
 use cabana_sandbox::journal::{Home, JournalError, journals};
 use cabana_worker::link::Role;
 
 use crate::Error;
 use crate::worker::Handles;
-
-/// `O_DIRECTORY`: opening anything else fails at once.
-const DIRECTORY: i32 = 0o200_000;
 
 /// By their names in the file server.
 #[derive(Debug, Default)]
@@ -33,15 +28,15 @@ struct Folder {
 /// A folder, open for a worker.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    folder: OwnedFd,
+    folder: OwnedHandle,
     journal: Option<Journal>,
 }
 
 #[derive(Debug)]
 struct Journal {
     bytes: u64,
-    folder: OwnedFd,
-    kept: OwnedFd,
+    folder: OwnedHandle,
+    kept: OwnedHandle,
 }
 
 impl Folders {
@@ -128,9 +123,9 @@ impl Opened {
     }
 
     /// What goes with a request to show it, in the order of the link.
-    pub(crate) fn handles(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn handles(&self) -> Vec<BorrowedHandle<'_>> {
         let journal = self.journal.iter().flat_map(|journal| [&journal.folder, &journal.kept]);
-        std::iter::once(&self.folder).chain(journal).map(AsFd::as_fd).collect()
+        std::iter::once(&self.folder).chain(journal).map(AsHandle::as_handle).collect()
     }
 
     /// Gathers the same for a machine's start.
@@ -148,7 +143,7 @@ impl Opened {
 }
 
 /// The folder of all journals, made when missing.
-pub(crate) fn all_journals() -> Result<OwnedFd, Error> {
+pub(crate) fn all_journals() -> Result<OwnedHandle, Error> {
     let path = journals();
     let what = "the folder of journals";
     std::fs::create_dir_all(&path).map_err(|source| Error::Open {
@@ -192,8 +187,8 @@ fn is_below<'a>(path: &Path, folders: impl IntoIterator<Item = &'a PathBuf>) -> 
     folders.any(|folder| folder.canonicalize().is_ok_and(|folder| path.starts_with(folder)))
 }
 
-pub(crate) fn open_folder(path: &Path) -> Result<OwnedFd, Error> {
-    let opened = OpenOptions::new().read(true).custom_flags(DIRECTORY).open(path);
+pub(crate) fn open_folder(path: &Path) -> Result<OwnedHandle, Error> {
     let what = "the shared folder";
+    let opened = file::open_folder(path);
     Ok(opened.map_err(|source| Error::Open { what, path: path.to_owned(), source })?.into())
 }

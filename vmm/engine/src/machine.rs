@@ -1,7 +1,6 @@
 //! A machine over all of its lives.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use cabana_api::{
     CommandSpec, MachineEvent, MachineSpec, MachineState, MachineStatus, NetworkEvent, NetworkWhat,
     ShareSpec,
 };
+use cabana_os::OwnedHandle;
 use cabana_protocol::Event;
 use cabana_sandbox::egress::{Asker, Protocol};
 use cabana_worker::link::{Fault, Progress, Request};
@@ -353,7 +353,7 @@ impl Machine {
     }
 
     /// Starts its network, if it is to have one.
-    fn start_network(&self) -> Result<Option<(Network, OwnedFd)>, Error> {
+    fn start_network(&self) -> Result<Option<(Network, OwnedHandle)>, Error> {
         let Some(spec) = &self.inner.spec.network else { return Ok(None) };
         let inner = Arc::downgrade(&self.inner);
         let tell = move |event: &MachineEvent| {

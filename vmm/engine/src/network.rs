@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cabana_api::{MachineEvent, NetworkSpec, NetworkStatus, PolicySpec, Remember};
-use cabana_os::{Packets, proxies};
+use cabana_os::{AsHandle, OwnedHandle, Packets, proxies};
 use cabana_protocol::{Exec, SessionCard};
 use cabana_sandbox::egress::{self, Answer, Asker, EgressPolicy, Secret, SessionPolicy, Trust};
 use cabana_sandbox::{Guest, MAX_SESSIONS, random_bytes, session_card, trusting};
@@ -28,8 +27,9 @@ const MTU: u16 = 65_520;
 /// What MTUs there can be.
 const MTUS: std::ops::RangeInclusive<u16> = 1280..=MTU;
 
-/// What of the engine's environment a network's worker is told beside proxies: whom this host trusts.
-const TRUST: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// What of the engine's environment a network's worker is told beside proxies: whom this host trusts, where the program is
+/// that runs scripts of proxies, and which time they have.
+const TOLD: [&str; 5] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "CABANA_PAC", "PATH", "TZ"];
 
 /// A network that runs.
 #[derive(Debug)]
@@ -120,13 +120,13 @@ impl Network {
         policies: &Policies,
         claim: impl Fn(Option<&str>, Asker) -> Option<String> + Send + Sync + 'static,
         tell: impl Fn(&MachineEvent) + Send + Sync + 'static,
-    ) -> Result<(Self, OwnedFd), Error> {
+    ) -> Result<(Self, OwnedHandle), Error> {
         let (serial, policy) = (policies.serial, policies.compile()?);
         let secrets = secrets(spec)?;
         let mtu = spec.mtu.unwrap_or(MTU);
-        let (card, ours) = Packets::pair().map_err(Error::host("a socket"))?;
+        let (card, ours) = Packets::handles().map_err(Error::host("a socket"))?;
         let mut handles = Handles::default();
-        handles.add(Role::Cable { mtu }, "the network's cable", OwnedFd::from(ours));
+        handles.add(Role::Cable { mtu }, "the network's cable", ours);
         handles.add_parent()?;
         for (role, path) in [(Role::Log, &spec.log), (Role::Capture, &spec.capture)] {
             if let Some(path) = path {
@@ -147,7 +147,7 @@ impl Network {
         let variable = |name: &&str| Some(((*name).to_owned(), env::var(name).ok()?));
         // The worker is confined before it could ask the system itself.
         let mut environment = proxies::environment();
-        environment.extend(TRUST.iter().filter_map(variable));
+        environment.extend(TOLD.iter().filter_map(variable));
         let worker = Worker::spawn(kind, &environment, hear)?;
         let begin = |call, handles: &[Handle]| Request::Network {
             call,
@@ -162,7 +162,7 @@ impl Network {
             }),
         };
         let Handles { list, open } = handles;
-        let open: Vec<_> = open.iter().map(AsFd::as_fd).collect();
+        let open: Vec<_> = open.iter().map(AsHandle::as_handle).collect();
         let begun = worker.call_with(|call| begin(call, &list), &open);
         // A worker that could not begin has said why; that it goes is no news.
         over.store(begun.is_err(), Ordering::Relaxed);
@@ -182,7 +182,7 @@ impl Network {
             roots,
             over,
         };
-        Ok((network, card.into()))
+        Ok((network, card))
     }
 
     /// The largest IP packet.

@@ -1,12 +1,11 @@
 //! A machine between one start and its end.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cabana_api::{MachineSpec, ShareSpec};
+use cabana_os::{LocalStream, OwnedHandle};
 use cabana_protocol::ShareMount;
 use cabana_sandbox::{Guest, Introduction, Stream, Timeline, machine_card};
 use cabana_worker::link::{self, Request, Role, Start, VERSION};
@@ -56,7 +55,7 @@ pub(crate) struct Use(Arc<Running>);
 /// A worker whose guest is not ready yet.
 pub(crate) struct Starting {
     pub(crate) worker: Arc<Worker>,
-    control: UnixStream,
+    control: LocalStream,
     introduction: Introduction,
     room: Room,
     folders: Folders,
@@ -69,7 +68,7 @@ impl Starting {
     pub(crate) fn begin(
         house: &House,
         spec: &MachineSpec,
-        network: Option<(Network, OwnedFd)>,
+        network: Option<(Network, OwnedHandle)>,
         tell: impl Fn(Told) + Send + 'static,
     ) -> Result<Self, Error> {
         let artifacts = house.artifacts(spec)?;
@@ -102,7 +101,7 @@ impl Starting {
             network
         });
         handles.add_parent()?;
-        let (control, theirs) = UnixStream::pair().map_err(Error::host("a socket"))?;
+        let (control, theirs) = LocalStream::pair().map_err(Error::host("a socket"))?;
         handles.add(Role::Control, "the control socket", theirs);
         let start = Start {
             version: VERSION,
@@ -236,7 +235,7 @@ impl Running {
         }
         // Without room for its memory it keeps it.
         let file = disk::for_memory(self.room.bytes, &self.room.folder).ok().flatten();
-        self.worker.call(|call| Request::Pause { call }, file.map(OwnedFd::from).as_ref())?;
+        self.worker.call(|call| Request::Pause { call }, file.map(OwnedHandle::from).as_ref())?;
         activity.suspended = true;
         Ok(true)
     }

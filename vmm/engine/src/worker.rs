@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use cabana_os::Channel;
+use cabana_os::{AsHandle, BorrowedHandle, Channel, LocalStream, OwnedHandle, process};
 use cabana_protocol::ProtocolError;
 use cabana_sandbox::egress::Event;
 use cabana_sandbox::{Duplex, Link, Stream};
@@ -76,11 +74,11 @@ impl Worker {
     pub(crate) fn start(
         kind: &WorkerKind,
         start: Start,
-        handles: &[OwnedFd],
+        handles: &[OwnedHandle],
         tell: impl Fn(Told) + Send + 'static,
     ) -> Result<Self, Error> {
         let worker = Self::spawn(kind, &[], tell)?;
-        let handles: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
+        let handles: Vec<_> = handles.iter().map(AsHandle::as_handle).collect();
         let request = Request::Start(Box::new(start));
         // A worker that is gone already is told of by the thread that listens.
         let _ = link::send(&worker.remote.channel, &request, &handles);
@@ -101,14 +99,20 @@ impl Worker {
             }
             Some(mut command) => {
                 let program = command.get_program().to_owned();
-                command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-                command.env_clear().current_dir("/");
+                process::bare(&mut command);
+                command
+                    .stdin(OwnedHandle::from(theirs))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
                 command.envs(environment.iter().map(|(name, value)| (name, value)));
-                Some(command.spawn().map_err(|source| Error::Open {
+                let child = command.spawn().map_err(|source| Error::Open {
                     what: "the worker",
                     path: program.into(),
                     source,
-                })?)
+                })?;
+                let tied = ours.set_peer(&child).and_then(|()| process::end_together(&child));
+                tied.map_err(Error::host("the worker"))?;
+                Some(child)
             }
         };
         let remote = Arc::new(Remote {
@@ -156,9 +160,9 @@ impl Worker {
     pub(crate) fn call(
         &self,
         request: impl FnOnce(u64) -> Request,
-        handle: Option<&OwnedFd>,
+        handle: Option<&OwnedHandle>,
     ) -> Result<String, Error> {
-        let handles: Vec<_> = handle.map(AsFd::as_fd).into_iter().collect();
+        let handles: Vec<_> = handle.map(AsHandle::as_handle).into_iter().collect();
         self.call_with(request, &handles)
     }
 
@@ -166,7 +170,7 @@ impl Worker {
     pub(crate) fn call_with(
         &self,
         request: impl FnOnce(u64) -> Request,
-        handles: &[BorrowedFd<'_>],
+        handles: &[BorrowedHandle<'_>],
     ) -> Result<String, Error> {
         let call = self.remote.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = mpsc::channel();
@@ -276,10 +280,10 @@ impl Remote {
 impl Link for Remote {
     fn connect(&self, port: u32) -> Result<Stream, cabana_sandbox::Error> {
         let host = |source| cabana_sandbox::Error::Host { what: "a socket", source };
-        let (ours, theirs) = UnixStream::pair().map_err(host)?;
+        let (ours, theirs) = LocalStream::pair().map_err(host)?;
         let conversation = self.next.fetch_add(1, Ordering::Relaxed);
         let request = Request::Connect { conversation, port };
-        if link::send(&self.channel, &request, &[theirs.as_fd()]).is_err() {
+        if link::send(&self.channel, &request, &[theirs.as_handle()]).is_err() {
             return Err(self.explain(ProtocolError::Closed));
         }
         let refusals = Arc::clone(&self.refusals);
@@ -336,7 +340,7 @@ impl Refusals {
 /// One stream to the guest, through the worker.
 #[derive(Debug)]
 struct Conversation {
-    socket: UnixStream,
+    socket: LocalStream,
     number: u64,
     refusals: Arc<Refusals>,
     /// Something has come.
@@ -376,8 +380,7 @@ fn error(fault: &Fault) -> cabana_sandbox::Error {
 }
 
 fn in_words(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.signal(), status.code()) {
+    match (process::signal_of(status), status.code()) {
         (Some(signal), _) => format!("signal {signal}"),
         (None, Some(code)) => format!("status {code}"),
         (None, None) => "for no known reason".to_owned(),
@@ -388,11 +391,16 @@ fn in_words(status: ExitStatus) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Handles {
     pub(crate) list: Vec<Handle>,
-    pub(crate) open: Vec<OwnedFd>,
+    pub(crate) open: Vec<OwnedHandle>,
 }
 
 impl Handles {
-    pub(crate) fn add(&mut self, role: Role, name: impl Into<String>, handle: impl Into<OwnedFd>) {
+    pub(crate) fn add(
+        &mut self,
+        role: Role,
+        name: impl Into<String>,
+        handle: impl Into<OwnedHandle>,
+    ) {
         self.list.push(Handle { role, name: name.into() });
         self.open.push(handle.into());
     }

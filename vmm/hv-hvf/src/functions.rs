@@ -34,9 +34,9 @@ pub struct Timebase {
     pub denom: u32,
 }
 
-/// Declares the table, and how it is filled.
+/// Declares the table of a processor's framework, and how it is filled.
 macro_rules! functions {
-    ($($name:ident($($argument:ty),*) -> $answer:ty;)*) => {
+    ($arch:literal; $($name:ident($($argument:ty),*) -> $answer:ty;)*) => {
         /// The functions of Hypervisor.framework that Cabana calls, and those of the system that belong to them, by
         /// Apple's names.
         #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ macro_rules! functions {
 
         impl Functions {
             /// Finds each function by its name; the name of the first that is missing.
-            #[cfg(target_os = "macos")]
+            #[cfg(all(target_os = "macos", target_arch = $arch))]
             #[allow(improper_ctypes_definitions, reason = "vectors are passed as C passes them")]
             fn find(find: impl Fn(*const std::ffi::c_char) -> *mut c_void) -> Result<Self, &'static str> {
                 Ok(Self {
@@ -72,6 +72,7 @@ macro_rules! functions {
 }
 
 functions! {
+    "aarch64";
     hv_vm_config_create() -> *mut c_void;
     hv_vm_config_get_max_ipa_size(*mut u32) -> i32;
     hv_vm_config_set_ipa_size(*mut c_void, u32) -> i32;
@@ -113,25 +114,27 @@ functions! {
 /// Where the framework is. It may be in no file, but in the system's shared cache.
 #[cfg(target_os = "macos")]
 const FRAMEWORK: &std::ffi::CStr = c"/System/Library/Frameworks/Hypervisor.framework/Hypervisor";
-/// What is said on a Mac without Apple silicon.
-pub(crate) const INTEL: &str = "backend for Intel Macs";
+
+/// The framework's library.
+#[cfg(target_os = "macos")]
+pub(crate) fn library() -> Result<*mut c_void, HvError> {
+    // SAFETY: a system library, which stays loaded for as long as the process lives.
+    let library = unsafe { libc::dlopen(FRAMEWORK.as_ptr(), libc::RTLD_LAZY) };
+    if library.is_null() {
+        return Err(HvError::Refused {
+            call: "dlopen(Hypervisor.framework)",
+            code: 0,
+            meaning: "the framework is not there",
+        });
+    }
+    Ok(library)
+}
 
 impl Functions {
     /// Those of this macOS.
-    #[cfg(target_os = "macos")]
+    #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
     pub fn load() -> Result<Self, HvError> {
-        if !cfg!(target_arch = "aarch64") {
-            return Err(HvError::Unsupported(INTEL));
-        }
-        // SAFETY: a system library, which stays loaded for as long as the process lives.
-        let library = unsafe { libc::dlopen(FRAMEWORK.as_ptr(), libc::RTLD_LAZY) };
-        if library.is_null() {
-            return Err(HvError::Refused {
-                call: "dlopen(Hypervisor.framework)",
-                code: 0,
-                meaning: "the framework is not there",
-            });
-        }
+        let library = library()?;
         // SAFETY: each name ends with a zero. What is not the framework's own is loaded with it.
         Self::find(|name| unsafe { libc::dlsym(library, name) }).map_err(HvError::Unsupported)
     }

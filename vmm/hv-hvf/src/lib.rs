@@ -1,4 +1,5 @@
-//! Apple's Hypervisor.framework (developer.apple.com/documentation/hypervisor), Apple silicon.
+//! Apple's Hypervisor.framework (developer.apple.com/documentation/hypervisor). On Intel Macs it is another one, with
+//! functions of its own: [`intel`]. The rest of this page is of Apple silicon's.
 //!
 //! The interrupt controller is the framework's `GICv3` (macOS 15), PSCI is ours. A process has one VM, and a thread has
 //! one vCPU. Guest memory comes in pages of 16 KiB, device memory is what is not mapped: an access to it ends in the
@@ -12,7 +13,9 @@
 // The hypervisor is called through pointers to C functions.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod functions;
+pub mod intel;
 mod memory;
 mod post;
 mod probe;
@@ -47,7 +50,7 @@ pub struct Hvf {
 
 impl Hvf {
     /// The framework of this macOS. Nothing is loaded yet.
-    #[cfg(target_os = "macos")]
+    #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
     pub fn new() -> Self {
         Self::over(Functions::load)
     }
@@ -67,7 +70,7 @@ impl Hvf {
     }
 }
 
-#[cfg(target_os = "macos")]
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
 impl Default for Hvf {
     fn default() -> Self {
         Self::new()

@@ -6,7 +6,7 @@ use cabana_hv::arm64::{Gic, trial};
 use cabana_hv::{HvError, Hypervisor, Probe, Verdict};
 
 use crate::Hvf;
-use crate::functions::{HV_DENIED, HV_NO_DEVICE, HV_UNSUPPORTED, INTEL};
+use crate::functions::{HV_DENIED, HV_NO_DEVICE, HV_UNSUPPORTED};
 
 /// Where the trial's interrupt controller stands; nobody looks at it.
 const TRIAL_GIC: Gic = Gic { distributor: 0x800_0000, redistributors: 0x80a_0000, lines: 32 };
@@ -27,19 +27,17 @@ pub(crate) fn probe(hvf: &Hvf) -> Probe {
         quirks: Vec::new(),
     };
     found.verdict = match hvf.functions() {
-        Err(error) => cannot_load(&error),
+        Err(error) => cannot_load(&error, NEWER),
         Ok(_) => run(hvf, &mut found).unwrap_or_else(|error| refused(&error)),
     };
     found
 }
 
-fn cannot_load(error: &HvError) -> Verdict {
+/// Why the functions cannot be had; `newer` says which macOS has all.
+pub(crate) fn cannot_load(error: &HvError, newer: &str) -> Verdict {
     match error {
-        HvError::Unsupported(INTEL) => {
-            Verdict::NoDevice { why: format!("there is no {INTEL} yet") }
-        }
         HvError::Unsupported(function) => {
-            Verdict::TooOld { why: format!("this macOS has no {function}: {NEWER}") }
+            Verdict::TooOld { why: format!("this macOS has no {function}: {newer}") }
         }
         HvError::Refused { call, .. } if call.starts_with("dlopen") => {
             Verdict::NoDevice { why: "this system has no Hypervisor.framework".to_owned() }
@@ -48,7 +46,7 @@ fn cannot_load(error: &HvError) -> Verdict {
     }
 }
 
-fn refused(error: &HvError) -> Verdict {
+pub(crate) fn refused(error: &HvError) -> Verdict {
     let HvError::Refused { code, .. } = error else {
         return Verdict::Broken { why: error.to_string() };
     };
@@ -87,7 +85,5 @@ mod tests {
         let probe = Hvf::over(|| Err(HvError::Unsupported("hv_gic_create"))).probe();
         let Verdict::TooOld { why } = &probe.verdict else { panic!("{probe:?}") };
         assert_eq!(why, "this macOS has no hv_gic_create: macOS 15 or later has it");
-        let probe = Hvf::over(|| Err(HvError::Unsupported(INTEL))).probe();
-        assert_eq!(probe.verdict.why(), Some("there is no backend for Intel Macs yet"));
     }
 }

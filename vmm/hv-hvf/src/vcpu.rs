@@ -167,7 +167,7 @@ impl HvfVcpu {
 
     /// An access to what is not mapped, or not for this.
     fn abort(&mut self, syndrome: u64, addr: u64) -> Result<Option<VmExit>, HvError> {
-        if syndrome::is_permission(syndrome) && self.vm.slots().written(&self.vm.functions, addr)? {
+        if syndrome::is_permission(syndrome) && self.vm.slots().written(addr)? {
             return Ok(None);
         }
         match Abort::of(syndrome) {

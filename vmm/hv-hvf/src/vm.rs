@@ -9,7 +9,7 @@ use cabana_hv::{Arm64Vm, Doorbell, HvError, MemorySlot, Seats, VcpuSeat, Vm};
 use cabana_os::Event;
 
 use crate::functions::{Functions, Object, check};
-use crate::memory::Slots;
+use crate::memory::{Calls, Slots};
 use crate::post::Post;
 use crate::vcpu::HvfSeat;
 
@@ -69,11 +69,17 @@ impl VmShared {
         drop(config);
         // SAFETY: no arguments.
         let now = unsafe { (functions.mach_absolute_time)() };
+        let calls = Calls {
+            map: functions.hv_vm_map,
+            unmap: functions.hv_vm_unmap,
+            protect: functions.hv_vm_protect,
+            granule: 16 << 10,
+        };
         Ok(Self {
             functions,
             address_bits,
             posts: OnceLock::new(),
-            slots: Mutex::default(),
+            slots: Mutex::new(Slots::new(calls)),
             offset: AtomicU64::new(now),
             max_vcpus,
         })
@@ -158,15 +164,15 @@ impl HvfVm {
 impl Vm<Arm64> for HvfVm {
     unsafe fn map(&self, slot: &MemorySlot) -> Result<(), HvError> {
         // SAFETY: the caller keeps the contract's word.
-        unsafe { self.shared.slots().map(&self.shared.functions, slot) }
+        unsafe { self.shared.slots().map(slot) }
     }
 
     fn unmap(&self, guest: u64) -> Result<(), HvError> {
-        self.shared.slots().unmap(&self.shared.functions, guest)
+        self.shared.slots().unmap(guest)
     }
 
     fn dirty_pages(&self, guest: u64) -> Result<Vec<u64>, HvError> {
-        self.shared.slots().take_dirty(&self.shared.functions, guest)
+        self.shared.slots().take_dirty(guest)
     }
 
     fn doorbell(&self, _doorbell: Doorbell, _event: &Event) -> Result<(), HvError> {

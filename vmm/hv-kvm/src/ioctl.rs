@@ -8,12 +8,27 @@ use cabana_hv::HvError;
 /// The kernel reads what the argument points to.
 pub(crate) const WRITE: u32 = 1;
 
+/// The kernel writes there.
+const READ: u32 = 2;
+
+/// `struct kvm_pre_fault_memory` (include/uapi/linux/kvm.h), which kvm-bindings has for some processors only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PreFaultMemory {
+    pub(crate) gpa: u64,
+    pub(crate) size: u64,
+    pub(crate) flags: u64,
+    pub(crate) padding: [u64; 5],
+}
+
 /// `KVM_RUN`.
 pub(crate) const RUN: u64 = number(0, 0x80, 0);
 /// `KVM_IRQFD`.
 pub(crate) const IRQFD: u64 = number(WRITE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
 /// `KVM_IOEVENTFD`.
 pub(crate) const IOEVENTFD: u64 = number(WRITE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
+/// `KVM_PRE_FAULT_MEMORY` (Linux 6.11): the kernel writes back what is left to do.
+pub(crate) const PRE_FAULT_MEMORY: u64 = number(WRITE | READ, 0xd5, size_of::<PreFaultMemory>());
 /// `KVM_GET_STATS_FD`.
 pub(crate) const GET_STATS_FD: u64 = number(0, 0xce, 0);
 /// `_IOC(direction, KVMIO, nr, size)` (include/uapi/asm-generic/ioctl.h).

@@ -12,7 +12,7 @@ use kvm_bindings::{KVM_EXIT_FAIL_ENTRY, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MM
 use kvm_ioctls::VcpuFd;
 
 use crate::arch::{self, BootState, Guest, VcpuState, state};
-use crate::ioctl::{RUN, ioctl};
+use crate::ioctl::{PRE_FAULT_MEMORY, PreFaultMemory, RUN, ioctl};
 use crate::kick::{KickTarget, KvmKicker};
 use crate::run_page::RunPage;
 use crate::stats::ExitCounter;
@@ -284,6 +284,24 @@ impl Vcpu<Guest> for KvmVcpu {
 
     fn set_boot_state(&mut self, boot: &BootState) -> Result<(), HvError> {
         state::set_boot(&self.fd, boot)
+    }
+
+    fn prefault(&mut self, guest: u64, len: u64) -> Result<(), HvError> {
+        let mut range = PreFaultMemory { gpa: guest, size: len, ..PreFaultMemory::default() };
+        while range.size > 0 {
+            // SAFETY: the structure that belongs to this request.
+            let result = unsafe { ioctl(self.fd.as_raw_fd(), PRE_FAULT_MEMORY, &raw mut range) };
+            match result.map_err(|error| (error.raw_os_error(), error)) {
+                Ok(_) | Err((Some(libc::EINTR | libc::EAGAIN), _)) => {}
+                Err((Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP), _)) => {
+                    return Err(HvError::Unsupported("guest memory that is entered beforehand"));
+                }
+                Err((_, source)) => {
+                    return Err(HvError::Call { call: "KVM_PRE_FAULT_MEMORY", source });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn exits(&self) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! Neutral registers and the vendor's, both ways.
 
-use cabana_hv::x86::{DescriptorTable, Regs, Segment};
+use cabana_hv::x86::{DescriptorTable, Segment};
 use windows_sys::Win32::System::Hypervisor::{
     WHV_REGISTER_NAME, WHV_REGISTER_VALUE, WHV_UINT128, WHV_X64_SEGMENT_REGISTER,
     WHV_X64_SEGMENT_REGISTER_0, WHV_X64_TABLE_REGISTER, WHvX64RegisterR8, WHvX64RegisterR9,
@@ -99,7 +99,7 @@ pub(crate) fn segment(segment: &WHV_X64_SEGMENT_REGISTER) -> Segment {
     }
 }
 
-/// General registers, RIP and RFLAGS, in the order of [`general`].
+/// General registers, RIP and RFLAGS, in the order of [`cabana_hv::x86::Regs`].
 pub(crate) const GENERAL: [WHV_REGISTER_NAME; 18] = [
     WHvX64RegisterRax,
     WHvX64RegisterRbx,
@@ -121,43 +121,10 @@ pub(crate) const GENERAL: [WHV_REGISTER_NAME; 18] = [
     WHvX64RegisterRflags,
 ];
 
-/// The values of [`GENERAL`].
-pub(crate) fn general(r: &Regs) -> [u64; 18] {
-    [
-        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12,
-        r.r13, r.r14, r.r15, r.rip, r.rflags,
-    ]
-}
-
-/// Registers from the values of [`GENERAL`].
-pub(crate) fn from_general(values: [u64; 18]) -> Regs {
-    let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags] =
-        values;
-    Regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cabana_hv::x86::Regs;
 
     #[test]
     fn values_survive_both_ways() {
@@ -169,6 +136,6 @@ mod tests {
         let table = DescriptorTable { base: 0xffff_8000_0000_1000, limit: 0xfff };
         assert_eq!(Value::from(table).as_table(), table);
         let numbers = std::array::from_fn(|at| at as u64);
-        assert_eq!(general(&from_general(numbers)), numbers);
+        assert_eq!(Regs::of(numbers).values(), numbers);
     }
 }

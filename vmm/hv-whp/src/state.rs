@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use cabana_hv::HvError;
-use cabana_hv::x86::{Activity, BootState, PendingEvents, SystemRegs, VcpuState};
+use cabana_hv::x86::{Activity, BootState, PendingEvents, Regs, SystemRegs, VcpuState};
 use windows_sys::Win32::System::Hypervisor as whp;
 use windows_sys::Win32::System::Hypervisor::WHV_REGISTER_NAME;
 
 use crate::functions::check;
 use crate::partition::Processor;
-use crate::registers::{GENERAL, Value, from_general, general};
+use crate::registers::{GENERAL, Value};
 
 /// `IA32_TSC_DEADLINE`.
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -109,7 +109,7 @@ pub(crate) fn set_boot(processor: &Processor, boot: &BootState) -> Result<(), Hv
     // Bit 1 of RFLAGS is always set.
     let mut regs = boot.regs;
     regs.rflags |= 2;
-    let mut registers = zip(&GENERAL, general(&regs).map(Value::from));
+    let mut registers = zip(&GENERAL, regs.values().map(Value::from));
     registers.extend(
         system(&boot.system).into_iter().filter(|(name, _)| {
             ![whp::WHvX64RegisterCr8, whp::WHvX64RegisterApicBase].contains(name)
@@ -174,7 +174,7 @@ pub(crate) fn get(processor: &Processor, kept: &BTreeMap<u32, u64>) -> Result<Vc
     }
     msrs.extend(kept.iter().map(|(&msr, &value)| (msr, value)));
     Ok(VcpuState {
-        regs: from_general(processor.get(GENERAL)?.map(Value::as_u64)),
+        regs: Regs::of(processor.get(GENERAL)?.map(Value::as_u64)),
         system: get_system(processor)?,
         msrs,
         xsave: get_xsave(processor)?,
@@ -196,7 +196,7 @@ pub(crate) fn set(
     if state.lapic.len() != APIC_PAGE || state.xsave.is_empty() {
         return Err(HvError::Invalid("the saved state is not a vCPU's of this platform".into()));
     }
-    let mut registers = zip(&GENERAL, general(&state.regs).map(Value::from));
+    let mut registers = zip(&GENERAL, state.regs.values().map(Value::from));
     registers.extend(system(&state.system));
     registers.extend(zip(&DEBUG, state.debug.map(Value::from)));
     if let Some(&(_, xcr0)) = state.xcrs.iter().find(|(xcr, _)| *xcr == 0) {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cabana_hv::x86::{BootState, VcpuSetup, VcpuState, X86};
+use cabana_hv::x86::{BootState, Regs, VcpuSetup, VcpuState, X86};
 use cabana_hv::{HvError, Vcpu, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 use cabana_hv_x86::{Cpu, Emulation, MAX_INSTRUCTION, Mode, Step};
 use windows_sys::Win32::System::Hypervisor::{
@@ -16,7 +16,7 @@ use windows_sys::Win32::System::Hypervisor::{
 
 use crate::exits::{Exit, decode};
 use crate::partition::Processor;
-use crate::registers::{GENERAL, Value, from_general, general};
+use crate::registers::{GENERAL, Value};
 use crate::state;
 use crate::surroundings::Around;
 use crate::vm::VmShared;
@@ -152,7 +152,7 @@ impl WhpVcpu {
         let values = self.processor.get(names)?;
         let segment = |at: usize| values[GENERAL.len() + at].as_segment();
         Ok(Cpu {
-            regs: from_general(std::array::from_fn(|at| values[at].as_u64())),
+            regs: Regs::of(std::array::from_fn(|at| values[at].as_u64())),
             mode: Mode::of(&segment(1)),
             bases: std::array::from_fn(|at| segment(at).base),
         })
@@ -184,7 +184,7 @@ impl WhpVcpu {
 
     /// Sets what the instruction has changed.
     fn commit(&self, work: &Work, cpu: &Cpu) -> Result<(), HvError> {
-        let (before, after) = (general(&work.cpu.regs), general(&cpu.regs));
+        let (before, after) = (work.cpu.regs.values(), cpu.regs.values());
         let mut changed: Vec<_> = GENERAL
             .into_iter()
             .zip(before.into_iter().zip(after))
@@ -265,17 +265,11 @@ impl Vcpu<X86> for WhpVcpu {
         if let Some(exit) = self.queued.take() {
             return Ok(exit);
         }
-        match (&mut self.work, entry) {
-            (None, VmEntry::Resume) => {}
-            (None, VmEntry::Data(_)) => {
-                return Err(HvError::Invalid("data for an exit that was no read".into()));
-            }
-            (Some(work), entry) => {
-                work.emulation.answer(entry)?;
-                if let Some(exit) = self.step()? {
-                    return Ok(exit);
-                }
-            }
+        let work = self.work.as_mut().map(|work| &mut work.emulation);
+        if Emulation::resume(work, entry)?
+            && let Some(exit) = self.step()?
+        {
+            return Ok(exit);
         }
         self.enter()
     }

@@ -82,6 +82,17 @@ impl Emulation {
         Ok(Self { instruction, accesses: Accesses::default() })
     }
 
+    /// Takes the entry of a vCPU whose instruction in work this is, if there is one; whether it is to be tried again.
+    pub fn resume(work: Option<&mut Self>, entry: VmEntry) -> Result<bool, HvError> {
+        match (work, entry) {
+            (Some(work), entry) => work.answer(entry).map(|()| true),
+            (None, VmEntry::Resume) => Ok(false),
+            (None, VmEntry::Data(_)) => {
+                Err(HvError::Invalid("data for an exit that was no read".into()))
+            }
+        }
+    }
+
     /// Takes `entry` as the answer to the access that the last try ended with.
     pub fn answer(&mut self, entry: VmEntry) -> Result<(), HvError> {
         let asked = self.accesses.asked;

@@ -35,6 +35,8 @@ pub struct Record<A: Arch = X86> {
     pub boot: Option<A::BootState>,
     /// Each vCPU's whole state, as it was set last.
     pub states: BTreeMap<u32, A::State>,
+    /// Guest addresses and lengths that were entered before they were touched.
+    pub prefaults: Vec<(u64, u64)>,
     /// The paravirtual clock.
     pub clock: u64,
 }
@@ -253,6 +255,11 @@ impl<A: Arch> Vcpu<A> for FakeVcpu<A> {
 
     fn set_boot_state(&mut self, boot: &A::BootState) -> Result<(), HvError> {
         self.fake.record().boot = Some(boot.clone());
+        Ok(())
+    }
+
+    fn prefault(&mut self, guest: u64, len: u64) -> Result<(), HvError> {
+        self.fake.record().prefaults.push((guest, len));
         Ok(())
     }
 

@@ -142,6 +142,12 @@ pub trait Vcpu<A: Arch> {
     /// Sets what a boot protocol prescribes. Everything else stays at reset.
     fn set_boot_state(&mut self, boot: &A::BootState) -> Result<(), HvError>;
 
+    /// Enters guest memory into the hypervisor's tables before the guest touches it, in place of at its first
+    /// touch. The vCPU has its state. Where the hypervisor has no such thing: [`HvError::Unsupported`].
+    fn prefault(&mut self, _guest: u64, _len: u64) -> Result<(), HvError> {
+        Err(HvError::Unsupported("guest memory that is entered beforehand"))
+    }
+
     /// Exits of this vCPU so far, those that the hypervisor handled itself included, if it counts.
     fn exits(&self) -> Option<u64>;
 

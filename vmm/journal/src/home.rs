@@ -5,14 +5,13 @@
 //! keeping a file is giving it one more name. Else it stands beside the share, if the user may make a
 //! folder there. Else (the share is a whole file system) it stands in the state folder and is copied.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::{env, fmt::Write};
 
 use cabana_os::file::try_lock;
-use cabana_os::tree::{self, path_bytes, path_from_bytes};
+use cabana_os::tree::{Handle, InodeStat, path_bytes, path_from_bytes};
 use sha2::{Digest, Sha256};
 
 use crate::JournalError;
@@ -34,11 +33,12 @@ pub struct Home {
 }
 
 /// The user's journals: `$CABANA_STATE/journals`, else `$XDG_STATE_HOME/cabana/journals`, else
-/// `~/.local/state/cabana/journals`.
+/// `~/.local/state/cabana/journals`, or on Windows `%LOCALAPPDATA%/cabana/journals`.
 pub fn journals() -> PathBuf {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("CABANA_STATE").unwrap_or_else(|| {
-        let states = set("XDG_STATE_HOME").filter(|path| path.is_absolute());
+        let states = ["XDG_STATE_HOME", "LOCALAPPDATA"].into_iter().find_map(set);
+        let states = states.filter(|path| path.is_absolute());
         let home = || set("HOME").unwrap_or_else(|| PathBuf::from("/root")).join(".local/state");
         states.unwrap_or_else(home).join("cabana")
     });
@@ -59,7 +59,7 @@ impl Home {
         let folder = fs::canonicalize(&folder).map_err(refused())?;
         let kept = choose_kept(&share, &folder, &id).map_err(refused())?;
         let home = Self { id, share, folder, kept };
-        let text = [path_bytes(&home.share), b"\0", path_bytes(&home.kept)].concat();
+        let text = [&*path_bytes(&home.share), b"\0", &*path_bytes(&home.kept)].concat();
         let new = home.folder.join("where.new");
         fs::write(&new, text).map_err(JournalError::host("write", &new))?;
         fs::rename(&new, home.folder.join("where")).map_err(JournalError::host("write", &new))?;
@@ -151,7 +151,8 @@ impl Home {
             JournalError::Damaged { path: path.clone(), at: 0, why }
         })?;
         let [share, kept] = [share, kept].map(path_from_bytes);
-        Ok(Self::given(share, folder.to_owned(), kept))
+        let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        Ok(Self::given(share, folder, kept))
     }
 }
 
@@ -164,7 +165,7 @@ fn id(share: &Path) -> String {
 }
 
 fn choose_kept(share: &Path, folder: &Path, id: &str) -> io::Result<PathBuf> {
-    let mount = |path: &Path| tree::stat(tree::open_folder(path)?).map(|stat| stat.mount);
+    let mount = |path: &Path| InodeStat::of(&Handle::of_directory(path)?).map(|stat| stat.mount);
     let wanted = mount(share)?;
     let inside = folder.join("kept");
     if mount(folder)? != wanted
@@ -183,7 +184,7 @@ fn choose_kept(share: &Path, folder: &Path, id: &str) -> io::Result<PathBuf> {
 /// A folder that is for its owner alone: what is kept has the permissions that it had.
 fn make_private(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o700))
+    Handle::of_directory(path)?.set_mode(0o700)
 }
 
 #[cfg(test)]
@@ -203,7 +204,13 @@ mod tests {
         assert_eq!(Home::list(&journals).unwrap(), std::slice::from_ref(&made));
         fs::remove_dir(&share).unwrap();
         assert_eq!(Home::find(&journals, &made.share).unwrap(), made);
-        let mode = fs::metadata(&made.kept).unwrap().permissions().mode();
+    }
+
+    #[test]
+    fn what_is_kept_is_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::make(&dir.path().join("journals"), dir.path()).unwrap();
+        let mode = Handle::of_directory(&home.kept).unwrap().stat().unwrap().mode;
         assert_eq!(mode & 0o777, 0o700);
     }
 

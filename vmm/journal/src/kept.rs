@@ -3,17 +3,16 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use cabana_os::tree::{self, Entry, InodeKind};
+use cabana_os::tree::{self, Entry, Handle, InodeKind, InodeStat};
 
 use crate::record::{Ident, Inode};
 
 /// The folder.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    folder: OwnedFd,
+    folder: Handle,
 }
 
 /// How an inode is kept.
@@ -27,7 +26,7 @@ pub(crate) enum As {
 
 impl Kept {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { folder: tree::open_folder(path)? })
+        Ok(Self { folder: Handle::of_directory(path)? })
     }
 
     /// The name in the folder of what a record keeps.
@@ -36,15 +35,14 @@ impl Kept {
     }
 
     pub(crate) fn entry<'a>(&'a self, name: &'a CStr) -> Entry<'a> {
-        Entry { directory: self.folder.as_fd(), name }
+        Entry { directory: &self.folder, name }
     }
 
     /// Keeps an inode: by one more name where the host allows that, else, and for folders, as a copy
     /// with everything but a folder's entries.
-    pub(crate) fn keep(&self, number: u64, handle: impl AsFd, sync: bool) -> io::Result<As> {
-        let handle = handle.as_fd();
+    pub(crate) fn keep(&self, number: u64, handle: &Handle, sync: bool) -> io::Result<As> {
         let name = Self::name(number);
-        let is_folder = tree::stat(handle)?.kind == InodeKind::Directory;
+        let is_folder = InodeStat::of(handle)?.kind == InodeKind::Directory;
         // Other file systems, those without links, and files of others that may not be linked.
         if !is_folder && self.entry(&name).link(handle).is_ok() {
             return Ok(As::Itself);
@@ -54,7 +52,7 @@ impl Kept {
     }
 
     /// Keeps a copy of an inode, which appears whole or not at all.
-    pub(crate) fn copy(&self, number: u64, handle: impl AsFd, sync: bool) -> io::Result<()> {
+    pub(crate) fn copy(&self, number: u64, handle: &Handle, sync: bool) -> io::Result<()> {
         let (name, unfinished) = (Self::name(number), unfinished(number));
         let new = self.entry(&unfinished);
         new.remove()?;
@@ -75,7 +73,7 @@ impl Kept {
         let (name, unfinished) = (Self::name(number), unfinished(number));
         let new = self.entry(&unfinished);
         new.remove()?;
-        new.link(self.handle(other)?)?;
+        new.link(&self.handle(other)?)?;
         new.replace(&self.entry(&name))
     }
 
@@ -83,7 +81,7 @@ impl Kept {
     pub(crate) fn image(
         &self,
         number: u64,
-        handle: impl AsFd,
+        handle: &Handle,
         len: u64,
         sync: bool,
     ) -> io::Result<u64> {
@@ -98,7 +96,7 @@ impl Kept {
                 file.sync_data()?;
             }
             new.replace(&self.entry(&name))?;
-            Ok(tree::stat(&file)?.allocated)
+            Ok(InodeStat::of_file(&file)?.allocated)
         };
         copy().inspect_err(|_| {
             let _ = new.remove();
@@ -107,7 +105,7 @@ impl Kept {
 
     /// The inode that is kept under a number.
     pub(crate) fn inode(&self, number: u64) -> io::Result<Inode> {
-        Ok(Ident::of(&tree::stat(self.handle(number)?)?).inode())
+        Ok(Ident::of(&InodeStat::of(&self.handle(number)?)?).inode())
     }
 
     /// Removes what is kept under a number, if it is there.
@@ -116,7 +114,7 @@ impl Kept {
     }
 
     /// A handle of what is kept under a number.
-    pub(crate) fn handle(&self, number: u64) -> io::Result<OwnedFd> {
+    pub(crate) fn handle(&self, number: u64) -> io::Result<Handle> {
         self.entry(&Self::name(number)).handle()
     }
 

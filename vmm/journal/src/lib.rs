@@ -27,7 +27,7 @@ mod state;
 
 use std::time::Duration;
 
-use cabana_os::tree;
+use cabana_os::tree::Handle;
 
 pub use accept::accept;
 pub use error::JournalError;
@@ -65,7 +65,7 @@ pub fn diff(home: &Home, request: &Request) -> Result<Vec<Changed>, JournalError
     let records = log(home)?;
     check_goes_back_to(&records, request.to)?;
     let refused = || JournalError::host("compare", &home.share);
-    let root = tree::open_folder(&home.share).map_err(refused())?;
+    let root = Handle::of_directory(&home.share).map_err(refused())?;
     let kept = kept::Kept::open(&home.kept).map_err(refused())?;
     Ok(plan::Plan::make(&root, &kept, &records, request).map_err(refused())?.changed)
 }

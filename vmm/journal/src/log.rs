@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use cabana_os::file::sync_folder;
 use cabana_os::process::realtime;
 
 use crate::JournalError;
@@ -161,11 +162,7 @@ fn write_whole(path: &Path, records: &[Record]) -> io::Result<()> {
     file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    sync_folder(path)
 }
 
 #[cfg(test)]

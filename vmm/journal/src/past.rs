@@ -3,9 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
-use cabana_os::tree::{self, Attributes, Entry, InodeStat};
+use cabana_os::tree::{self, Attributes, Entry, Handle, InodeStat};
 
 use crate::record::{Content, Event, Ident, Inode, Place, Record};
 use crate::state::voided;
@@ -90,15 +89,14 @@ impl Tree {
     }
 
     /// What stands at a place in the share now.
-    pub(crate) fn look(root: &OwnedFd, place: &Place) -> io::Result<Option<InodeStat>> {
+    pub(crate) fn look(root: &Handle, place: &Place) -> io::Result<Option<InodeStat>> {
         let Some(path) = place.path() else { return Ok(None) };
-        let Some(folder) = path.parent() else { return tree::stat(root).map(Some) };
-        match tree::open_beneath(root, folder) {
-            Ok(folder) => Entry { directory: folder.as_fd(), name: &tree::c_name(&path)? }.stat(),
+        let Some(folder) = path.parent() else { return InodeStat::of(root).map(Some) };
+        match root.beneath(folder) {
+            Ok(folder) => Entry { directory: &folder, name: &tree::c_name(&path)? }.stat(),
             Err(error) => match error.kind() {
+                // Also where a link stands in place of a folder.
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-                // A link stands where a folder did.
-                _ if error.raw_os_error() == Some(ELOOP) => Ok(None),
                 _ => Err(error),
             },
         }
@@ -268,9 +266,6 @@ fn above(place: &Place) -> impl Iterator<Item = Place> {
     let slashes = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/');
     slashes.map(|(at, _)| Place::Share(path[..at].to_vec()))
 }
-
-/// `ELOOP`, which has no kind of its own in the standard library.
-const ELOOP: i32 = 40;
 
 /// Takes what a map has below a folder, by the rest of its path, which begins with a slash.
 fn take_below<T>(map: &mut BTreeMap<Place, T>, folder: &Place) -> Vec<(Vec<u8>, T)> {

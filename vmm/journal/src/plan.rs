@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use cabana_os::tree::{self, Attributes, InodeKind, InodeStat};
+use cabana_os::tree::{self, Attributes, Handle, InodeKind, InodeStat, path_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::kept::Kept;
@@ -110,7 +109,7 @@ fn moved_from<'a>(path: &[u8], slot: &'a Slot) -> Option<&'a [u8]> {
 
 impl Plan {
     pub(crate) fn make(
-        root: &OwnedFd,
+        root: &Handle,
         kept: &Kept,
         records: &[Record],
         request: &Request,
@@ -164,7 +163,7 @@ impl Plan {
 
 /// How what stands at a place differs from what stood there; `None` if it does not.
 fn difference(
-    root: &OwnedFd,
+    root: &Handle,
     kept: &Kept,
     place: &Place,
     slot: &Slot,
@@ -181,7 +180,7 @@ fn difference(
                 return Ok(Some(What::Content));
             }
             let differs = |was: &Attributes| {
-                tree::attributes(&handle).map(|is| !same_attributes(was, &is, now.kind))
+                Attributes::of(&handle).map(|is| !same_attributes(was, &is, now.kind))
             };
             let differs = slot.was.attributes.as_ref().map(differs).transpose()?.unwrap_or(false);
             differs.then_some(What::Attributes)
@@ -204,11 +203,11 @@ fn same_attributes(was: &Attributes, is: &Attributes, kind: InodeKind) -> bool {
     without_times(was) == without_times(is)
 }
 
-fn same_content(kept: &Kept, was: Was, handle: &OwnedFd, now: &InodeStat) -> io::Result<bool> {
+fn same_content(kept: &Kept, was: Was, handle: &Handle, now: &InodeStat) -> io::Result<bool> {
     let Some(number) = was.kept else { return Ok(was.len.is_none_or(|len| len == now.size)) };
     // What is no longer kept is told later.
     let Ok(old) = kept.handle(number) else { return Ok(false) };
-    let len = tree::stat(&old)?.size.min(was.len.unwrap_or(u64::MAX));
+    let len = InodeStat::of(&old)?.size.min(was.len.unwrap_or(u64::MAX));
     if len != now.size {
         return Ok(false);
     }
@@ -258,7 +257,7 @@ fn select(items: &mut Items, paths: &[PathBuf]) {
     if paths.is_empty() {
         return;
     }
-    let wanted: Vec<&[u8]> = paths.iter().map(|path| tree::path_bytes(path)).collect();
+    let wanted: Vec<_> = paths.iter().map(|path| path_bytes(path)).collect();
     let within =
         |path: &[u8]| wanted.iter().any(|wanted| wanted.is_empty() || is_within(path, wanted));
     let mut chosen: BTreeSet<Vec<u8>> = items.keys().filter(|path| within(path)).cloned().collect();
@@ -297,7 +296,7 @@ fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// What depends on what is refused is refused too, until nothing more is.
-fn refuse_dependents(root: &OwnedFd, items: &mut Items) -> io::Result<()> {
+fn refuse_dependents(root: &Handle, items: &mut Items) -> io::Result<()> {
     let moves = moves(items);
     loop {
         let mut refused: Vec<(Vec<u8>, String)> = Vec::new();
@@ -355,8 +354,8 @@ fn leaves(path: &[u8], item: &Item) -> bool {
 }
 
 /// Something in a folder that neither goes nor moves away.
-fn remains_below(root: &OwnedFd, items: &Items, path: &[u8]) -> io::Result<Option<String>> {
-    let Ok(folder) = tree::open_beneath(root, &tree::path_from_bytes(path)) else {
+fn remains_below(root: &Handle, items: &Items, path: &[u8]) -> io::Result<Option<String>> {
+    let Ok(folder) = root.beneath(&tree::path_from_bytes(path)) else {
         return Ok(None);
     };
     for name in tree::names(&folder)? {
@@ -371,7 +370,7 @@ fn remains_below(root: &OwnedFd, items: &Items, path: &[u8]) -> io::Result<Optio
 
 /// The steps: first everything goes that must, the deepest first; then everything comes, a folder
 /// before what is in it; then contents and attributes, those of folders last.
-fn steps(root: &OwnedFd, kept: &Kept, items: &Items) -> io::Result<Vec<Step>> {
+fn steps(root: &Handle, kept: &Kept, items: &Items) -> io::Result<Vec<Step>> {
     let mut moves = moves(items);
     moves.retain(|_, path| items.get(path).is_some_and(|item| item.refused.is_none()));
     let mut going: BTreeSet<&[u8]> = moves.keys().map(Vec::as_slice).collect();
@@ -395,7 +394,7 @@ fn steps(root: &OwnedFd, kept: &Kept, items: &Items) -> io::Result<Vec<Step>> {
             let (from, inode) = (Place::Share(from.clone()), *inode);
             steps.push(Step::Move { from, to: path.clone(), inode });
         } else if let Some(Place::Kept(number)) = item.slot.source {
-            let inode = Ident::of(&tree::stat(kept.handle(number)?)?);
+            let inode = Ident::of(&InodeStat::of(&kept.handle(number)?)?);
             let from = Place::Kept(number);
             steps.push(Step::Move { from, to: path.clone(), inode });
         } else if item.slot.source.is_some()
@@ -427,7 +426,7 @@ fn steps(root: &OwnedFd, kept: &Kept, items: &Items) -> io::Result<Vec<Step>> {
 }
 
 /// The steps for what has no name in the share then, but had one when it changed.
-fn inner_steps(root: &OwnedFd, kept: &Kept, hidden: Vec<(Place, Inner)>) -> io::Result<Vec<Step>> {
+fn inner_steps(root: &Handle, kept: &Kept, hidden: Vec<(Place, Inner)>) -> io::Result<Vec<Step>> {
     let mut steps = Vec::new();
     for (at, was) in hidden {
         let handle = match at {
@@ -436,7 +435,7 @@ fn inner_steps(root: &OwnedFd, kept: &Kept, hidden: Vec<(Place, Inner)>) -> io::
         };
         let (Some(handle), Some(attributes)) = (handle, was.attributes) else { continue };
         // With one name nobody sees what it is.
-        if tree::stat(&handle)?.links < 2 {
+        if InodeStat::of(&handle)?.links < 2 {
             continue;
         }
         let attributes = attributes.into();
@@ -450,10 +449,10 @@ fn inner_steps(root: &OwnedFd, kept: &Kept, hidden: Vec<(Place, Inner)>) -> io::
 
 /// Where something waits between two names: on its own mount, in that mount's first folder, which
 /// nobody moves.
-fn stage(root: &OwnedFd, path: &[u8], index: usize) -> io::Result<Vec<u8>> {
+fn stage(root: &Handle, path: &[u8], index: usize) -> io::Result<Vec<u8>> {
     let mount = |folder: &[u8]| {
-        let folder = tree::open_beneath(root, &tree::path_from_bytes(folder))?;
-        tree::stat(folder.as_fd()).map(|stat| stat.mount)
+        let folder = root.beneath(&tree::path_from_bytes(folder))?;
+        InodeStat::of(&folder).map(|stat| stat.mount)
     };
     let mut above: Vec<&[u8]> = parents(path).collect();
     above.push(b"");
@@ -469,10 +468,10 @@ fn stage(root: &OwnedFd, path: &[u8], index: usize) -> io::Result<Vec<u8>> {
     Ok([highest, separator, format!(".cabana-rollback-{index}").as_bytes()].concat())
 }
 
-fn handle(root: &OwnedFd, place: &Place) -> io::Result<Option<OwnedFd>> {
+fn handle(root: &Handle, place: &Place) -> io::Result<Option<Handle>> {
     let Some(path) = place.path() else { return Ok(None) };
     let Some(parent) = path.parent() else { return root.try_clone().map(Some) };
-    let folder = tree::open_beneath(root, parent)?;
+    let folder = root.beneath(parent)?;
     let name = tree::c_name(&path)?;
-    tree::Entry { directory: folder.as_fd(), name: &name }.handle().map(Some)
+    tree::Entry { directory: &folder, name: &name }.handle().map(Some)
 }

@@ -32,7 +32,7 @@ pub enum Place {
 impl Place {
     /// In the share.
     pub fn share(path: &Path) -> Self {
-        Self::Share(path_bytes(path).to_vec())
+        Self::Share(path_bytes(path).into_owned())
     }
 
     /// The path in the share, if it is there.

@@ -16,13 +16,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use cabana_os::tree::{self, Entry, InodeKind, InodeStat};
+use cabana_os::tree::{self, Attributes, Entry, Handle, InodeKind, InodeStat};
 
 use crate::home::Home;
 use crate::kept::{As, Kept};
@@ -42,7 +41,7 @@ pub enum Change<'a> {
     /// A new name, for a new inode.
     Make(Entry<'a>),
     /// A new name, for an inode that the guest knows; it may have no other.
-    Link(Entry<'a>, BorrowedFd<'a>),
+    Link(Entry<'a>, &'a Handle),
     /// The name of a file, link, fifo or socket goes.
     Unlink(Entry<'a>),
     /// An empty folder goes.
@@ -59,7 +58,7 @@ pub enum Change<'a> {
     /// Two names change places.
     Exchange(Entry<'a>, Entry<'a>),
     /// Permissions, times, extended attributes of an inode.
-    Attributes(BorrowedFd<'a>),
+    Attributes(&'a Handle),
 }
 
 /// What the journal knows of one opening of a file.
@@ -89,7 +88,7 @@ pub struct Recorder {
 
 #[derive(Debug)]
 struct Shared {
-    root: OwnedFd,
+    root: Handle,
     kept: Kept,
     /// Ascends whenever an inode is kept by a name: files that are open are looked at again.
     generation: AtomicU64,
@@ -113,7 +112,7 @@ impl Recorder {
         }
         accept::older_than(home, limits.age)?;
         let root =
-            tree::open_folder(&home.share).map_err(JournalError::host("open", &home.share))?;
+            Handle::of_directory(&home.share).map_err(JournalError::host("open", &home.share))?;
         let kept = Kept::open(&home.kept).map_err(JournalError::host("open", &home.kept))?;
         let names = Arc::new(Names::default());
         let mut state = State::open(home, &root, &kept, limits, Arc::clone(&names))?;
@@ -159,18 +158,18 @@ impl Recorder {
 
     /// To be called before the content of the file `inode` changes from offset `from` on, by the
     /// opening that `mark` belongs to.
-    pub fn before_content(&self, inode: impl AsFd, from: u64, mark: &Mark) -> io::Result<()> {
+    pub fn before_content(&self, inode: &Handle, from: u64, mark: &Mark) -> io::Result<()> {
         let generation = self.shared.generation.load(Ordering::Acquire);
         let is_known = mark.generation.load(Ordering::Acquire) == generation;
         if is_known && from >= mark.floor.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut state = self.shared.lock();
-        self.shared.content(&mut state, inode.as_fd(), from, mark)
+        self.shared.content(&mut state, inode, from, mark)
     }
 
     /// To be called when the opening that `mark` belongs to ends.
-    pub fn closed(&self, inode: impl AsFd, mark: &Mark) {
+    pub fn closed(&self, inode: &Handle, mark: &Mark) {
         let opening = mark.opening.swap(0, Ordering::AcqRel);
         if opening == 0 {
             return;
@@ -178,8 +177,8 @@ impl Recorder {
         mark.floor.store(u64::MAX, Ordering::Release);
         mark.generation.store(0, Ordering::Release);
         let mut state = self.shared.lock();
-        if let Ok(stat) = tree::stat(&inode) {
-            let at = self.shared.place_of(inode.as_fd(), &stat);
+        if let Ok(stat) = InodeStat::of(inode) {
+            let at = self.shared.place_of(inode, &stat);
             let settled = Event::Settled { of: opening, at, after: Ident::of(&stat) };
             state.log.append_later(SESSION, settled);
             self.shared.touched(&mut state);
@@ -262,7 +261,7 @@ impl Shared {
         &self,
         state: &mut State,
         at: &Entry,
-        of: Option<BorrowedFd>,
+        of: Option<&Handle>,
         make: impl FnOnce() -> Made<T, E>,
     ) -> Made<T, E> {
         // The host refuses a name that is taken; a record would say that what is there was made.
@@ -270,7 +269,7 @@ impl Shared {
             return make();
         }
         state.check_room_for_records()?;
-        let linked = of.map(|of| tree::stat(of).map(|stat| (of, stat))).transpose()?;
+        let linked = of.map(|of| InodeStat::of(of).map(|stat| (of, stat))).transpose()?;
         if linked.as_ref().is_some_and(|(_, stat)| self.is_nameless(stat)) {
             // Nothing was written down of it: who has it open and goes on writing has to ask again.
             self.generation.fetch_add(1, Ordering::AcqRel);
@@ -303,7 +302,7 @@ impl Shared {
     ) -> Made<T, E> {
         // What is not there, or not of the kind, the host refuses by itself.
         let Ok(handle) = at.handle() else { return make() };
-        let stat = tree::stat(&handle)?;
+        let stat = InodeStat::of(&handle)?;
         if (stat.kind == InodeKind::Directory) != folder {
             return make();
         }
@@ -326,7 +325,8 @@ impl Shared {
     ) -> Made<T, E> {
         let Some(moved) = from.stat()? else { return make() };
         let over = to.handle().ok();
-        let over = over.map(|handle| tree::stat(&handle).map(|stat| (handle, stat))).transpose()?;
+        let over =
+            over.map(|handle| InodeStat::of(&handle).map(|stat| (handle, stat))).transpose()?;
         let same = |stat: &InodeStat| Ident::of(stat).inode() == Ident::of(&moved).inode();
         if over.as_ref().is_some_and(|(_, stat)| !replace || same(stat)) {
             // Refused, or nothing to do: two names of one inode stay as they are.
@@ -366,11 +366,11 @@ impl Shared {
     fn attributes<T, E: From<io::Error>>(
         &self,
         state: &mut State,
-        handle: BorrowedFd,
+        handle: &Handle,
         make: impl FnOnce() -> Made<T, E>,
     ) -> Made<T, E> {
         state.check_room_for_records()?;
-        let stat = tree::stat(handle)?;
+        let stat = InodeStat::of(handle)?;
         if self.is_nameless(&stat) {
             self.detach(state, handle, &stat)?;
             return make();
@@ -379,22 +379,22 @@ impl Shared {
         let event = Event::Change {
             at: self.place_of(handle, &stat),
             inode: Ident::of(&stat),
-            before: tree::attributes(handle)?.into(),
+            before: Attributes::of(handle)?.into(),
             content: Content::Same,
             opening,
         };
-        self.announce(state, event, make, || tree::stat(handle).ok().as_ref().map(Ident::of))
+        self.announce(state, event, make, || InodeStat::of(handle).ok().as_ref().map(Ident::of))
     }
 
     fn content(
         &self,
         state: &mut State,
-        handle: BorrowedFd,
+        handle: &Handle,
         from: u64,
         mark: &Mark,
     ) -> io::Result<()> {
         let generation = self.generation.load(Ordering::Acquire);
-        let stat = tree::stat(handle)?;
+        let stat = InodeStat::of(handle)?;
         if self.is_nameless(&stat) {
             self.detach(state, handle, &stat)?;
             mark.floor.store(0, Ordering::Release);
@@ -416,7 +416,7 @@ impl Shared {
             let event = Event::Change {
                 at: self.place_of(handle, &stat),
                 inode: Ident::of(&stat),
-                before: tree::attributes(handle)?.into(),
+                before: Attributes::of(handle)?.into(),
                 content: if grows { Content::Prefix(stat.size) } else { Content::Kept },
                 opening,
             };
@@ -440,7 +440,7 @@ impl Shared {
     fn image(
         &self,
         state: &mut State,
-        handle: BorrowedFd,
+        handle: &Handle,
         stat: &InodeStat,
         len: u64,
     ) -> io::Result<u64> {
@@ -454,7 +454,7 @@ impl Shared {
     }
 
     /// Keeps an inode as the next record's; returns its number.
-    fn keep(&self, state: &mut State, handle: &OwnedFd, stat: &InodeStat) -> io::Result<u64> {
+    fn keep(&self, state: &mut State, handle: &Handle, stat: &InodeStat) -> io::Result<u64> {
         let original = !state.made.contains(&Ident::of(stat).inode());
         state.make_room(&self.kept, stat.allocated, original)?;
         let number = state.log.next();
@@ -488,7 +488,7 @@ impl Shared {
     }
 
     /// The guest goes on with an inode that it has removed: the journal keeps it as it was then.
-    fn detach(&self, state: &mut State, handle: BorrowedFd, stat: &InodeStat) -> io::Result<()> {
+    fn detach(&self, state: &mut State, handle: &Handle, stat: &InodeStat) -> io::Result<()> {
         let mut copied = None;
         for number in self.names.of(Ident::of(stat).inode()) {
             let original = state.held.get(&number).is_some_and(|held| held.original);
@@ -509,21 +509,20 @@ impl Shared {
 
     /// The place of an entry. ESTALE if its folder is no longer in the share.
     fn place(&self, entry: &Entry) -> io::Result<Place> {
-        let folder = tree::path_beneath(&self.root, entry.directory)?;
+        let folder = entry.directory.path_from(&self.root)?;
         let name = tree::path_from_bytes(entry.name.to_bytes());
         Ok(Place::share(&folder.join(name)))
     }
 
     /// A name of an inode: the one by which it was opened, if it still has that.
-    fn place_of(&self, handle: BorrowedFd, stat: &InodeStat) -> Place {
+    fn place_of(&self, handle: &Handle, stat: &InodeStat) -> Place {
         let inode = Ident::of(stat).inode();
-        let found = tree::path_beneath(&self.root, handle).ok().filter(|path| {
-            let folder =
-                path.parent().and_then(|folder| tree::open_beneath(&self.root, folder).ok());
+        let found = handle.path_from(&self.root).ok().filter(|path| {
+            let folder = path.parent().and_then(|folder| self.root.beneath(folder).ok());
             let name = tree::c_name(path).ok();
             match (folder, name) {
                 (Some(folder), Some(name)) => {
-                    let entry = Entry { directory: folder.as_fd(), name: &name };
+                    let entry = Entry { directory: &folder, name: &name };
                     let found = entry.stat().ok().flatten();
                     found.is_some_and(|found| Ident::of(&found).inode() == inode)
                 }

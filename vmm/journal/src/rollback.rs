@@ -4,9 +4,8 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
-use cabana_os::tree::{self, Attributes, Entry, InodeKind};
+use cabana_os::tree::{self, Attributes, Entry, Handle, InodeKind, InodeStat};
 use serde::{Deserialize, Serialize};
 
 use crate::JournalError;
@@ -62,7 +61,7 @@ pub fn rollback(home: &Home, request: &Request) -> Result<Outcome, JournalError>
 /// A journal and its share, held by this process.
 struct Work<'a> {
     home: &'a Home,
-    root: OwnedFd,
+    root: Handle,
     kept: Kept,
     log: Log,
     records: Vec<Record>,
@@ -73,7 +72,7 @@ impl<'a> Work<'a> {
     fn open(home: &'a Home) -> Result<Self, JournalError> {
         let lock = home.lock()?;
         let root =
-            tree::open_folder(&home.share).map_err(JournalError::host("open", &home.share))?;
+            Handle::of_directory(&home.share).map_err(JournalError::host("open", &home.share))?;
         let kept = Kept::open(&home.kept).map_err(JournalError::host("open", &home.kept))?;
         let (mut log, records) = Log::open(&home.log())?;
         let numbers = kept.numbers().map_err(JournalError::host("read", &home.kept))?;
@@ -164,7 +163,7 @@ impl<'a> Work<'a> {
                 return Ok(());
             }
             // Another file system, or a folder, of which all is kept but its number.
-            self.kept.copy(number, from.handle()?, true)?;
+            self.kept.copy(number, &from.handle()?, true)?;
             from.remove()
         })?;
         self.write(Event::Done { of: number, after: None }).map(drop)
@@ -176,7 +175,7 @@ impl<'a> Work<'a> {
             let is_moved = Ident::of(&stat).inode() == inode.inode() || !self.exists(from)?;
             return if is_moved { Ok(()) } else { Err(io::ErrorKind::AlreadyExists.into()) };
         }
-        let inode = Ident::of(&tree::stat(self.handle(from)?)?);
+        let inode = Ident::of(&InodeStat::of(&self.handle(from)?)?);
         let event = Event::Move { from: from.clone(), to: target.clone(), inode, over: false };
         let of = self.write(event)?;
         self.at(to, |target| match from {
@@ -196,7 +195,7 @@ impl<'a> Work<'a> {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 let unfinished = Entry { name: UNFINISHED, ..*to };
                 unfinished.remove()?;
-                unfinished.copy_of(kept.handle()?)?;
+                unfinished.copy_of(&kept.handle()?)?;
                 unfinished.move_to(to)?;
                 kept.remove()
             }
@@ -221,7 +220,7 @@ impl<'a> Work<'a> {
             unfinished.remove()?;
             let file = unfinished.create()?;
             self.fill(&file, Some(kept), len)?;
-            attributes.apply(unfinished.handle()?)?;
+            attributes.apply(&unfinished.handle()?)?;
             unfinished.move_to(target)
         })?;
         let after = Tree::look(&self.root, &place)?.as_ref().map(Ident::of);
@@ -237,7 +236,7 @@ impl<'a> Work<'a> {
         begun: u64,
     ) -> io::Result<()> {
         let handle = self.handle(at)?;
-        let stat = tree::stat(&handle)?;
+        let stat = InodeStat::of(&handle)?;
         if stat.kind != InodeKind::Regular {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -255,21 +254,21 @@ impl<'a> Work<'a> {
             self.write(Event::Change {
                 at: at.clone(),
                 inode: Ident::of(&stat),
-                before: tree::attributes(&handle)?.into(),
+                before: Attributes::of(&handle)?.into(),
                 content: Content::Kept,
                 opening: number,
             })?
         };
         self.fill(&tree::open_to_write(&handle)?, kept, len)?;
         attributes.apply(&handle)?;
-        let after = Ident::of(&tree::stat(&handle)?);
+        let after = Ident::of(&InodeStat::of(&handle)?);
         self.write(Event::Settled { of, at: at.clone(), after }).map(drop)
     }
 
     /// Gives a file the content that is kept, or its own, and that length.
     fn fill(&self, file: &File, kept: Option<u64>, len: Option<u64>) -> io::Result<()> {
         if let Some(number) = kept {
-            let from = tree::open_to_read(self.kept.handle(number)?)?;
+            let from = tree::open_to_read(&self.kept.handle(number)?)?;
             file.set_len(0)?;
             tree::copy_content(&from, file)?;
         }
@@ -278,24 +277,24 @@ impl<'a> Work<'a> {
 
     fn attributes(&mut self, at: &Place, attributes: &Attributes) -> io::Result<()> {
         let handle = self.handle(at)?;
-        let before = tree::attributes(&handle)?;
+        let before = Attributes::of(&handle)?;
         if before == *attributes {
             return Ok(());
         }
         let opening = self.log.next();
         let of = self.write(Event::Change {
             at: at.clone(),
-            inode: Ident::of(&tree::stat(&handle)?),
+            inode: Ident::of(&InodeStat::of(&handle)?),
             before: Before::from(before),
             content: Content::Same,
             opening,
         })?;
         attributes.apply(&handle)?;
-        let after = Some(Ident::of(&tree::stat(&handle)?));
+        let after = Some(Ident::of(&InodeStat::of(&handle)?));
         self.write(Event::Done { of, after }).map(drop)
     }
 
-    fn handle(&self, place: &Place) -> io::Result<OwnedFd> {
+    fn handle(&self, place: &Place) -> io::Result<Handle> {
         match place {
             Place::Share(path) => self.at(path, handle_of),
             Place::Kept(number) => self.kept.handle(*number),
@@ -314,14 +313,14 @@ impl<'a> Work<'a> {
     fn at<T>(&self, path: &[u8], mut act: impl FnMut(&Entry) -> io::Result<T>) -> io::Result<T> {
         let path = tree::path_from_bytes(path);
         let Some(parent) = path.parent() else {
-            return act(&Entry { directory: self.root.as_fd(), name: c"." });
+            return act(&Entry { directory: &self.root, name: c"." });
         };
-        let folder = tree::open_beneath(&self.root, parent)?;
+        let folder = self.root.beneath(parent)?;
         let name = tree::c_name(&path)?;
-        let entry = Entry { directory: folder.as_fd(), name: &name };
+        let entry = Entry { directory: &folder, name: &name };
         match act(&entry) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let before = tree::attributes(&folder)?;
+                let before = Attributes::of(&folder)?;
                 Attributes { mode: before.mode | 0o700, ..before.clone() }.apply(&folder)?;
                 let result = act(&entry);
                 before.apply(&folder)?;
@@ -332,7 +331,7 @@ impl<'a> Work<'a> {
     }
 }
 
-fn handle_of(entry: &Entry) -> io::Result<OwnedFd> {
+fn handle_of(entry: &Entry) -> io::Result<Handle> {
     entry.handle()
 }
 
@@ -370,6 +369,6 @@ fn write_plan(home: &Home, pending: &Pending) -> io::Result<()> {
     let bytes = postcard::to_stdvec(pending).map_err(io::Error::other)?;
     let new = home.plan().with_extension("new");
     fs::write(&new, bytes)?;
-    File::open(&new)?.sync_all()?;
+    File::options().write(true).open(&new)?.sync_all()?;
     fs::rename(&new, home.plan())
 }

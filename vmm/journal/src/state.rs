@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use cabana_os::tree::{self, InodeKind, InodeStat};
+use cabana_os::tree::{Handle, InodeKind, InodeStat};
 
 use crate::home::Home;
 use crate::kept::Kept;
@@ -84,7 +83,7 @@ impl State {
     /// Reads the journal and brings it in order after a process that was killed.
     pub(crate) fn open(
         home: &Home,
-        root: &OwnedFd,
+        root: &Handle,
         kept: &Kept,
         limits: Limits,
         names: Arc<Names>,
@@ -150,7 +149,7 @@ impl State {
             }
         }
         for number in numbers {
-            let stat = tree::stat(kept.handle(*number)?)?;
+            let stat = InodeStat::of(&kept.handle(*number)?)?;
             let inode = Ident::of(&stat).inode();
             let is_recorded = expected.contains(number);
             if !is_recorded && stat.links > 1 && stat.kind != InodeKind::Directory {
@@ -271,7 +270,7 @@ pub(crate) fn voided(records: &[Record]) -> HashSet<u64> {
 }
 
 /// What came of the last change of names, if no record says it: the folder does.
-pub(crate) fn resolve_last(records: &[Record], root: &OwnedFd) -> Option<Event> {
+pub(crate) fn resolve_last(records: &[Record], root: &Handle) -> Option<Event> {
     let announces = |event: &Event| {
         matches!(event, Event::Make { .. } | Event::Move { .. } | Event::Swap { .. })
     };

@@ -6,12 +6,12 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use cabana_journal::{Event, Home, Limits, Recorder, Request, log, rollback};
+use cabana_os::file::FileExt;
 use common::{Guest, Op, Random, assert_same, snapshot};
 
 /// What the child is to do, and on what: set for the child alone.

@@ -3,8 +3,6 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,9 +10,9 @@ use cabana_journal::{
     Change, Event, Home, JournalError, Limits, Mark, Outcome, Recorder, Request, What, accept,
     diff, log, rollback,
 };
-use cabana_os::tree::Entry;
+use cabana_os::file::{FileExt, allocated};
+use cabana_os::tree::{Access, Entry, Handle};
 use common::{Guest, Op, Yard, assert_same, snapshot};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 impl Yard {
     /// What a guest does between two others.
@@ -82,20 +80,20 @@ fn a_file_that_got_another_name_while_it_was_written_to_is_the_guests() {
 fn a_file_that_got_its_first_name_while_it_was_written_to_is_the_guests() {
     let yard = Yard::new();
     let recorder = yard.recorder();
-    let folder = File::open(yard.share()).unwrap();
-    let flags = OFlags::TMPFILE | OFlags::RDWR;
-    let file = File::from(openat(&folder, ".", flags, Mode::from_raw_mode(0o600)).unwrap());
+    let folder = Handle::of_directory(&yard.share()).unwrap();
+    let file = match folder.create_unnamed(0o600, Access::BOTH) {
+        Ok((file, _)) => file,
+        Err(error) => return eprintln!("skipped: no files without a name here: {error}"),
+    };
+    let handle = Handle::of_file(&file).unwrap();
     let mark = Mark::default();
-    recorder.before_content(&file, 0, &mark).unwrap();
+    recorder.before_content(&handle, 0, &mark).unwrap();
     file.write_all_at(b"before it had a name", 0).unwrap();
-    let at = Entry { directory: folder.as_fd(), name: c"named" };
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let link =
-        || Ok::<_, std::io::Error>(linkat(CWD, path, &folder, "named", AtFlags::SYMLINK_FOLLOW)?);
-    recorder.change(&Change::Link(at, file.as_fd()), link).unwrap();
-    recorder.before_content(&file, 30, &mark).unwrap();
+    let at = Entry { directory: &folder, name: c"named" };
+    recorder.change(&Change::Link(at, &handle), || at.link(&handle)).unwrap();
+    recorder.before_content(&handle, 30, &mark).unwrap();
     file.write_all_at(b"and when it had one", 30).unwrap();
-    recorder.closed(&file, &mark);
+    recorder.closed(&handle, &mark);
     drop(recorder);
     assert_eq!(refused(&yard.roll_back(&Request::default())), []);
     assert!(!yard.share().join("named").exists());
@@ -195,7 +193,7 @@ fn originals_are_never_given_up_and_what_the_guest_made_goes_first() {
     assert!(log(&yard.home).unwrap().iter().any(|record| dropped(&record.event)));
     let kept: u64 = fs::read_dir(yard.home.folder.join("kept"))
         .unwrap()
-        .map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512)
+        .map(|entry| allocated(&File::open(entry.unwrap().path()).unwrap()).unwrap())
         .sum();
     assert!(kept <= 300_000, "{kept}");
     yard.back_to(0);
@@ -259,7 +257,8 @@ fn a_journal_on_another_file_system_copies() {
         return;
     };
     let inside = tempfile::tempdir().unwrap();
-    if fs::metadata(state.path()).unwrap().dev() == fs::metadata(inside.path()).unwrap().dev() {
+    let device = |path: &Path| Handle::of_directory(path).unwrap().stat().unwrap().device;
+    if device(state.path()) == device(inside.path()) {
         println!("skipped: /dev/shm is no other file system than the temporary folder's");
         return;
     }

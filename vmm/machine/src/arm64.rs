@@ -1,23 +1,26 @@
 //! The board for arm64: its memory map, devices on lines of the hypervisor's interrupt controller, and how a
 //! machine starts.
 
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
 use cabana_boot::aarch64::{self, Boot};
 use cabana_bus::{Bus, Interrupt, Line};
-use cabana_hv::Arm64Vm;
 use cabana_hv::arm64::{
     Arm64, BootState, GIC_DISTRIBUTOR_SIZE, GIC_REDISTRIBUTOR_SIZE, Gic, VcpuSetup,
 };
+use cabana_hv::{Arm64Vm, HvError, Hypervisor};
 use cabana_memory::{GuestAddress, GuestRam};
 use cabana_os::process::random_bytes;
-use cabana_platform::{PL011_SIZE, Pl011};
+use cabana_platform::{PL011_SIZE, Pl011, SerialInput};
+use cabana_virtio::{MmioTransport, VirtioDevice};
 
 use crate::control::Control;
 use crate::layout::{MAX_VIRTIO_DEVICES, VIRTIO_STRIDE};
 use crate::machine::{Parts, Slots, map_ram};
+use crate::restore::check_size;
 use crate::vcpu::Begin;
-use crate::{Machine, MachineError, Platform, Setup, wiring};
+use crate::{Arm64State, Frozen, Machine, MachineError, Platform, Restore, Setup, wiring};
 
 /// RAM begins here, and goes on for as long as there is some.
 pub const RAM: u64 = 0x4000_0000;
@@ -50,7 +53,48 @@ const _: () = {
 impl Platform for Arm64 {
     type Vm = dyn Arm64Vm;
     type Kept = ();
+    type AtRest = Arm64State;
     const VIRTIO_REGISTERS: u64 = VIRTIO;
+
+    fn create_vm(hypervisor: &dyn Hypervisor) -> Result<Box<Self::Vm>, HvError> {
+        hypervisor.create_arm64_vm(GIC)
+    }
+
+    fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
+        vec![(GuestAddress(RAM), memory as usize)]
+    }
+
+    fn device_memory(memory: u64) -> u64 {
+        device_memory(memory)
+    }
+
+    fn start(vm: Box<Self::Vm>, setup: Setup) -> Result<Machine<Self>, MachineError> {
+        Machine::start_arm64(vm, setup)
+    }
+
+    fn state(frozen: &Frozen<'_, Self>) -> Result<Arm64State, MachineError> {
+        let mut vcpus = frozen.vcpus()?;
+        // The counter is one for all, and each has told it at another moment: the last one, so that it goes back for
+        // none of them.
+        let counter = vcpus.iter().map(|vcpu| vcpu.counter).max().unwrap_or_default();
+        for vcpu in &mut vcpus {
+            vcpu.counter = counter;
+        }
+        Ok(Arm64State {
+            memory: frozen.ram().size(),
+            vcpus,
+            gic: frozen.vm().gic_state()?,
+            devices: frozen.devices(),
+        })
+    }
+
+    fn restore(vm: Box<Self::Vm>, restore: Restore<Self>) -> Result<Machine<Self>, MachineError> {
+        Machine::restore_arm64(vm, restore)
+    }
+
+    fn counter_khz((): &Self::Kept) -> Option<u32> {
+        None
+    }
 }
 
 /// The first guest-physical address for memory that devices bring along, such as an image.
@@ -84,25 +128,12 @@ impl Machine<Arm64> {
         let vm: Arc<dyn Arm64Vm> = Arc::from(vm);
         setup.check_size(vm.max_vcpus().min(MAX_CPUS))?;
         let Setup { cpus, memory, timeline, .. } = setup;
-        let ram = GuestRam::new(&[(GuestAddress(RAM), memory as usize)])?;
+        let ram = GuestRam::new(&Arm64::ram_pieces(memory))?;
         ram.advise_huge();
         let control = Arc::new(Control::default());
-        let line = |number| GicLine { vm: Arc::clone(&vm), number };
-        let wired = Arc::<OnceLock<()>>::default();
-        let mut mmio = Bus::new();
-        let serial = match setup.serial {
-            Some(output) => {
-                let (port, input) = Pl011::new(Box::new(line(SERIAL_LINE)), output);
-                mmio.insert(SERIAL..SERIAL + PL011_SIZE, Arc::new(port))?;
-                Some(input)
-            }
-            None => None,
-        };
-        let place = |index| {
-            let (registers, number) = virtio_slot(index);
-            Ok((registers, Arc::new(line(number)) as Arc<dyn Interrupt>))
-        };
-        let transports = wiring::add_virtio(&mut mmio, &wired, &ram, setup.devices, place)?;
+        let wired = Arc::default();
+        let Buses { mmio, transports, serial } =
+            Buses::new(&vm, &ram, &wired, setup.serial, setup.devices)?;
         timeline.mark("devices made");
 
         let board = describe(serial.is_some(), transports.len());
@@ -131,6 +162,68 @@ impl Machine<Arm64> {
         }
         machine.start_wiring(Some(slots), wired)?;
         Ok(machine)
+    }
+
+    /// Lets a frozen machine go on, which had no serial port. The order is that of `restore`, and the interrupt
+    /// controller's state comes when that of the vCPUs stands.
+    fn restore_arm64(vm: Box<dyn Arm64Vm>, restore: Restore<Arm64>) -> Result<Self, MachineError> {
+        let vm: Arc<dyn Arm64Vm> = Arc::from(vm);
+        let Restore { state, ram, devices, device_memory, touched, timeline } = restore;
+        let most = vm.max_vcpus().min(MAX_CPUS);
+        check_size::<Arm64>(state.memory, &ram, state.vcpus.len(), most)?;
+        vm.set_vcpus(state.vcpus.iter().map(|vcpu| VcpuSetup { off: vcpu.off }).collect())?;
+        map_ram(vm.as_ref(), &ram)?;
+        timeline.mark("memory mapped");
+
+        let control = Arc::new(Control::paused());
+        let wired = Arc::default();
+        let Buses { mmio, transports, serial } = Buses::new(&vm, &ram, &wired, None, devices)?;
+        let (pio, kept) = (Bus::new(), ());
+        let parts = Parts { vm, control, timeline, ram, mmio, pio, transports, serial, kept };
+        let mut machine = Self::assemble(parts, &device_memory);
+        machine.add_restored(state.vcpus.into_iter(), touched)?;
+        // Beside the vCPUs' threads.
+        machine.map_devices(&Slots::of(&device_memory))?;
+        machine.restore_devices(&state.devices)?;
+        machine.vm().set_gic_state(&state.gic)?;
+        for transport in machine.transports() {
+            transport.resume();
+        }
+        machine.go_on(wired)
+    }
+}
+
+/// The devices, each on its line of the interrupt controller.
+struct Buses {
+    mmio: Bus,
+    transports: Vec<Arc<MmioTransport>>,
+    serial: Option<SerialInput>,
+}
+
+impl Buses {
+    fn new(
+        vm: &Arc<dyn Arm64Vm>,
+        ram: &GuestRam,
+        wired: &Arc<OnceLock<()>>,
+        serial: Option<Box<dyn Write + Send>>,
+        devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self, MachineError> {
+        let line = |number| GicLine { vm: Arc::clone(vm), number };
+        let mut mmio = Bus::new();
+        let serial = match serial {
+            Some(output) => {
+                let (port, input) = Pl011::new(Box::new(line(SERIAL_LINE)), output);
+                mmio.insert(SERIAL..SERIAL + PL011_SIZE, Arc::new(port))?;
+                Some(input)
+            }
+            None => None,
+        };
+        let place = |index| {
+            let (registers, number) = virtio_slot(index);
+            Ok((registers, Arc::new(line(number)) as Arc<dyn Interrupt>))
+        };
+        let transports = wiring::add_virtio(&mut mmio, wired, ram, devices, place)?;
+        Ok(Self { mmio, transports, serial })
     }
 }
 
@@ -163,11 +256,11 @@ fn describe(serial: bool, virtio: usize) -> aarch64::Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Outcome, Timeline};
+    use crate::{AtRest, Outcome, Timeline, Touched};
     use cabana_boot::Kernel;
+    use cabana_hv::arm64::VcpuState;
     use cabana_hv::fake::FakeHypervisor;
     use cabana_hv::{VmEntry, VmExit};
-    use std::io::Write;
     use std::sync::Mutex;
 
     #[derive(Clone, Default)]
@@ -226,6 +319,43 @@ mod tests {
             [false, true, true]
         );
         assert_eq!(record.slots, [(RAM, 8 << 20)]);
+    }
+
+    #[test]
+    fn a_machine_goes_on_where_it_was_kept() {
+        let fake = FakeHypervisor::<Arm64>::with_script([VmExit::Halt]);
+        let boots = Setup { serial: None, ..setup(&Output::default()) };
+        let machine = Machine::start_arm64(Box::new(fake.vm()), boots).unwrap();
+        let state = {
+            let frozen = machine.freeze();
+            let told = VcpuState { counter: 7, ..VcpuState::default() };
+            fake.record().states.insert(1, told);
+            let mut state = frozen.state().unwrap();
+            state.vcpus[0].regs.pc = 42;
+            Arm64State::decode(&state.encode()).unwrap()
+        };
+        assert_eq!(state.memory, 8 << 20);
+        assert_eq!(state.vcpus.iter().map(|vcpu| vcpu.counter).collect::<Vec<_>>(), [7; 3]);
+        machine.stop();
+
+        let restore = |state: Arm64State, memory: u64| {
+            let fake = FakeHypervisor::<Arm64>::with_script([VmExit::PowerOff]);
+            let restore = Restore {
+                state,
+                ram: GuestRam::new(&Arm64::ram_pieces(memory)).unwrap(),
+                devices: Vec::new(),
+                device_memory: Vec::new(),
+                touched: Touched::default(),
+                timeline: Arc::new(Timeline::new()),
+            };
+            let machine = Arm64::restore(Box::new(fake.vm()), restore);
+            machine.map(|machine| (machine.wait(), fake))
+        };
+        let (outcome, went_on) = restore(state.clone(), 8 << 20).unwrap();
+        assert_eq!(outcome, Outcome::Exit(0));
+        assert_eq!(went_on.record().states[&0].regs.pc, 42);
+        let small = restore(state, 4 << 20).map(drop).unwrap_err();
+        assert!(matches!(small, MachineError::MemorySize(_)), "{small}");
     }
 
     #[test]

@@ -99,6 +99,13 @@ impl<A: Arch> Control<A> {
         }
     }
 
+    /// Waits for the end, but no longer than so.
+    pub(crate) fn outcome_within(&self, limit: Duration) -> Option<Outcome> {
+        let goes_on = |state: &mut State<A>| state.outcome.is_none();
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, goes_on);
+        waited.unwrap_or_else(PoisonError::into_inner).0.outcome.clone()
+    }
+
     /// How it ended, if it has.
     pub(crate) fn ended(&self) -> Option<Outcome> {
         self.lock().outcome.clone()

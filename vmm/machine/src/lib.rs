@@ -15,6 +15,7 @@ mod entry;
 mod exits;
 pub mod layout;
 mod machine;
+mod prefetch;
 mod restore;
 mod state;
 mod timeline;
@@ -26,6 +27,7 @@ pub use exits::ExitCounts;
 pub use machine::{
     DeviceMemory, Frozen, GuestClock, Machine, MachineError, Observation, Platform, Setup, X86Parts,
 };
+pub use prefetch::{Pages, Touched};
 pub use restore::Restore;
-pub use state::{MachineState, STATE_VERSION, SavedVcpu};
+pub use state::{Arm64State, AtRest, MachineState, STATE_VERSION, SavedVcpu};
 pub use timeline::{Mark, Timeline};

@@ -10,10 +10,10 @@ use cabana_boot::x86_64::{self, Boot};
 use cabana_boot::{BootError, Initrd, Kernel};
 use cabana_bus::{Bus, RangeTaken, SavedState};
 use cabana_hv::x86::{CpuidLeaf, VcpuSetup, X86, cpuid};
-use cabana_hv::{Arch, HvError, MemorySlot, Vm, X86Vm, x86};
-use cabana_memory::{GuestRam, MemoryError, RamSlot};
+use cabana_hv::{Arch, HvError, Hypervisor, MemorySlot, Vm, X86Vm, x86};
+use cabana_memory::{GuestAddress, GuestRam, MemoryError, RamSlot};
 use cabana_platform::{IoApic, SerialInput};
-use cabana_virtio::{MmioTransport, VirtioDevice};
+use cabana_virtio::{MmioTransport, TransportState, VirtioDevice};
 
 use crate::board::Board;
 use crate::control::{Control, Outcome};
@@ -22,7 +22,7 @@ use crate::exits::{Counters, ExitCounts};
 use crate::layout::{self, Pins};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, Begin, Running, Shared};
-use crate::{MachineState, SavedVcpu, wiring};
+use crate::{AtRest, MachineState, Restore, SavedVcpu, wiring};
 
 const PAGE: u64 = 4096;
 
@@ -142,8 +142,31 @@ pub trait Platform: Arch {
     type Vm: Vm<Self> + ?Sized + 'static;
     /// What a machine keeps beside buses and virtio devices.
     type Kept: Send + Sync;
+    /// What a snapshot keeps.
+    type AtRest: AtRest;
     /// The register blocks of virtio devices, one behind the other.
     const VIRTIO_REGISTERS: u64;
+
+    /// An empty VM of a hypervisor, with what the board needs in it.
+    fn create_vm(hypervisor: &dyn Hypervisor) -> Result<Box<Self::Vm>, HvError>;
+
+    /// Where so much RAM is in the guest, and how long each piece is.
+    fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)>;
+
+    /// The first guest-physical address for memory that devices bring along, such as an image.
+    fn device_memory(memory: u64) -> u64;
+
+    /// Builds a machine and starts its vCPUs. `vm` comes from [`Platform::create_vm`].
+    fn start(vm: Box<Self::Vm>, setup: Setup) -> Result<Machine<Self>, MachineError>;
+
+    /// All of a frozen machine but RAM and disks.
+    fn state(frozen: &Frozen<'_, Self>) -> Result<Self::AtRest, MachineError>;
+
+    /// Lets a frozen machine go on.
+    fn restore(vm: Box<Self::Vm>, restore: Restore<Self>) -> Result<Machine<Self>, MachineError>;
+
+    /// Ticks per millisecond of the guest's counter, if that is known.
+    fn counter_khz(kept: &Self::Kept) -> Option<u32>;
 }
 
 /// A running machine. Dropping it stops it.
@@ -229,7 +252,9 @@ impl Machine<X86> {
         machine.start_wiring(Some(slots), wired)?;
         Ok(machine)
     }
+}
 
+impl<P: Platform> Machine<P> {
     /// Looks at the machine from outside. Holds it for a moment, since a vCPU's counters belong to
     /// its thread.
     pub fn observe(&self) -> Observation {
@@ -240,23 +265,22 @@ impl Machine<X86> {
         let total = reports.iter().map(|report| report.and_then(|report| report.exits)).sum();
         let first = reports.first().copied().flatten();
         let clock = first.and_then(|first| {
-            Some(GuestClock { tsc: first.counter?, at: first.at, khz: self.kept.tsc_khz })
+            let khz = P::counter_khz(&self.kept)?;
+            Some(GuestClock { tsc: first.counter?, at: first.at, khz })
         });
         Observation { exits: ExitCounts { total, ..user }, clock }
     }
 
     /// Holds vCPUs and devices, until the answer is dropped: nothing changes RAM or a disk, or is on its
     /// way between them.
-    pub fn freeze(&self) -> Frozen<'_> {
+    pub fn freeze(&self) -> Frozen<'_, P> {
         self.pause();
         for transport in &self.transports {
             transport.pause();
         }
         Frozen { machine: self }
     }
-}
 
-impl<P: Platform> Machine<P> {
     /// The machine without its vCPUs.
     pub(crate) fn assemble(parts: Parts<P>, device_memory: &[DeviceMemory]) -> Self {
         let Parts { vm, control, timeline, ram, mmio, pio, transports, serial, kept } = parts;
@@ -287,6 +311,11 @@ impl<P: Platform> Machine<P> {
     /// Waits until the machine ends by itself or is stopped.
     pub fn wait(&self) -> Outcome {
         self.shared.control.outcome()
+    }
+
+    /// Waits until the machine ends, but no longer than so.
+    pub fn wait_within(&self, limit: Duration) -> Option<Outcome> {
+        self.shared.control.outcome_within(limit)
     }
 
     /// How it ended, if it has.
@@ -390,37 +419,42 @@ impl<P: Platform> Drop for Machine<P> {
 
 /// A machine that is held for a snapshot. It goes on when this is dropped.
 #[derive(Debug)]
-pub struct Frozen<'a> {
-    machine: &'a Machine,
+pub struct Frozen<'a, P: Platform = X86> {
+    machine: &'a Machine<P>,
 }
 
-impl Frozen<'_> {
+impl<P: Platform> Frozen<'_, P> {
     /// All of the machine but RAM and disks.
-    pub fn state(&self) -> Result<MachineState, MachineError> {
-        let machine = self.machine;
-        let states = machine.shared.control.vcpu_states(machine.vcpus.len() as u32)?;
-        if machine.ended().is_some() {
-            return Err(MachineError::Restore("it has ended".to_owned()));
-        }
-        let cpuids = machine.kept.cpuids.iter().cloned();
-        let vcpus = cpuids.zip(states).map(|(cpuid, state)| SavedVcpu { cpuid, state });
-        Ok(MachineState {
-            memory: machine.ram.size(),
-            tsc_khz: machine.kept.tsc_khz,
-            clock: machine.vm.clock()?,
-            vcpus: vcpus.collect(),
-            ioapic: SavedState::of(&*machine.kept.ioapic),
-            devices: machine.transports.iter().map(|transport| transport.save()).collect(),
-        })
+    pub fn state(&self) -> Result<P::AtRest, MachineError> {
+        P::state(self)
     }
 
     /// Guest RAM.
     pub fn ram(&self) -> &GuestRam {
         &self.machine.ram
     }
+
+    pub(crate) fn vm(&self) -> &P::Vm {
+        self.machine.vm()
+    }
+
+    /// The vCPUs' states.
+    pub(crate) fn vcpus(&self) -> Result<Vec<P::State>, MachineError> {
+        let machine = self.machine;
+        let states = machine.shared.control.vcpu_states(machine.vcpus.len() as u32)?;
+        if machine.ended().is_some() {
+            return Err(MachineError::Restore("it has ended".to_owned()));
+        }
+        Ok(states)
+    }
+
+    /// The virtio devices' states.
+    pub(crate) fn devices(&self) -> Vec<TransportState> {
+        self.machine.transports.iter().map(|transport| transport.save()).collect()
+    }
 }
 
-impl Drop for Frozen<'_> {
+impl<P: Platform> Drop for Frozen<'_, P> {
     fn drop(&mut self) {
         for transport in &self.machine.transports {
             transport.resume();
@@ -441,7 +475,47 @@ pub struct X86Parts {
 impl Platform for X86 {
     type Vm = dyn X86Vm;
     type Kept = X86Parts;
+    type AtRest = MachineState;
     const VIRTIO_REGISTERS: u64 = layout::VIRTIO_BASE;
+
+    fn create_vm(hypervisor: &dyn Hypervisor) -> Result<Box<Self::Vm>, HvError> {
+        hypervisor.create_x86_vm()
+    }
+
+    fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
+        layout::ram_pieces(memory)
+    }
+
+    fn device_memory(memory: u64) -> u64 {
+        layout::device_memory(memory)
+    }
+
+    fn start(vm: Box<Self::Vm>, setup: Setup) -> Result<Machine<Self>, MachineError> {
+        Machine::start(vm, setup)
+    }
+
+    fn state(frozen: &Frozen<'_, Self>) -> Result<MachineState, MachineError> {
+        let machine = frozen.machine;
+        let states = frozen.vcpus()?;
+        let cpuids = machine.kept.cpuids.iter().cloned();
+        let vcpus = cpuids.zip(states).map(|(cpuid, state)| SavedVcpu { cpuid, state });
+        Ok(MachineState {
+            memory: machine.ram.size(),
+            tsc_khz: machine.kept.tsc_khz,
+            clock: machine.vm.clock()?,
+            vcpus: vcpus.collect(),
+            ioapic: SavedState::of(&*machine.kept.ioapic),
+            devices: frozen.devices(),
+        })
+    }
+
+    fn restore(vm: Box<Self::Vm>, restore: Restore) -> Result<Machine<Self>, MachineError> {
+        Machine::restore(vm, restore)
+    }
+
+    fn counter_khz(kept: &Self::Kept) -> Option<u32> {
+        Some(kept.tsc_khz)
+    }
 }
 
 /// What a machine is assembled from.

@@ -8,6 +8,7 @@ use cabana_hv::{Arch, HvError, VcpuKicker, VcpuSeat, VmEntry, VmExit};
 
 use crate::control::{Control, Next, Outcome};
 use crate::exits::Counters;
+use crate::prefetch::Prefetch;
 use crate::timeline::Timeline;
 
 /// What vCPU threads share.
@@ -26,7 +27,7 @@ pub(crate) enum Begin<A: Arch> {
     /// The others: the first one starts them.
     Sleep,
     /// It goes on with this, once the machine is resumed.
-    Restored(Box<A::State>),
+    Restored(Box<A::State>, Prefetch),
 }
 
 /// A running vCPU.
@@ -63,11 +64,13 @@ fn run<A: Arch>(
     match begin {
         Begin::Boot(state) => vcpu.set_boot_state(&state)?,
         Begin::Sleep => {}
-        Begin::Restored(state) => {
+        Begin::Restored(state, prefetch) => {
             vcpu.set_state(&state)?;
+            prefetch.ram(vcpu.as_mut());
             if shared.control.wait_start(index, vcpu.as_mut()) == Next::End {
                 return Ok(());
             }
+            prefetch.devices(vcpu.as_mut());
         }
     }
     if index == 0 {

@@ -1,9 +1,12 @@
-//! The bytes of a machine's state, pinned: `goldens/v<STATE_VERSION>.hex`. A state that no longer encodes
+//! The bytes of a machine's state, pinned: `goldens/v<STATE_VERSION>.hex`, and `…-arm64.hex`. A state that no longer encodes
 //! to its file cannot be read out of the snapshots that there are: raise `STATE_VERSION`, run
 //! `CABANA_NEW_GOLDENS=1 cargo test -p cabana-machine --test goldens`, and commit the new file. The variable
 //! makes a missing file; it never changes one that exists.
 //!
-//! The devices' own states are pinned here too, as they stand in a machine's.
+//! The devices' own states are pinned here too, as they stand in a machine's. One of them is the file server's, which is
+//! Linux's today.
+
+#![cfg(target_os = "linux")]
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,10 +16,11 @@ use cabana_block::BlockState;
 use cabana_bus::{Persist, SavedState, StateError};
 use cabana_console::ConsoleState;
 use cabana_fs::FsState;
+use cabana_hv::arm64;
 use cabana_hv::x86::{
     Activity, CpuidLeaf, DescriptorTable, PendingEvents, Regs, Segment, SystemRegs, VcpuState,
 };
-use cabana_machine::{MachineState, STATE_VERSION, SavedVcpu};
+use cabana_machine::{Arm64State, AtRest, MachineState, STATE_VERSION, SavedVcpu};
 use cabana_net::NetState;
 use cabana_platform::IoApicState;
 use cabana_pmem::PmemState;
@@ -94,21 +98,38 @@ fn sample() -> MachineState {
             id: 1,
             pins: vec![(1 << 16, false), (0x30, true)],
         }),
-        devices: vec![
-            device(saved(PmemState { guest: 4 << 30, len: 2 << 20 })),
-            device(saved(VsockState { guest_cid: 3, next_port: 1 << 30 })),
-            device(saved(FsState { mounted: false })),
-            device(saved(ConsoleState { typed: b"typed".to_vec(), columns: 80, rows: 25 })),
-            device(SavedState::default()),
-            device(saved(BlockState { sectors: 1 << 25 })),
-            device(saved(NetState { mac: [2, 0, 0, 0, 0, 1], mtu: 65_520 })),
-        ],
+        devices: devices(),
     }
 }
 
-#[test]
-fn a_machines_state_has_the_bytes_that_it_had() {
-    let bytes = sample().encode();
+fn devices() -> Vec<TransportState> {
+    vec![
+        device(saved(PmemState { guest: 4 << 30, len: 2 << 20 })),
+        device(saved(VsockState { guest_cid: 3, next_port: 1 << 30 })),
+        device(saved(FsState { mounted: false })),
+        device(saved(ConsoleState { typed: b"typed".to_vec(), columns: 80, rows: 25 })),
+        device(SavedState::default()),
+        device(saved(BlockState { sectors: 1 << 25 })),
+        device(saved(NetState { mac: [2, 0, 0, 0, 0, 1], mtu: 65_520 })),
+    ]
+}
+
+fn arm64_sample() -> Arm64State {
+    let regs = arm64::Regs { pc: 0xffff_8000_8000_0000, pstate: 0x3c5, ..Default::default() };
+    let mut simd = arm64::Simd { fpsr: 1, fpcr: 2, ..Default::default() };
+    simd.v[31] = 1 << 127;
+    let vcpu = arm64::VcpuState {
+        regs,
+        simd,
+        system: vec![(arm64::SystemRegister::new(3, 0, 1, 0, 0), 0x3050_1185)],
+        counter: 1_000_000_007,
+        off: true,
+    };
+    Arm64State { memory: 512 << 20, vcpus: vec![vcpu], gic: vec![1, 2, 3], devices: devices() }
+}
+
+/// Compares with the pinned file of this name.
+fn pinned(name: &str, bytes: &[u8]) {
     let hex = bytes.chunks(32).fold(String::new(), |mut text, line| {
         for byte in line {
             write!(text, "{byte:02x}").unwrap();
@@ -116,13 +137,22 @@ fn a_machines_state_has_the_bytes_that_it_had() {
         text + "\n"
     });
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-    let path = folder.join(format!("v{STATE_VERSION}.hex"));
+    let path = folder.join(format!("v{STATE_VERSION}{name}.hex"));
     if env::var_os("CABANA_NEW_GOLDENS").is_some() && !path.exists() {
         fs::write(&path, &hex).unwrap();
     }
     let pinned = fs::read_to_string(&path).unwrap();
     assert_eq!(hex, pinned, "raise STATE_VERSION: {}", path.display());
+}
+
+#[test]
+fn a_machines_state_has_the_bytes_that_it_had() {
+    let bytes = sample().encode();
+    pinned("", &bytes);
     assert_eq!(MachineState::decode(&bytes), Some(sample()));
+    let bytes = arm64_sample().encode();
+    pinned("-arm64", &bytes);
+    assert_eq!(Arm64State::decode(&bytes), Some(arm64_sample()));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! values are copied in and out with volatile accesses (by `vm-memory`), and every address and
 //! length is checked against the RAM that exists.
 
-// Mappings are handed to `vm-memory`, which asks for promises about their address and length.
+// Memory that a mapping owns is looked at through `vm-memory`, which asks for a promise that it is there.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,11 +12,7 @@ use std::sync::atomic::Ordering;
 
 use cabana_os::Mapping;
 use cabana_os::file::IoPiece;
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{
-    Address, Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
-};
+use vm_memory::{Address, Bytes, VolatileSlice};
 
 pub use vm_memory::{ByteValued, GuestAddress, Le16, Le32, Le64};
 
@@ -69,50 +65,46 @@ pub struct GuestRam {
     inner: Arc<Inner>,
 }
 
+/// The pieces, ascending.
 #[derive(Debug)]
 struct Inner {
-    memory: GuestMemoryMmap<()>,
-    /// Keeps the memory that `memory` points to; in the order of its regions.
-    mappings: Vec<Mapping>,
+    regions: Vec<Region>,
+}
+
+/// One piece: where it begins for the guest, and its memory.
+#[derive(Debug)]
+struct Region {
+    guest: GuestAddress,
+    mapping: Mapping,
 }
 
 impl GuestRam {
     /// RAM at each `(guest address, length)`, zeroed, committed by the host as it is touched.
     /// Addresses and lengths are multiples of the page size; the pieces ascend.
     pub fn new(pieces: &[(GuestAddress, usize)]) -> Result<Self, MemoryError> {
-        let mut mappings = Vec::with_capacity(pieces.len());
         let mut regions = Vec::with_capacity(pieces.len());
+        let mut free = GuestAddress(0);
         for &(guest, len) in pieces {
+            if guest < free {
+                return Err(MemoryError::Layout(format!("two pieces at {:#x}", guest.raw_value())));
+            }
+            free = guest.checked_add(len as u64).ok_or_else(|| {
+                MemoryError::Layout(format!("{:#x} + {len:#x} overflows", guest.raw_value()))
+            })?;
             let mapping =
                 Mapping::anonymous(len).map_err(|source| MemoryError::Map { len, source })?;
             if mapping.len() != len {
                 return Err(MemoryError::Layout(format!("{len:#x} bytes are not whole pages")));
             }
-            // SAFETY: `mapping` is readable and writable over its length and is kept in `Inner`
-            // beside the region for as long as that lives.
-            let region = unsafe {
-                MmapRegion::build_raw(
-                    mapping.as_ptr(),
-                    len,
-                    PROT_READ_WRITE,
-                    MAP_PRIVATE_NORESERVE_ANONYMOUS,
-                )
-            }
-            .map_err(|error| MemoryError::Layout(error.to_string()))?;
-            regions.push(GuestRegionMmap::new(region, guest).ok_or_else(|| {
-                MemoryError::Layout(format!("{:#x} + {len:#x} overflows", guest.raw_value()))
-            })?);
-            mappings.push(mapping);
+            regions.push(Region { guest, mapping });
         }
-        let memory = GuestMemoryMmap::from_regions(regions)
-            .map_err(|error| MemoryError::Layout(error.to_string()))?;
-        Ok(Self { inner: Arc::new(Inner { memory, mappings }) })
+        Ok(Self { inner: Arc::new(Inner { regions }) })
     }
 
     /// The pieces, to be mapped into the guest.
     pub fn slots(&self) -> impl Iterator<Item = RamSlot> + '_ {
-        self.inner.memory.iter().zip(&self.inner.mappings).map(|(region, mapping)| RamSlot {
-            guest: region.start_addr(),
+        self.inner.regions.iter().map(|Region { guest, mapping }| RamSlot {
+            guest: *guest,
             host: mapping.as_ptr(),
             len: mapping.len(),
         })
@@ -120,7 +112,7 @@ impl GuestRam {
 
     /// Bytes of RAM in all.
     pub fn size(&self) -> u64 {
-        self.inner.mappings.iter().map(|mapping| mapping.len() as u64).sum()
+        self.inner.regions.iter().map(|region| region.mapping.len() as u64).sum()
     }
 
     /// Maps `len` bytes of `file` from `offset` at `guest` in place of RAM, copy on write: the
@@ -141,8 +133,45 @@ impl GuestRam {
 
     /// Asks the host for 2 MiB pages under all of RAM. A host without them is no error.
     pub fn advise_huge(&self) {
-        for mapping in &self.inner.mappings {
+        for Region { mapping, .. } in &self.inner.regions {
             let _ = mapping.advise_huge(0..mapping.len());
+        }
+    }
+
+    /// Gives this process `len` bytes at `at` as its own now, in place of page by page when they are written to.
+    /// A host that cannot is no error.
+    pub fn populate(&self, at: GuestAddress, len: usize) -> Result<(), MemoryError> {
+        let (mapping, start) = self.locate(at, len)?;
+        let _ = mapping.populate(start..start + len);
+        Ok(())
+    }
+
+    /// Begins to read what files that are mapped have of `len` bytes at `at`.
+    pub fn will_need(&self, at: GuestAddress, len: usize) -> Result<(), MemoryError> {
+        let (mapping, start) = self.locate(at, len)?;
+        let _ = mapping.will_need(start..start + len);
+        Ok(())
+    }
+
+    /// Puts what files have in `len` bytes at `at`, multiples of 2 MiB, into pages of that size. False where the host
+    /// cannot.
+    pub fn enlarge(&self, at: GuestAddress, len: usize) -> bool {
+        let located = self.locate(at, len);
+        located.is_ok_and(|(mapping, start)| mapping.enlarge(start..start + len).is_ok())
+    }
+
+    /// Lets pages of files that are mapped in `len` bytes at `at` come in without their neighbours, so that the host
+    /// can tell which were touched.
+    pub fn bring_in_singly(&self, at: GuestAddress, len: usize) -> Result<(), MemoryError> {
+        let (mapping, start) = self.locate(at, len)?;
+        let _ = mapping.bring_in_singly(start..start + len);
+        Ok(())
+    }
+
+    /// Ends what [`GuestRam::bring_in_singly`] began.
+    pub fn bring_in_together(&self) {
+        for Region { mapping, .. } in &self.inner.regions {
+            let _ = mapping.bring_in_together(0..mapping.len());
         }
     }
 
@@ -155,39 +184,39 @@ impl GuestRam {
 
     /// Copies a value out of guest RAM.
     pub fn read<T: ByteValued>(&self, at: GuestAddress) -> Result<T, MemoryError> {
-        let (region, start) = self.region(at, size_of::<T>())?;
-        region.read_obj(start).map_err(|_| out_of_range(at, size_of::<T>()))
+        let memory = self.slice(at, size_of::<T>())?;
+        memory.read_obj(0).map_err(|_| out_of_range(at, size_of::<T>()))
     }
 
     /// Copies a value into guest RAM.
     pub fn write<T: ByteValued>(&self, at: GuestAddress, value: T) -> Result<(), MemoryError> {
-        let (region, start) = self.region(at, size_of::<T>())?;
-        region.write_obj(value, start).map_err(|_| out_of_range(at, size_of::<T>()))
+        let memory = self.slice(at, size_of::<T>())?;
+        memory.write_obj(value, 0).map_err(|_| out_of_range(at, size_of::<T>()))
     }
 
     /// Reads a little-endian u16 with acquire ordering (a ring's index).
     pub fn load_u16(&self, at: GuestAddress) -> Result<u16, MemoryError> {
-        let (region, start) = self.region(at, 2)?;
-        let value: u16 = region.load(start, Ordering::Acquire).map_err(|_| out_of_range(at, 2))?;
+        let memory = self.slice(at, 2)?;
+        let value: u16 = memory.load(0, Ordering::Acquire).map_err(|_| out_of_range(at, 2))?;
         Ok(u16::from_le(value))
     }
 
     /// Writes a little-endian u16 with release ordering (a ring's index).
     pub fn store_u16(&self, at: GuestAddress, value: u16) -> Result<(), MemoryError> {
-        let (region, start) = self.region(at, 2)?;
-        region.store(value.to_le(), start, Ordering::Release).map_err(|_| out_of_range(at, 2))
+        let memory = self.slice(at, 2)?;
+        memory.store(value.to_le(), 0, Ordering::Release).map_err(|_| out_of_range(at, 2))
     }
 
     /// Fills `bytes` from guest RAM.
     pub fn read_bytes(&self, at: GuestAddress, bytes: &mut [u8]) -> Result<(), MemoryError> {
-        let (region, start) = self.region(at, bytes.len())?;
-        region.read_slice(bytes, start).map_err(|_| out_of_range(at, bytes.len()))
+        let memory = self.slice(at, bytes.len())?;
+        memory.read_slice(bytes, 0).map_err(|_| out_of_range(at, bytes.len()))
     }
 
     /// Writes `bytes` to guest RAM.
     pub fn write_bytes(&self, at: GuestAddress, bytes: &[u8]) -> Result<(), MemoryError> {
-        let (region, start) = self.region(at, bytes.len())?;
-        region.write_slice(bytes, start).map_err(|_| out_of_range(at, bytes.len()))
+        let memory = self.slice(at, bytes.len())?;
+        memory.write_slice(bytes, 0).map_err(|_| out_of_range(at, bytes.len()))
     }
 
     /// The host memory behind `len` bytes at `at`, for vectored file I/O. It stays valid while
@@ -197,42 +226,26 @@ impl GuestRam {
         Ok(IoPiece { addr: mapping.as_ptr().wrapping_add(start), len })
     }
 
-    /// The region that holds all of `at .. at + len`, and the address in it. There are one or two, so
-    /// this is quicker than `vm-memory`'s own search, which also joins neighbours; here are none.
-    fn region(
-        &self,
-        at: GuestAddress,
-        len: usize,
-    ) -> Result<(&GuestRegionMmap<()>, MemoryRegionAddress), MemoryError> {
-        self.inner
-            .memory
-            .iter()
-            .find_map(|region| {
-                let start = at.checked_offset_from(region.start_addr())?;
-                let end = start.checked_add(len as u64)?;
-                (end <= region.len()).then_some((region, MemoryRegionAddress(start)))
-            })
-            .ok_or_else(|| out_of_range(at, len))
+    /// All of `at .. at + len`, for volatile accesses.
+    fn slice(&self, at: GuestAddress, len: usize) -> Result<VolatileSlice<'_>, MemoryError> {
+        let (mapping, start) = self.locate(at, len)?;
+        // SAFETY: the bytes lie within the mapping (`locate` has checked it), which is readable and writable and
+        // lives as long as `self`; nobody has Rust references to them.
+        Ok(unsafe { VolatileSlice::new(mapping.as_ptr().wrapping_add(start), len) })
     }
 
-    /// The mapping that holds all of `at .. at + len`, and the offset in it.
+    /// The mapping that holds all of `at .. at + len`, and the offset in it. There are one or two.
     fn locate(&self, at: GuestAddress, len: usize) -> Result<(&Mapping, usize), MemoryError> {
         self.inner
-            .memory
+            .regions
             .iter()
-            .zip(&self.inner.mappings)
-            .find_map(|(region, mapping)| {
-                let start = usize::try_from(at.checked_offset_from(region.start_addr())?).ok()?;
+            .find_map(|Region { guest, mapping }| {
+                let start = usize::try_from(at.checked_offset_from(*guest)?).ok()?;
                 (start.checked_add(len)? <= mapping.len()).then_some((mapping, start))
             })
             .ok_or_else(|| out_of_range(at, len))
     }
 }
-
-/// `PROT_READ | PROT_WRITE`, as `vm-memory` wants to be told; nothing here depends on the values.
-const PROT_READ_WRITE: i32 = 3;
-/// `MAP_PRIVATE | MAP_NORESERVE | MAP_ANONYMOUS`, likewise.
-const MAP_PRIVATE_NORESERVE_ANONYMOUS: i32 = 0x4022;
 
 fn out_of_range(at: GuestAddress, len: usize) -> MemoryError {
     MemoryError::OutOfRange { addr: at.raw_value(), len }

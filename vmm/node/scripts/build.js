@@ -1,4 +1,4 @@
-// build.js [BUILT]: puts the native half and the worker's program into native/, from the folder BUILT in which
+// build.js [BUILT]: puts the native half and the programs that it starts into native/, from the folder BUILT in which
 // cargo has put them; without one cargo builds them first.
 'use strict'
 
@@ -10,7 +10,7 @@ const here = path.dirname(__dirname)
 const root = path.resolve(here, '../..')
 
 function build() {
-  const words = ['build', '--release', '-p', 'cabana-node', '-p', 'cabana-worker']
+  const words = ['build', '--release', '-p', 'cabana-node', '-p', 'cabana-worker', '-p', 'cabana-pac']
   execFileSync('cargo', words, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] })
   const metadata = execFileSync('cargo', ['metadata', '--no-deps', '--format-version', '1'], {
     cwd: root,
@@ -29,4 +29,6 @@ function place(built, from, to) {
 const built = process.argv[2] ?? build()
 mkdirSync(path.join(here, 'native'), { recursive: true })
 place(built, 'libcabana_node.so', 'cabana.node')
-if (existsSync(path.join(built, 'cabana-worker'))) place(built, 'cabana-worker', 'cabana-worker')
+for (const program of ['cabana-worker', 'cabana-pac']) {
+  if (existsSync(path.join(built, program))) place(built, program, program)
+}

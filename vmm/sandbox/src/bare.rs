@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use cabana_block::{Block, Disk};
 use cabana_boot::{Initrd, Kernel};
-use cabana_machine::{Machine, Outcome, Setup, Timeline};
+use cabana_machine::{Outcome, Platform, Setup, Timeline};
 use cabana_os::EventLoop;
 use cabana_platform::SerialInput;
 use cabana_rng::Rng;
 use cabana_virtio::VirtioDevice;
 
+use crate::backend::{Board, Processor};
 use crate::{Error, backend};
 
 /// What [`BareMachine::start`] boots.
@@ -20,7 +21,7 @@ pub struct BareConfig {
     pub cpus: u32,
     /// Bytes of RAM.
     pub memory: u64,
-    /// An uncompressed ELF kernel or a bzImage.
+    /// An uncompressed ELF kernel or a bzImage; on arm64 an `Image`.
     pub kernel: PathBuf,
     /// Its initramfs.
     pub initrd: Option<PathBuf>,
@@ -44,7 +45,7 @@ pub struct BareDisk {
 /// A running machine without an agent. Dropping it stops it.
 #[derive(Debug)]
 pub struct BareMachine {
-    machine: Machine,
+    machine: Board,
     // After the machine: its devices are served here until they stop.
     _events: EventLoop,
 }
@@ -67,7 +68,7 @@ impl BareMachine {
         if !devices.is_empty() {
             devices.push(Box::new(Rng::new(events.handle())));
         }
-        let machine = Machine::start(
+        let machine = Processor::start(
             backend::create_vm()?,
             Setup {
                 cpus: config.cpus,
@@ -100,7 +101,7 @@ impl BareMachine {
     }
 
     /// The machine beneath, for those who measure.
-    pub fn machine(&self) -> &Machine {
+    pub fn machine(&self) -> &Board {
         &self.machine
     }
 }

@@ -1,13 +1,13 @@
 //! What a machine is made of.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cabana_egress_host::{EgressPolicy, Proxies, Secret};
 use cabana_journal::Home;
 use cabana_machine::Timeline;
+use cabana_os::OwnedHandle;
 
 /// Bytes of RAM unless asked otherwise: enough for package managers and small builds. The host commits
 /// it as it is touched, but the guest's own account of it costs start-up time and 16 MiB for each GiB.
@@ -150,7 +150,7 @@ impl Default for NetworkConfig {
 #[derive(Clone, Debug)]
 pub struct CableConfig {
     /// The card's end of a packet socket (`cabana_os::Packets`).
-    pub socket: Arc<OwnedFd>,
+    pub socket: Arc<OwnedHandle>,
     /// The largest IP packet, as of the network at the other end.
     pub mtu: u16,
 }

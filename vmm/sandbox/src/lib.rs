@@ -37,10 +37,11 @@ mod process;
 mod session;
 mod snapshot;
 mod stream;
+mod touched;
 mod trust;
 mod watch;
 
-pub use backend::{hypervisor, probe, use_hypervisor};
+pub use backend::{KERNEL_FILE, hypervisor, probe, use_hypervisor};
 pub use bare::{BareConfig, BareDisk, BareMachine};
 pub use cabana_egress_host as egress;
 pub use cabana_hv::{Probe, Verdict};

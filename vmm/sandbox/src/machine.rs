@@ -14,7 +14,7 @@ use cabana_boot::{Initrd, Kernel};
 use cabana_console::Console;
 use cabana_egress_host::Egress;
 use cabana_fs::FsDevice;
-use cabana_machine::{DeviceMemory, GuestClock, Observation, Setup, layout};
+use cabana_machine::{DeviceMemory, GuestClock, Observation, Platform, Setup};
 use cabana_netstack::Network;
 use cabana_os::{EventLoop, file};
 use cabana_pmem::{Image, Pmem};
@@ -23,25 +23,18 @@ use cabana_rng::Rng;
 use cabana_virtio::VirtioDevice;
 use cabana_vsock::{VsockConfig, VsockDevice, VsockHost, VsockListener};
 
+use crate::backend::{Board, COMMAND_LINE, Processor};
 use crate::fate::Fate;
 use crate::folders::Folders;
+use crate::touched::Recorder;
 use crate::watch::Watch;
 use crate::{
     CableConfig, Command, ConsoleTail, Error, Guest, Introduction, Link, MachineConfig,
     NetworkConfig, NetworkCounters, Process, Scratch, ShareJournal, Stream, backend, network,
 };
 
-/// What every machine's kernel is told.
-///
-/// - `console=hvc0 quiet`: last words go to the virtio console, nothing else does;
-/// - `panic=-1 reboot=t`: a panic ends the machine at once, by a triple fault;
-/// - `tsc=reliable no_timer_check`: nothing is measured that the hypervisor has said;
-/// - `percpu_alloc=page`: as much memory for each processor's variables as they need, in place of
-///   2 MiB that have to be cleared.
-///
-/// Each word costs its comparison with every parameter that the kernel knows.
-const COMMAND_LINE: &str =
-    "console=hvc0 quiet panic=-1 reboot=t tsc=reliable no_timer_check percpu_alloc=page";
+/// What a machine out of a snapshot touches in this time is brought in for those that follow.
+const RECORDED: Duration = Duration::from_secs(1);
 
 /// A running machine whose agent is ready. Dropping it stops it at once, without flushing; see
 /// [`Machine::shutdown`].
@@ -144,7 +137,7 @@ impl Machine {
 #[derive(Debug)]
 pub struct Vmm {
     /// Taken when the machine ends, so that its devices end with it.
-    board: Arc<Mutex<Option<Arc<cabana_machine::Machine>>>>,
+    board: Arc<Mutex<Option<Arc<Board>>>>,
     local: Arc<Local>,
     listener: VsockListener,
     shares: Folders,
@@ -179,6 +172,7 @@ impl Vmm {
             shares,
             card: Card::of(config.network.as_ref(), config.cable.as_ref()),
             disk: scratch(&config.scratch)?,
+            recorder: None,
         };
         Self::equip(equipment, |devices, device_memory| {
             let setup = Setup {
@@ -192,25 +186,23 @@ impl Vmm {
                 serial: None,
                 timeline,
             };
-            Ok(cabana_machine::Machine::start(vm, setup)?)
+            Ok(Processor::start(vm, setup)?)
         })
     }
 
     /// Makes the devices, and all that stands behind them, around the machine that `start` makes.
     pub(crate) fn equip(
         equipment: Equipment<'_>,
-        start: impl FnOnce(
-            Vec<Box<dyn VirtioDevice>>,
-            Vec<DeviceMemory>,
-        ) -> Result<cabana_machine::Machine, Error>,
+        start: impl FnOnce(Vec<Box<dyn VirtioDevice>>, Vec<DeviceMemory>) -> Result<Board, Error>,
     ) -> Result<Self, Error> {
-        let Equipment { image, image_path, memory, shares, card, disk: scratch } = equipment;
+        let Equipment { image, image_path, memory, shares, card, disk: scratch, recorder } =
+            equipment;
         let has_card = card.is_some();
         let fate = Arc::new(Fate::default());
         let spawn = |name| EventLoop::spawn(name).map_err(Error::host("a thread"));
         // A disk or a folder that blocks must not hold up the conversation with the guest.
         let (io, disk, folders) = (spawn("io")?, spawn("disk")?, spawn("folders")?);
-        let guest_image = layout::device_memory(memory);
+        let guest_image = Processor::device_memory(memory);
         let (vsock, host) = VsockDevice::new(VsockConfig::default(), io.handle());
         let tail = fate.console.clone();
         let (console, _) = Console::new(io.handle(), move |output| tail.push(output));
@@ -255,7 +247,7 @@ impl Vmm {
         let watched = host.listen(WATCH_PORT)?;
         let machine = Arc::new(start(devices, device_memory)?);
         let board = Arc::new(Mutex::new(Some(Arc::clone(&machine))));
-        let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate))?);
+        let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate), recorder)?);
         let local = Arc::new(Local { vsock: host, fate });
         let watch = Watch::start(Arc::clone(shares.server()), watched);
         let watch = watch.map_err(Error::host("a thread"))?;
@@ -373,7 +365,7 @@ impl Vmm {
     }
 
     /// The board; `None` once the machine has ended.
-    pub(crate) fn board(&self) -> Option<Arc<cabana_machine::Machine>> {
+    pub(crate) fn board(&self) -> Option<Arc<Board>> {
         lock(&self.board).clone()
     }
 
@@ -406,6 +398,8 @@ pub(crate) struct Equipment<'a> {
     pub(crate) shares: Folders,
     pub(crate) card: Option<Card<'a>>,
     pub(crate) disk: Option<Disk>,
+    /// Is to note what the machine touches first.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 /// What a network card is plugged into.
@@ -453,13 +447,19 @@ impl Link for Local {
 /// Waits for the machine's end, notes it, and takes the machine apart, which ends the conversations
 /// with it.
 fn monitor(
-    board: Arc<cabana_machine::Machine>,
-    slot: Arc<Mutex<Option<Arc<cabana_machine::Machine>>>>,
+    board: Arc<Board>,
+    slot: Arc<Mutex<Option<Arc<Board>>>>,
     fate: Arc<Fate>,
+    recorder: Option<Recorder>,
 ) -> Result<JoinHandle<()>, Error> {
     let watch = move || {
-        let outcome = board.wait();
-        fate.seal(outcome);
+        if let Some(recorder) = recorder {
+            if let Some(outcome) = board.wait_within(RECORDED) {
+                fate.seal(outcome);
+            }
+            recorder.record();
+        }
+        fate.seal(board.wait());
         lock(&slot).take();
     };
     let builder = thread::Builder::new().name("monitor".to_owned()).stack_size(128 << 10);

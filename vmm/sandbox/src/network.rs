@@ -1,7 +1,6 @@
 //! The network card and what stands behind it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 
 use cabana_egress_host::{Egress, EgressConfig, Trust, egress};
 use cabana_net::Net;
@@ -9,7 +8,7 @@ use cabana_netstack::{
     Cable, Capture, FrameLink, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, Limits, MACHINE_V4, MACHINE_V6,
     Network, NetworkCounters, PREFIX_V4, PREFIX_V6, Plug, session_addresses, session_mac,
 };
-use cabana_os::{EventLoop, LoopHandle, Packets};
+use cabana_os::{EventLoop, FromHandle, LoopHandle, OwnedHandle, Packets};
 use cabana_protocol::{NetworkSetup, SessionCard};
 use cabana_virtio::VirtioDevice;
 
@@ -31,10 +30,11 @@ pub struct NetworkHost {
 
 impl NetworkHost {
     /// Begins to serve the card at the other end of `socket`.
-    pub fn start(config: &NetworkConfig, socket: OwnedFd) -> Result<Self, Error> {
+    pub fn start(config: &NetworkConfig, socket: OwnedHandle) -> Result<Self, Error> {
         let events = EventLoop::spawn("net").map_err(Error::host("a thread"))?;
         let (network, egress) = behind(config, &events.handle())?;
-        let plug = Plug::new(network.clone(), Packets::from(socket), events.handle());
+        let packets = Packets::from_handle(socket).map_err(Error::host("a socket"))?;
+        let plug = Plug::new(network.clone(), packets, events.handle());
         let plug = plug.map_err(Error::host("an event"))?;
         Ok(Self { network, egress, _plug: plug, _events: events })
     }
@@ -70,7 +70,8 @@ pub(crate) fn cabled(
     events: &LoopHandle,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     let socket = config.socket.try_clone().map_err(Error::host("a descriptor"))?;
-    let cable = Cable::new(Packets::from(socket), events.clone());
+    let packets = Packets::from_handle(socket).map_err(Error::host("a socket"))?;
+    let cable = Cable::new(packets, events.clone());
     Ok(card(cable.map_err(Error::host("an event"))?, config.mtu, events))
 }
 

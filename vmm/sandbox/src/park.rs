@@ -56,6 +56,9 @@ mod tests {
 
     #[test]
     fn memory_is_the_same_afterwards_and_the_files_to_write_on() {
+        if own_blocks(0..0, 4096).is_err() {
+            return println!("skipped: this system does not tell which memory is a process's own");
+        }
         let ram = GuestRam::new(&[(GuestAddress(0), 4 << 20), (GuestAddress(1 << 30), 1 << 20)]);
         let ram = ram.unwrap();
         let kernel = tempfile::tempfile().unwrap();
@@ -83,9 +86,11 @@ mod tests {
 
     #[test]
     fn what_a_full_disk_does_not_take_stays() {
+        let Ok(full) = File::options().write(true).open("/dev/full") else {
+            return println!("skipped: this system has no disk that is always full");
+        };
         let ram = GuestRam::new(&[(GuestAddress(0), 1 << 20)]).unwrap();
         ram.write(GuestAddress(12), 7u8).unwrap();
-        let full = File::options().write(true).open("/dev/full").unwrap();
         assert!(park(&ram, &full).is_err());
         assert_eq!(ram.read::<u8>(GuestAddress(12)).unwrap(), 7);
     }

@@ -1,32 +1,33 @@
 //! Machines as snapshots: what of a [`Vmm`] goes into the file, and how another one comes out of it.
 //!
-//! A snapshot holds two parts, `machine` (`cabana_machine::MachineState`) and `sandbox` (below), and two
-//! contents, `ram` and `disk`. The root image is not part of it: both machines map the same one.
+//! A snapshot holds two parts, `machine` (`cabana_machine::AtRest`, by another name on arm64) and `sandbox` (below), and
+//! two contents, `ram` and `disk`. The root image is not part of it: both machines map the same one.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cabana_block::Disk;
-use cabana_machine::{
-    Frozen, MachineError, MachineState, Restore, STATE_VERSION, Timeline, layout,
-};
+use cabana_machine::{AtRest, Frozen, MachineError, Platform, Restore, STATE_VERSION, Timeline};
 use cabana_memory::{GuestAddress, GuestRam};
-use cabana_os::process;
+use cabana_os::{process, tree};
 use cabana_pmem::{Image, ImageError};
 use cabana_snapshot::{Draft, Snapshot, SnapshotError, write_nonzero};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::backend::Processor;
 use crate::folders::Folders;
 use crate::machine::{Card, Equipment, Vmm};
+use crate::touched::Memory;
 use crate::{Error, Guest, Introduction, Machine, NetworkConfig, Share, backend};
 
+/// All of a machine but RAM and disk.
+type State = <Processor as Platform>::AtRest;
+
 /// Names in the file.
-const MACHINE: &str = "machine";
+const MACHINE: &str = State::PART;
 const SANDBOX: &str = "sandbox";
 const RAM: &str = "ram";
 const DISK: &str = "disk";
@@ -113,7 +114,7 @@ impl Vmm {
         let frozen = board.freeze();
         let description = Description {
             image: self.image_id()?,
-            image_path: self.image_path().as_os_str().as_bytes().to_vec(),
+            image_path: tree::path_bytes(self.image_path()).to_vec(),
             network: self.has_card(),
             disk: self.disk().map(Disk::offers_flush),
         };
@@ -137,7 +138,7 @@ impl Vmm {
         let (state, description) = read(&snapshot)?;
         let image_path = match &config.image {
             Some(path) => path.clone(),
-            None => PathBuf::from(OsStr::from_bytes(&description.image_path)),
+            None => tree::path_from_bytes(&description.image_path),
         };
         check(&snapshot, config, &description, &image_path)?;
         let image = Image::open(&image_path)?;
@@ -146,18 +147,22 @@ impl Vmm {
         timeline.mark("VM created");
         let shares = Folders::of(&config.shares)?;
         let disk = disk(&snapshot, &description, &config.disk_folder)?;
-        let ram = map_ram(&snapshot, state.memory)?;
+        let ram = map_ram(&snapshot, state.memory())?;
+        let image_at = Processor::device_memory(state.memory());
+        let memory = Memory { ram: ram.clone(), image: Arc::clone(&image), image_at };
+        let (touched, recorder) = memory.prepare(snapshot);
         let equipment = Equipment {
             image,
             image_path: &image_path,
-            memory: state.memory,
+            memory: state.memory(),
             shares,
             card: Card::of(config.network.as_ref(), None),
             disk,
+            recorder,
         };
         Self::equip(equipment, |devices, device_memory| {
-            let restore = Restore { state, ram, devices, device_memory, timeline };
-            cabana_machine::Machine::restore(vm, restore).map_err(|error| match error {
+            let restore = Restore { state, ram, devices, device_memory, touched, timeline };
+            Processor::restore(vm, restore).map_err(|error| match error {
                 MachineError::Restore(why) => {
                     Error::CannotGoOn { path: config.snapshot.clone(), why }
                 }
@@ -180,7 +185,7 @@ fn image_id(path: &Path) -> io::Result<ImageId> {
 }
 
 /// RAM is kept in one content, piece behind piece.
-fn write_ram(frozen: &Frozen<'_>, file: &File, start: u64) -> io::Result<()> {
+fn write_ram(frozen: &Frozen<'_, Processor>, file: &File, start: u64) -> io::Result<()> {
     let ram = frozen.ram();
     let mut at = start;
     for piece in ram.slots() {
@@ -194,8 +199,8 @@ fn write_ram(frozen: &Frozen<'_>, file: &File, start: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn read(snapshot: &Snapshot) -> Result<(MachineState, Description), SnapshotError> {
-    let state = MachineState::decode(snapshot.part(MACHINE, STATE_VERSION)?);
+fn read(snapshot: &Snapshot) -> Result<(State, Description), SnapshotError> {
+    let state = State::decode(snapshot.part(MACHINE, STATE_VERSION)?);
     let state = state.ok_or_else(|| snapshot.nonsense(MACHINE))?;
     match postcard::take_from_bytes(snapshot.part(SANDBOX, DESCRIPTION_VERSION)?) {
         Ok((description, [])) => Ok((state, description)),
@@ -229,7 +234,7 @@ fn map_ram(snapshot: &Snapshot, memory: u64) -> Result<GuestRam, Error> {
     let content = snapshot.content(RAM).filter(|content| content.len == memory);
     let content = content.ok_or_else(|| snapshot.nonsense(RAM))?;
     let mapped = |error| Error::from(MachineError::Memory(error));
-    let ram = GuestRam::new(&layout::ram_pieces(memory)).map_err(mapped)?;
+    let ram = GuestRam::new(&Processor::ram_pieces(memory)).map_err(mapped)?;
     ram.advise_huge();
     let mut begin = 0;
     for piece in ram.slots() {

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use cabana_os::LocalStream;
 use cabana_vsock::VsockStream;
 
 /// What a [`Stream`] is made of: both directions through a shared reference, from any thread.
@@ -94,7 +94,7 @@ impl Duplex for VsockStream {
     }
 }
 
-impl Duplex for UnixStream {
+impl Duplex for LocalStream {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&mut &*self).read(buffer)
     }
@@ -105,6 +105,6 @@ impl Duplex for UnixStream {
 
     fn shut(&self, how: Shutdown) {
         // A peer that is gone has shut it already.
-        let _ = UnixStream::shutdown(self, how);
+        let _ = LocalStream::shutdown(self, how);
     }
 }

@@ -5,14 +5,12 @@
 //! that was killed leaves the files and not the lock: they are stale, and whoever finds them so removes
 //! them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use cabana_os::file::{is_same, lock, private_folder, try_lock};
+use cabana_os::{LocalListener, LocalStream, process};
 
 /// The folder of sockets of this user's.
 #[derive(Clone, Debug)]
@@ -57,49 +55,40 @@ pub enum PlaceError {
 }
 
 impl Place {
-    /// `$XDG_RUNTIME_DIR/cabana`, else `cabana-UID` in the system's folder of temporary files. Made when
+    /// `$XDG_RUNTIME_DIR/cabana`, else a folder of this user's among the system's temporary files. Made when
     /// missing, for this user alone.
     pub fn open() -> Result<Self, PlaceError> {
-        let uid = rustix::process::geteuid().as_raw();
         let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
             Some(folder) => PathBuf::from(folder).join("cabana"),
-            None => std::env::temp_dir().join(format!("cabana-{uid}")),
+            None => std::env::temp_dir().join(format!("cabana{}", process::user_suffix())),
         };
         Self::open_at(folder)
     }
 
     /// The same in another folder.
     pub fn open_at(folder: PathBuf) -> Result<Self, PlaceError> {
-        let made = DirBuilder::new().mode(0o700).create(&folder);
-        match made {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed(&folder)(error));
-            }
-            _ => {}
+        match private_folder(&folder) {
+            Ok(true) => Ok(Self { folder }),
+            Ok(false) => Err(PlaceError::NotOurs { path: folder }),
+            Err(error) => Err(failed(&folder)(error)),
         }
-        let metadata = fs::symlink_metadata(&folder).map_err(failed(&folder))?;
-        let ours = metadata.uid() == rustix::process::geteuid().as_raw();
-        if !metadata.is_dir() || !ours || metadata.permissions().mode() & 0o077 != 0 {
-            return Err(PlaceError::NotOurs { path: folder });
-        }
-        Ok(Self { folder })
     }
 
     /// Takes a name, and listens under it.
-    pub fn take(&self, name: &str) -> Result<(Taken, UnixListener), PlaceError> {
+    pub fn take(&self, name: &str) -> Result<(Taken, LocalListener), PlaceError> {
         check(name)?;
         let (socket, lock_path) = (self.socket(name), self.file(name, "lock"));
         let lock = self.lock(name)?.ok_or_else(|| PlaceError::Taken(name.to_owned()))?;
         // Whose it was is gone.
-        let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).map_err(failed(&socket))?;
+        let _ = LocalListener::remove(&socket);
+        let listener = LocalListener::bind(&socket).map_err(failed(&socket))?;
         Ok((Taken { socket, lock_path, _lock: lock }, listener))
     }
 
     /// Connects to the holder of a name.
-    pub fn connect(&self, name: &str) -> Result<UnixStream, PlaceError> {
+    pub fn connect(&self, name: &str) -> Result<LocalStream, PlaceError> {
         check(name)?;
-        if let Ok(stream) = UnixStream::connect(self.socket(name)) {
+        if let Ok(stream) = LocalStream::connect(self.socket(name)) {
             return Ok(stream);
         }
         self.clean(name);
@@ -118,7 +107,7 @@ impl Place {
             }
             Err(error) => return Err(failed(&path)(error)),
         };
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(&path)(error.into()))?;
+        lock(&file).map_err(failed(&path))?;
         drop(file);
         self.clean(name);
         let _ = fs::remove_file(self.log(name));
@@ -130,7 +119,7 @@ impl Place {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(failed(&self.folder))? {
             let file = entry.map_err(failed(&self.folder))?.file_name();
-            let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".sock")) else {
+            let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".lock")) else {
                 continue;
             };
             if self.connect(name).is_ok() {
@@ -167,17 +156,14 @@ impl Place {
     fn lock(&self, name: &str) -> Result<Option<File>, PlaceError> {
         let path = self.file(name, "lock");
         loop {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(false).mode(0o600);
+            let mut options = File::options();
+            options.write(true).create(true).truncate(false);
             let file = options.open(&path).map_err(failed(&path))?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(failed(&path)(error.into())),
+            if !try_lock(&file).map_err(failed(&path))? {
+                return Ok(None);
             }
             // Somebody may have removed it between the two calls.
-            let held = file.metadata().map_err(failed(&path))?;
-            if fs::metadata(&path).is_ok_and(|named| named.ino() == held.ino()) {
+            if File::open(&path).and_then(|named| is_same(&named, &file)).unwrap_or(false) {
                 return Ok(Some(file));
             }
         }
@@ -211,8 +197,6 @@ mod tests {
     fn a_name_has_one_holder_and_nothing_stays_of_a_dead_one() {
         let folder = tempfile::tempdir().unwrap();
         let place = Place::open_at(folder.path().join("run")).unwrap();
-        let mode = fs::metadata(folder.path().join("run")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
         assert!(matches!(place.connect("m"), Err(PlaceError::NotUp(_))));
         for bad in ["", "../m", ".m", "a/b"] {
             assert!(matches!(place.connect(bad), Err(PlaceError::Name(_))), "{bad}");
@@ -221,26 +205,17 @@ mod tests {
         let (taken, listener) = place.take("m").unwrap();
         assert!(matches!(place.take("m"), Err(PlaceError::Taken(_))));
         assert_eq!(place.names().unwrap(), ["m"]);
-        // Killed: the socket stays, nobody listens, the lock is free.
-        let Taken { socket, _lock: lock, .. } = &taken;
-        assert!(socket.exists());
-        flock(lock, FlockOperation::Unlock).unwrap();
-        drop(listener);
-        std::mem::forget(taken);
+        drop((taken, listener));
+        assert_eq!(fs::read_dir(folder.path().join("run")).unwrap().count(), 0);
+        // Killed: its files stay, nobody listens, the lock is free.
+        for file in ["m.lock", "m.log", "m.sock"] {
+            fs::write(folder.path().join("run").join(file), "").unwrap();
+        }
         assert_eq!(place.names().unwrap(), [] as [&str; 0]);
         assert_eq!(fs::read_dir(folder.path().join("run")).unwrap().count(), 0);
         // And the name is free.
         let (taken, _listener) = place.take("m").unwrap();
         drop(taken);
         assert_eq!(fs::read_dir(folder.path().join("run")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_folder_that_others_may_look_into_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("open");
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(Place::open_at(path), Err(PlaceError::NotOurs { .. })));
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use cabana_api::{MachineSpec, Reply};
 use cabana_engine::{Engine, Error, Machine};
+use cabana_os::{LocalListener, LocalStream};
 
 use crate::connection::{self, Lines};
 
@@ -107,19 +107,13 @@ impl Server {
     }
 
     /// Serves every connection of this user's to a socket, for as long as it stands.
-    pub fn serve_socket(self: &Arc<Self>, listener: &UnixListener) -> io::Result<()> {
-        let own = rustix::process::geteuid();
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else {
+    pub fn serve_socket(self: &Arc<Self>, listener: &LocalListener) -> io::Result<()> {
+        loop {
+            let Ok(stream) = listener.accept() else {
                 // Too many files are open; some will be closed.
                 thread::sleep(BREATH);
                 continue;
             };
-            // Others may not even ask, whatever the permissions of the socket have become.
-            let peer = rustix::net::sockopt::socket_peercred(&stream);
-            if !peer.is_ok_and(|peer| peer.uid == own) {
-                continue;
-            }
             let server = Arc::clone(self);
             let body = move || {
                 // A client that breaks off is no concern of the server's.
@@ -127,7 +121,6 @@ impl Server {
             };
             thread::Builder::new().name("connection".to_owned()).spawn(body)?;
         }
-        Ok(())
     }
 
     fn tell(&self, reply: &Reply) {
@@ -152,7 +145,7 @@ impl Server {
 }
 
 /// Tells the client of the connection's end when the last line has been written.
-struct Hangup(UnixStream);
+struct Hangup(LocalStream);
 
 impl Write for Hangup {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,13 +1,13 @@
 //! What needs no guest: requests, errors, lines that are none, and who may speak to a socket.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
 use cabana_api::{
     Call, CommandSpec, CopySpec, MachineSpec, MachineState, Named, Outcome, Place, SessionSpec,
 };
 use cabana_engine::{Engine, EngineConfig};
+use cabana_os::{LocalListener, LocalStream};
 use cabana_serve::{Client, ClientError, Server};
 
 /// A server whose store is empty, so that no machine starts.
@@ -16,8 +16,8 @@ fn server(home: &tempfile::TempDir) -> std::sync::Arc<Server> {
     Server::new(Engine::new(EngineConfig { home, ..EngineConfig::default() }).unwrap())
 }
 
-fn connect(home: &tempfile::TempDir) -> UnixStream {
-    let (ours, theirs) = UnixStream::pair().unwrap();
+fn connect(home: &tempfile::TempDir) -> LocalStream {
+    let (ours, theirs) = LocalStream::pair().unwrap();
     let server = server(home);
     thread::spawn(move || server.serve(theirs.try_clone().unwrap(), theirs));
     ours
@@ -102,12 +102,12 @@ fn lines_that_are_no_requests_are_told_and_passed_over() {
 fn a_socket_serves_its_owner_and_many_at_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("socket");
-    let listener = UnixListener::bind(&path).unwrap();
+    let listener = LocalListener::bind(&path).unwrap();
     let server = server(&home);
     thread::spawn(move || server.serve_socket(&listener));
     let mut clients: Vec<_> = (0..8)
         .map(|_| {
-            let stream = UnixStream::connect(&path).unwrap();
+            let stream = LocalStream::connect(&path).unwrap();
             Client::new(stream.try_clone().unwrap(), stream).unwrap()
         })
         .collect();

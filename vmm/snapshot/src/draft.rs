@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use cabana_os::Replacement;
+use cabana_os::file::FileExt;
 
 use crate::SnapshotError;
 use crate::content::survey;

@@ -19,15 +19,21 @@
 //! too large for that: the index says when the file was last modified, to the nanosecond; while the file
 //! says so too nobody has written to it since, and its contents are taken as they are. Otherwise (it was
 //! copied, or somebody wrote to it) they are read and compared with their hashes.
+//!
+//! # What stands beside it
+//!
+//! A record of what machines of a snapshot touch first ([`Touched`], with a format of its own in `touched.rs`), once there was one.
 
 mod content;
 mod draft;
 mod error;
 mod format;
 mod snapshot;
+mod touched;
 
 pub use content::write_nonzero;
 pub use draft::Draft;
 pub use error::SnapshotError;
 pub use format::{Content, FORMAT_VERSION};
 pub use snapshot::Snapshot;
+pub use touched::{Run, Touched};

@@ -1,9 +1,10 @@
 //! Reading a snapshot.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
+
+use cabana_os::file::FileExt;
 
 use crate::SnapshotError;
 use crate::content::{PAGE, survey};
@@ -19,6 +20,8 @@ pub struct Snapshot {
     file: File,
     path: PathBuf,
     index: Index,
+    /// The hash of the index.
+    id: [u8; 32],
 }
 
 impl Snapshot {
@@ -39,7 +42,8 @@ impl Snapshot {
         let index = index(&file, path, &superblock)?;
         let modified =
             metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let snapshot = Self { file, path: path.to_owned(), index };
+        let id = superblock.index_hash;
+        let snapshot = Self { file, path: path.to_owned(), index, id };
         if modified.map(|time| time.as_nanos() as u64) != Some(snapshot.index.stamp) {
             snapshot.verify()?;
         }
@@ -81,6 +85,11 @@ impl Snapshot {
     /// A part that is there and makes no sense to whoever it is for.
     pub fn nonsense(&self, name: &str) -> SnapshotError {
         corrupted(&self.path, name)
+    }
+
+    /// By what it is known from all others.
+    pub(crate) fn id(&self) -> &[u8; 32] {
+        &self.id
     }
 
     /// The file.

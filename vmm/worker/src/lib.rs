@@ -7,11 +7,9 @@
 //! A worker confines itself before it reads anything that a guest or a file holds, and ends when its
 //! engine does, however that ends: it watches both the link and the engine's process.
 
-mod confine;
 pub mod link;
 mod network;
 mod serve;
 mod splice;
 
-pub use confine::{Confinement, confine};
 pub use serve::{in_this_process, run};

@@ -7,9 +7,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
 
-use cabana_os::Channel;
+use cabana_os::{BorrowedHandle, Channel, OwnedHandle};
 use cabana_sandbox::egress::{Answer, AskId, EgressPolicy, Event};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -305,13 +304,15 @@ impl From<&cabana_sandbox::Error> for Fault {
 pub fn send(
     channel: &Channel,
     message: &impl Serialize,
-    handles: &[BorrowedFd<'_>],
+    handles: &[BorrowedHandle<'_>],
 ) -> io::Result<()> {
     channel.send(&serde_json::to_vec(message)?, handles)
 }
 
 /// Waits for a message; `None` once the peer is gone.
-pub fn receive<M: DeserializeOwned>(channel: &Channel) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+pub fn receive<M: DeserializeOwned>(
+    channel: &Channel,
+) -> io::Result<Option<(M, Vec<OwnedHandle>)>> {
     let Some((bytes, handles)) = channel.receive()? else { return Ok(None) };
     Ok(Some((serde_json::from_slice(&bytes)?, handles)))
 }

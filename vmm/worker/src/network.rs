@@ -1,17 +1,15 @@
 //! The worker of a network: sockets of the host's on one side, a card in the machine's worker on the other.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use cabana_os::{Channel, process};
+use cabana_os::{AsHandle, Channel, OwnedHandle, confine, process};
 use cabana_sandbox::egress::{Event, Proxies, Secret, What};
 use cabana_sandbox::{Error, NetworkConfig, NetworkHost, Publish};
 
-use crate::confine::confine_network;
 use crate::link::{
     self, Fault, NetworkBegun, NetworkFigures, NetworkStart, Notice, Request, Role, VERSION,
 };
@@ -26,7 +24,7 @@ pub(crate) fn serve(
     place: Place,
     call: u64,
     start: &NetworkStart,
-    handles: Vec<OwnedFd>,
+    handles: Vec<OwnedHandle>,
 ) -> io::Result<()> {
     let channel = Arc::new(channel);
     let answer = |result| link::send(&channel, &Notice::Answer { call, result }, &[]);
@@ -36,6 +34,7 @@ pub(crate) fn serve(
         return answer(Err(Fault::new("worker-version", message)));
     }
     let mut parts = Parts::of(start, handles);
+    // Their script is run by a program that could not be started later.
     let proxies = match proxies(&start.proxy) {
         Ok(proxies) => proxies,
         Err(fault) => return answer(Err(fault)),
@@ -44,8 +43,8 @@ pub(crate) fn serve(
         let roots = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| std::env::var(name).ok());
         let roots = roots.into_iter().flatten().map(PathBuf::from);
         let readable: Vec<_> = roots.chain(proxies.script_file()).collect();
-        let files = parts.log.iter().chain(&parts.capture).map(AsFd::as_fd);
-        if let Err(error) = confine_network(files, &readable) {
+        let files = parts.log.iter().chain(&parts.capture).map(AsHandle::as_handle);
+        if let Err(error) = confine::network(files, &readable) {
             return answer(Err(Fault::new("confine", error)));
         }
         report_panics(&channel);
@@ -88,14 +87,14 @@ pub(crate) fn serve(
 /// What was handed over.
 #[derive(Default)]
 struct Parts {
-    cable: Option<OwnedFd>,
-    parent: Option<OwnedFd>,
-    log: Option<OwnedFd>,
-    capture: Option<OwnedFd>,
+    cable: Option<OwnedHandle>,
+    parent: Option<OwnedHandle>,
+    log: Option<OwnedHandle>,
+    capture: Option<OwnedHandle>,
 }
 
 impl Parts {
-    fn of(start: &NetworkStart, handles: Vec<OwnedFd>) -> Self {
+    fn of(start: &NetworkStart, handles: Vec<OwnedHandle>) -> Self {
         let mut parts = Self::default();
         for (handle, open) in start.handles.iter().zip(handles) {
             match handle.role {
@@ -118,13 +117,15 @@ fn proxies(word: &str) -> Result<Proxies, Fault> {
         "env" => Proxies::from_environment(|name| std::env::var(name).ok()),
         url => Proxies::only(url),
     };
-    proxies.map_err(|error| Fault::new("proxy", error))
+    let mut proxies = proxies.map_err(|error| Fault::new("proxy", error))?;
+    proxies.start_interpreter().map_err(|error| Fault::new("proxy", error))?;
+    Ok(proxies)
 }
 
 fn begin(start: &NetworkStart, parts: Parts, proxies: Proxies) -> Result<NetworkHost, Fault> {
     let secrets = start.secrets.iter().map(|(word, random)| Secret::parse(word, *random, |_| None));
-    let path = |open: &Option<OwnedFd>| -> Option<PathBuf> {
-        open.as_ref().map(|open| process::path_of(open.as_fd()))
+    let path = |open: &Option<OwnedHandle>| -> Option<PathBuf> {
+        open.as_ref().map(|open| process::path_of(open.as_handle()))
     };
     let config = NetworkConfig {
         mtu: start.mtu,

@@ -2,21 +2,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use cabana_os::{Channel, process};
+use cabana_os::confine::{self, Confinement};
+use cabana_os::{AsHandle, BorrowedHandle, Channel, FromHandle, LocalStream, OwnedHandle, process};
 use cabana_sandbox::journal::Home;
 use cabana_sandbox::{
     BareConfig, BareMachine, CableConfig, Error, Link, MachineConfig, Outcome, Scratch, Share,
     ShareJournal, Vmm,
 };
 
-use crate::confine::{Confinement, confine};
 use crate::link::{self, Fault, Guest, Notice, Progress, Request, Role, Start, VERSION};
 use crate::network;
 use crate::splice::splice;
@@ -34,10 +32,10 @@ pub fn run() -> u8 {
     // Without more, large shared folders work all the same, with less kept in mind.
     let _ = process::raise_open_files();
     process::learn();
-    let served = io::stdin().as_fd().try_clone_to_owned().and_then(|stdin| {
-        let channel = Channel::from(stdin);
-        serve(channel, Place::Process)
-    });
+    let served = io::stdin()
+        .as_handle()
+        .try_clone_to_owned()
+        .and_then(|stdin| serve(Channel::from_handle(stdin)?, Place::Process));
     match served {
         Ok(()) => 0,
         Err(error) => {
@@ -69,7 +67,7 @@ pub(crate) enum Place {
 /// What was handed over with the start.
 struct Parts {
     start: Start,
-    handles: Vec<OwnedFd>,
+    handles: Vec<OwnedHandle>,
 }
 
 fn serve(channel: Channel, place: Place) -> io::Result<()> {
@@ -113,24 +111,27 @@ fn serve(channel: Channel, place: Place) -> io::Result<()> {
 }
 
 /// Ends this process when the engine's link or its process does.
-pub(crate) fn end_with_parent(channel: &Arc<Channel>, parent: Option<OwnedFd>) -> io::Result<()> {
+pub(crate) fn end_with_parent(
+    channel: &Arc<Channel>,
+    parent: Option<OwnedHandle>,
+) -> io::Result<()> {
     let watched = Arc::clone(channel);
     spawn("parent", move || {
-        watched.wait_gone(parent.as_ref().map(OwnedFd::as_fd));
+        watched.wait_gone(parent.as_ref().map(AsHandle::as_handle));
         process::end_now(0);
     })
 }
 
 impl Parts {
-    fn take(&mut self, wanted: impl Fn(&Role) -> bool) -> Option<OwnedFd> {
+    fn take(&mut self, wanted: impl Fn(&Role) -> bool) -> Option<OwnedHandle> {
         let at = self.start.handles.iter().position(|handle| wanted(&handle.role))?;
         self.start.handles.remove(at);
         Some(self.handles.remove(at))
     }
 
-    fn each(&self) -> impl Iterator<Item = (&Role, BorrowedFd<'_>)> {
+    fn each(&self) -> impl Iterator<Item = (&Role, BorrowedHandle<'_>)> {
         let roles = self.start.handles.iter().map(|handle| &handle.role);
-        roles.zip(self.handles.iter().map(OwnedFd::as_fd))
+        roles.zip(self.handles.iter().map(AsHandle::as_handle))
     }
 
     fn path(&self, wanted: impl Fn(&Role) -> bool) -> Option<PathBuf> {
@@ -149,7 +150,7 @@ impl Parts {
             }
             Role::Parent | Role::Control | Role::Serial | Role::Cable { .. } => None,
         });
-        confine(files).map_err(|error| error.to_string())
+        confine::machine(files).map_err(|error| error.to_string())
     }
 
     /// The same error with the engine's names in place of ours.
@@ -157,7 +158,7 @@ impl Parts {
         let mut fault = Fault::from(error);
         // From the last on: one number begins another.
         for (handle, fd) in self.start.handles.iter().zip(&self.handles).rev() {
-            let ours = process::path_of(fd.as_fd()).display().to_string();
+            let ours = process::path_of(fd.as_handle()).display().to_string();
             fault.message = fault.message.replace(&ours, &handle.name);
         }
         fault
@@ -211,7 +212,7 @@ impl Parts {
 }
 
 /// The journal of a folder, by the folder, the journal's own, and where it keeps things.
-fn share_journal(bytes: u64, folders: [BorrowedFd<'_>; 3]) -> ShareJournal {
+fn share_journal(bytes: u64, folders: [BorrowedHandle<'_>; 3]) -> ShareJournal {
     let [share, folder, kept] = folders.map(process::path_of);
     ShareJournal { home: Home::given(share, folder, kept), bytes }
 }
@@ -220,6 +221,7 @@ fn share_journal(bytes: u64, folders: [BorrowedFd<'_>; 3]) -> ShareJournal {
 fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Result<()> {
     let control = parts.take(|role| *role == Role::Control);
     let control = control.ok_or_else(|| io::Error::other("no control socket"))?;
+    let control = LocalStream::from_handle(control)?;
     let cable = parts.take_cable();
     let vmm = match Vmm::start(&MachineConfig { cable, ..parts.config() }) {
         Ok(vmm) => Arc::new(vmm),
@@ -238,7 +240,7 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
         // An end without an agent is told by the watch below.
         if let Ok(stream) = machine.accept() {
             let _ = link::send(&notices, &Notice::Progress(Progress::Connected), &[]);
-            let _ = splice(&stream, control.into());
+            let _ = splice(&stream, control);
         }
     })?;
     let (machine, notices, open) = (Arc::clone(&vmm), Arc::clone(channel), Arc::clone(&splices));
@@ -263,9 +265,10 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
     while let Some((request, handles)) = link::receive(channel)? {
         if let Request::Attach { call, name, read_only, journal } = &request {
             let (path, journal) = match (&handles[..], journal) {
-                ([folder], None) => (process::path_of(folder.as_fd()), None),
+                ([folder], None) => (process::path_of(folder.as_handle()), None),
                 ([folder, home, kept], Some(bytes)) => {
-                    let journal = share_journal(*bytes, [folder, home, kept].map(AsFd::as_fd));
+                    let journal =
+                        share_journal(*bytes, [folder, home, kept].map(AsHandle::as_handle));
                     (journal.home.share.clone(), Some(journal))
                 }
                 _ => return Err(io::Error::other("a share without its handles")),
@@ -276,6 +279,7 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
         let handle = handles.into_iter().next();
         match (request, handle) {
             (Request::Connect { conversation, port }, Some(socket)) => {
+                let socket = LocalStream::from_handle(socket)?;
                 let (link, notices) = (vmm.link(), Arc::clone(channel));
                 let guard = Splices::begin(&splices);
                 spawn("conversation", move || {
@@ -314,11 +318,11 @@ pub(crate) fn answer(channel: &Channel, call: u64, result: &Result<(), Error>) -
     link::send(channel, &Notice::Answer { call, result }, &[])
 }
 
-fn converse(link: &dyn Link, conversation: u64, port: u32, socket: OwnedFd, notices: &Channel) {
+fn converse(link: &dyn Link, conversation: u64, port: u32, socket: LocalStream, notices: &Channel) {
     match link.connect(port) {
         Ok(stream) => {
             // Both ends hear of a stream that breaks.
-            let _ = splice(&stream, UnixStream::from(socket));
+            let _ = splice(&stream, socket);
         }
         Err(error) => {
             let refused = Notice::Refused { conversation, fault: Fault::from(&error) };

@@ -2,16 +2,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::thread;
 
+use cabana_os::LocalStream;
 use cabana_sandbox::Stream;
 
 /// Enough that a bulk transfer is not dominated by system calls.
 const CHUNK: usize = 64 << 10;
 
 /// Splices until both directions have ended; returns when the guest's has.
-pub(crate) fn splice(guest: &Stream, engine: UnixStream) -> io::Result<()> {
+pub(crate) fn splice(guest: &Stream, engine: LocalStream) -> io::Result<()> {
     let (mut from_engine, mut to_guest) = (engine.try_clone()?, guest.clone());
     thread::Builder::new().name("to guest".to_owned()).stack_size(256 << 10).spawn(move || {
         let end = match pass(&mut from_engine, &mut to_guest) {
@@ -31,7 +31,7 @@ pub(crate) fn splice(guest: &Stream, engine: UnixStream) -> io::Result<()> {
 }
 
 /// What the guest says goes to the engine's socket from where the device has put it.
-fn pass_on(guest: &Stream, engine: &mut UnixStream) -> io::Result<()> {
+fn pass_on(guest: &Stream, engine: &mut LocalStream) -> io::Result<()> {
     while guest.pass_on(&mut [], |bytes| engine.write_all(bytes))? > 0 {}
     Ok(())
 }

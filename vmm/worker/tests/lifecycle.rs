@@ -1,5 +1,6 @@
 //! Nothing outlives the application: a worker ends with its engine's process, however that ends, and its
 //! own end is an event. The machines run a kernel of a few instructions, so any /dev/kvm will do.
+#![cfg(target_os = "linux")]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};

@@ -1,25 +1,87 @@
-//! What a link for macOS needs on a machine that is no Mac: an SDK of stubs that say what the system's libraries have.
+//! What it takes to compile C and to link for macOS on a machine that is no Mac: a compiler, and an SDK of stubs that say
+//! what the system's libraries have.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::cargo;
-use crate::failure::{Failure, succeed};
-use crate::progress::say;
+use crate::failure::Failure;
+use crate::wheel;
 
-/// Brings the stub of libSystem, from Python's package index. Later versions' are of a form that Rust's linker does not
-/// read.
+/// The compiler, which brings headers and a stub of libSystem, from Python's package index. Later versions' stub is of a
+/// form that Rust's linker does not read.
 const ZIG: &str = "ziglang==0.15.1";
-const LIB_SYSTEM: &str = "ziglang/lib/libc/darwin/libSystem.tbd";
-
-/// Takes one file out of an archive: archive, file, where to.
-const UNPACK: &str = "import sys, zipfile; \
-                      open(sys.argv[3], 'wb').write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2]))";
 
 /// The frameworks that the crates name, with the symbols that are used of them: a linker that finds another wanted
 /// says so.
-const FRAMEWORKS: &[(&str, &[&str])] = &[("CoreFoundation", &[]), ("SystemConfiguration", &[])];
+const FRAMEWORKS: &[(&str, &[&str])] = &[
+    (
+        "CoreFoundation",
+        &[
+            "_CFArrayCreate",
+            "_CFArrayGetCount",
+            "_CFArrayGetTypeID",
+            "_CFArrayGetValueAtIndex",
+            "_CFDataGetBytePtr",
+            "_CFDataGetLength",
+            "_CFDictionaryCreate",
+            "_CFDictionaryGetValueIfPresent",
+            "_CFEqual",
+            "_CFGetTypeID",
+            "_CFNumberGetTypeID",
+            "_CFNumberGetValue",
+            "_CFRelease",
+            "_CFRetain",
+            "_CFStringCreateWithBytes",
+            "_CFStringCreateWithBytesNoCopy",
+            "_CFStringGetBytes",
+            "_CFStringGetCStringPtr",
+            "_CFStringGetLength",
+            "_CFStringGetTypeID",
+            "_kCFAllocatorDefault",
+            "_kCFAllocatorNull",
+            "_kCFBooleanFalse",
+            "_kCFBooleanTrue",
+            "_kCFTypeArrayCallBacks",
+            "_kCFTypeDictionaryKeyCallBacks",
+            "_kCFTypeDictionaryValueCallBacks",
+        ],
+    ),
+    (
+        "Security",
+        &[
+            "_SecCertificateCopyData",
+            "_SecCopyErrorMessageString",
+            "_SecTrustSettingsCopyCertificates",
+            "_SecTrustSettingsCopyTrustSettings",
+        ],
+    ),
+    (
+        "SystemConfiguration",
+        &[
+            "_SCDynamicStoreCopyProxies",
+            "_SCDynamicStoreCreateWithOptions",
+            "_kSCDynamicStoreUseSessionKeys",
+        ],
+    ),
+];
+
+/// Lets build scripts compile C for a target of Apple's.
+pub(super) fn compile(cargo: &mut Command, target: &str) -> Result<(), Failure> {
+    let zig = zig()?;
+    let of = target.replace('-', "_");
+    let processor = target.split_once('-').map_or(target, |(processor, _)| processor);
+    let program = zig.join("ziglang/zig").display().to_string();
+    // Its checks of undefined behaviour want a library of its own.
+    let compiler = format!("{program} cc -target {processor}-macos -fno-sanitize=undefined");
+    cargo.env(format!("CC_{of}"), compiler).env(format!("AR_{of}"), format!("{program} ar"));
+    // It names targets otherwise than other compilers.
+    cargo.env("CRATE_CC_NO_DEFAULTS", "1");
+    let cache = zig.join("cache");
+    cargo.env("ZIG_GLOBAL_CACHE_DIR", &cache).env("ZIG_LOCAL_CACHE_DIR", &cache);
+    Ok(())
+}
 
 /// Makes cargo link for a target of Apple's with Rust's own linker and the stubs.
 pub(super) fn link_with_stubs(cargo: &mut Command, target: &str) -> Result<(), Failure> {
@@ -30,19 +92,23 @@ pub(super) fn link_with_stubs(cargo: &mut Command, target: &str) -> Result<(), F
     Ok(())
 }
 
-/// The folder of stubs, made if it is not there.
+/// The folder with the compiler, installed if it is not there.
+fn zig() -> Result<PathBuf, Failure> {
+    let folder = cargo::target_folder().join("tools/zig");
+    wheel::install(ZIG, &folder)?;
+    Ok(folder)
+}
+
+/// The folder of stubs, made anew.
 fn sdk() -> Result<PathBuf, Failure> {
     let sdk = cargo::target_folder().join("tools/macos-stubs");
     let libraries = sdk.join("usr/lib");
-    let system = libraries.join("libSystem.tbd");
     fs::create_dir_all(&libraries).map_err(Failure::file(&libraries))?;
-    if !system.exists() {
-        lib_system(&sdk, &system)?;
-    }
-    // Parts of libSystem under names of their own.
-    for part in ["libc.tbd", "libm.tbd"] {
-        let part = libraries.join(part);
-        fs::copy(&system, &part).map_err(Failure::file(&part))?;
+    let system = zig()?.join("ziglang/lib/libc/darwin/libSystem.tbd");
+    // Parts of libSystem have names of their own, too.
+    for name in ["libSystem.tbd", "libc.tbd", "libm.tbd"] {
+        let library = libraries.join(name);
+        fs::copy(&system, &library).map_err(Failure::file(&library))?;
     }
     write(&libraries.join("libiconv.tbd"), "/usr/lib/libiconv.2.dylib", &[])?;
     for (name, symbols) in FRAMEWORKS {
@@ -52,25 +118,6 @@ fn sdk() -> Result<PathBuf, Failure> {
         write(&own.join(format!("{name}.tbd")), &format!("/{folder}/Versions/A/{name}"), symbols)?;
     }
     Ok(sdk)
-}
-
-fn lib_system(sdk: &Path, file: &Path) -> Result<(), Failure> {
-    say(&format!("check Cross: fetching {ZIG} for its stub of libSystem"));
-    let fetched = sdk.join("fetched");
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"]).arg(&fetched).arg(ZIG);
-    succeed(pip.stdout(Stdio::null()))?;
-    let mut entries = fs::read_dir(&fetched).map_err(Failure::file(&fetched))?.flatten();
-    let wheel = entries
-        .next()
-        .map(|entry| entry.path())
-        .ok_or_else(|| Failure::Sentence(format!("pip fetched no {ZIG}")))?;
-    // Under its name only once it is whole.
-    let part = file.with_extension("part");
-    let mut unpack = Command::new("python3");
-    succeed(unpack.args(["-c", UNPACK]).arg(wheel).arg(LIB_SYSTEM).arg(&part))?;
-    fs::rename(&part, file).map_err(Failure::file(file))?;
-    fs::remove_dir_all(&fetched).map_err(Failure::file(&fetched))
 }
 
 /// A stub of version 4: LLVM's `llvm/lib/TextAPI`.

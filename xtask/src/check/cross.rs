@@ -1,31 +1,50 @@
 //! Clippy for the targets that nobody here runs, so that what is portable stays so, and a link where nothing can run
 //! (where it can, `cargo xtask test cross` links and runs the tests).
 
+use std::process::Command;
+
 use super::apple;
 use crate::cargo;
 use crate::failure::{Failure, succeed};
 use crate::progress::say;
-use crate::target::missing;
+use crate::target::{missing, missing_c};
 
 /// What compiles everywhere. A crate joins when it does.
 const EVERYWHERE: &[&str] = &[
     "cabana-api",
+    "cabana-balloon",
+    "cabana-block",
+    "cabana-boot",
     "cabana-bus",
+    "cabana-console",
     "cabana-egress",
+    "cabana-fs",
     "cabana-hv",
     "cabana-hv-hvf",
     "cabana-hv-x86",
+    "cabana-journal",
+    "cabana-lapic",
+    "cabana-machine",
+    "cabana-memory",
+    "cabana-net",
+    "cabana-netstack",
     "cabana-os",
     "cabana-platform",
+    "cabana-pmem",
     "cabana-protocol",
+    "cabana-rng",
+    "cabana-snapshot",
+    "cabana-store",
     "cabana-test-hv",
+    "cabana-virtio",
+    "cabana-vsock",
 ];
 
 /// The targets, and what compiles there beside [`EVERYWHERE`].
 const TARGETS: &[(&str, &[&str])] = &[
     ("x86_64-pc-windows-gnu", WINDOWS),
-    ("aarch64-apple-darwin", MACOS),
-    ("x86_64-apple-darwin", MACOS),
+    ("aarch64-apple-darwin", &[]),
+    ("x86_64-apple-darwin", &[]),
     ("aarch64-unknown-linux-gnu", LINUX),
     ("aarch64-unknown-linux-musl", LINUX),
 ];
@@ -33,27 +52,38 @@ const TARGETS: &[(&str, &[&str])] = &[
 /// The backend, beside what is everywhere.
 const WINDOWS: &[&str] = &["cabana-hv-whp"];
 
-/// On Windows `vm-memory` takes no memory that somebody else has mapped.
-const MACOS: &[&str] = &["cabana-boot", "cabana-memory", "cabana-store"];
-
 /// What is Linux's alone today, on every processor.
-const LINUX: &[&str] = &[
-    "cabana-agent",
-    "cabana-boot",
-    "cabana-hv-kvm",
-    "cabana-lab",
-    "cabana-machine",
-    "cabana-memory",
-    "cabana-netstack",
-    "cabana-snapshot",
-    "cabana-store",
-    "cabana-virtio",
+const LINUX: &[&str] = &["cabana-agent", "cabana-hv-kvm", "cabana-lab"];
+
+/// What a machine is made of above its board, and the command, which has C in it.
+const PRODUCT: &[&str] = &[
+    "cabana-cli",
+    "cabana-egress-host",
+    "cabana-engine",
+    "cabana-pac",
+    "cabana-sandbox",
+    "cabana-serve",
+    "cabana-worker",
+];
+
+/// Where that is looked at, where C can be compiled, and what else of the kind is.
+const PRODUCTS: &[(&str, &[&str])] = &[
+    ("x86_64-pc-windows-gnu", &[]),
+    ("aarch64-apple-darwin", &[]),
+    ("x86_64-apple-darwin", &[]),
+    ("aarch64-unknown-linux-musl", &["cabana-test-guest"]),
 ];
 
 /// What compiles for a target.
 pub(crate) fn crates(target: &str) -> impl Iterator<Item = &'static str> {
     let of = TARGETS.iter().find(|(name, _)| *name == target);
     EVERYWHERE.iter().chain(of.into_iter().flat_map(|(_, beside)| *beside)).copied()
+}
+
+/// What of the product compiles for a target, where C does.
+pub(crate) fn product(target: &str) -> impl Iterator<Item = &'static str> {
+    let of = PRODUCTS.iter().find(|(name, _)| *name == target);
+    of.into_iter().flat_map(|(_, beside)| PRODUCT.iter().chain(*beside)).copied()
 }
 
 /// Lints every target that can be had, and names those that cannot.
@@ -63,13 +93,9 @@ pub(super) fn check() -> Result<(), Failure> {
             say(&format!("check Cross: SKIPPED {target}: {why}"));
             continue;
         }
-        let mut clippy = cargo::cargo();
-        clippy.args(["clippy", "--quiet", "--all-targets", "--target", target]);
-        for package in crates(target) {
-            clippy.args(["--package", package]);
-        }
-        succeed(clippy.args(["--", "-D", "warnings"]))?;
+        lint(cargo::cargo(), target, crates(target))?;
         say(&format!("check Cross: {target}: {} crates", crates(target).count()));
+        lint_product(target)?;
         if target.ends_with("-apple-darwin") && !cfg!(target_os = "macos") {
             link(target)?;
         }
@@ -77,16 +103,54 @@ pub(super) fn check() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Lints these crates for a target.
+fn lint(
+    mut clippy: Command,
+    target: &str,
+    packages: impl Iterator<Item = &'static str>,
+) -> Result<(), Failure> {
+    clippy.args(["clippy", "--quiet", "--all-targets", "--target", target]);
+    clippy.args(packages.flat_map(|package| ["--package", package]));
+    succeed(clippy.args(["--", "-D", "warnings"]))
+}
+
+/// Lints the [`product`] for a target.
+fn lint_product(target: &str) -> Result<(), Failure> {
+    let count = product(target).count();
+    if count == 0 {
+        return Ok(());
+    }
+    let mut clippy = cargo::cargo();
+    if let Err(why) = with_c(&mut clippy, target) {
+        say(&format!("check Cross: SKIPPED the engine and the command for {target}: {why}"));
+        return Ok(());
+    }
+    lint(clippy, target, product(target))?;
+    say(&format!("check Cross: {target}: the engine and the command, {count} crates"));
+    Ok(())
+}
+
+/// Lets cargo compile C for a target, or says why it cannot.
+fn with_c(cargo: &mut Command, target: &str) -> Result<(), String> {
+    match (target.ends_with("-apple-darwin"), cfg!(target_os = "macos")) {
+        (true, true) => Ok(()),
+        (true, false) => apple::compile(cargo, target).map_err(|failure| failure.to_string()),
+        (false, _) => missing_c(target).map_or(Ok(()), Err),
+    }
+}
+
 /// Links the tests for a Mac.
 fn link(target: &str) -> Result<(), Failure> {
     let mut build = cargo::cargo();
-    if let Err(why) = apple::link_with_stubs(&mut build, target) {
+    let ready = apple::compile(&mut build, target);
+    if let Err(why) = ready.and_then(|()| apple::link_with_stubs(&mut build, target)) {
         say(&format!("check Cross: SKIPPED the link for {target}: {why}"));
         return Ok(());
     }
     build.args(["test", "--quiet", "--no-run", "--target", target]);
-    build.args(crates(target).flat_map(|package| ["--package", package]));
+    let packages = crates(target).chain(product(target));
+    build.args(packages.flat_map(|package| ["--package", package]));
     succeed(&mut build)?;
-    say(&format!("check Cross: {target}: the tests link"));
+    say(&format!("check Cross: {target}: the tests and the command link"));
     Ok(())
 }

@@ -10,16 +10,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Leaves.
     ("cabana-os", &[]),
     ("cabana-protocol", &[]),
-    ("cabana-store", &[]),
     ("cabana-egress", &[]),
+    ("cabana-lapic", &[]),
     ("cabana-journal", &["os"]),
     ("cabana-snapshot", &["os"]),
-    ("cabana-egress-host", &["egress", "netstack"]),
+    ("cabana-pac", &["os"]),
+    ("cabana-store", &["os"]),
+    ("cabana-egress-host", &["egress", "netstack", "pac"]),
     // The middle: cli → sandbox → machine → {boot, devices, hv} → {bus, memory} → os.
     ("cabana-memory", &["os"]),
     ("cabana-bus", &["os"]),
     ("cabana-hv", &["bus", "memory", "os"]),
-    ("cabana-hv-hvf", &["hv", "os"]),
+    ("cabana-hv-hvf", &["hv", "hv-x86", "lapic", "os"]),
     ("cabana-hv-kvm", &["hv", "memory", "os"]),
     ("cabana-hv-whp", &["hv", "hv-x86", "os"]),
     ("cabana-hv-x86", &["hv"]),
@@ -41,7 +43,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cabana-sandbox",
         &[
             "machine",
+            "hv-hvf",
             "hv-kvm",
+            "hv-whp",
             "boot",
             "hv",
             "virtio",
@@ -68,17 +72,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cabana-api", &[]),
     ("cabana-worker", &["sandbox", "protocol", "os"]),
     ("cabana-engine", &["api", "worker", "sandbox", "protocol", "store", "os"]),
-    ("cabana-serve", &["api", "engine"]),
+    ("cabana-serve", &["api", "engine", "os"]),
     ("cabana-capi", &["api", "engine"]),
     ("cabana-node", &["api", "engine"]),
     (
         "cabana-cli",
-        &["api", "engine", "serve", "worker", "sandbox", "builder", "journal", "snapshot", "store"],
+        &[
+            "api", "engine", "serve", "worker", "sandbox", "builder", "journal", "os", "snapshot",
+            "store",
+        ],
     ),
     // The guest's side and the artifacts.
     ("cabana-agent", &["protocol"]),
     ("cabana-kernel", &["store"]),
-    ("cabana-builder", &["store"]),
+    ("cabana-builder", &["store", "os"]),
 ];
 
 /// What a virtio device may depend on: never another device.
@@ -95,7 +102,9 @@ const FREE: &[&str] = &[
     "xtask",
     "cabana-lab",
     "cabana-shim-hvf",
+    "cabana-shim-hvf-x86",
     "cabana-shim-whp",
+    "cabana-shim-x86",
     "cabana-test-hv",
     "cabana-test-guest",
     "cabana-benches",

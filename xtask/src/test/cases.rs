@@ -28,6 +28,14 @@ impl Cases {
         }
     }
 
+    /// Takes what others were told.
+    pub(super) fn add(&mut self, other: Self) {
+        self.columns.extend(other.columns);
+        for (case, results) in other.results {
+            self.results.entry(case).or_default().extend(results);
+        }
+    }
+
     /// The table, or nothing if no case was told.
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
@@ -62,7 +70,9 @@ mod tests {
         let mut cases = Cases::default();
         let here = "case: a on KVM: ok\ncase: a on WHP: skipped: no processor\nnoise\n";
         cases.read("pio", "here", here);
-        cases.read("pio", "lab", "case: a on KVM: ok\ncase: b on KVM: FAILED\n");
+        let mut lab = Cases::default();
+        lab.read("pio", "lab", "case: a on KVM: ok\ncase: b on KVM: FAILED\n");
+        cases.add(lab);
         let table = cases.table();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[1], "case    KVM, here  KVM, lab  WHP, here");

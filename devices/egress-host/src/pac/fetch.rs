@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cabana_egress::DomainName;
+use cabana_pac::link::MAX_SCRIPT;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-/// Bytes of the longest script.
-const MOST: u64 = 1 << 20;
 const TOO_LONG: &str = "it is longer than 1 MiB";
 /// The end of an answer's head.
 const END: &str = "\r\n\r\n";
@@ -73,8 +72,8 @@ impl fmt::Display for Url {
 /// A script in a file. Names in scripts are ASCII, whatever the comments are.
 pub(super) fn file(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST {
+    std::fs::File::open(path)?.take(MAX_SCRIPT as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_SCRIPT {
         return Err(io::Error::other(TOO_LONG));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -121,7 +120,7 @@ fn get(mut stream: impl Read + Write, url: &Url) -> io::Result<String> {
             break;
         }
         answer.extend_from_slice(read);
-        if answer.len() as u64 > MOST {
+        if answer.len() > MAX_SCRIPT {
             return Err(io::Error::other(TOO_LONG));
         }
     }

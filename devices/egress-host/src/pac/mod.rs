@@ -1,31 +1,28 @@
 //! Proxy auto-configuration: a script in JavaScript says for each connection by which proxies it goes.
 //!
 //! The script is as trusted as the rest of the host's configuration, for it says by whom everything passes; but it may be
-//! slow or wrong. One thread fetches and asks it, started by the first connection, within bounds of time and memory, so
-//! that whoever has no script pays nothing. A program that is built without the feature `pac` has no interpreter.
+//! slow or wrong. One thread fetches and asks it, started by the first connection; it runs in a program of its own
+//! (`cabana-pac`), within bounds of time and memory.
 
 mod fetch;
-#[cfg(feature = "pac")]
-mod script;
-#[cfg(not(feature = "pac"))]
-#[path = "no_script.rs"]
-mod script;
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cabana_egress::DomainName;
+use cabana_pac::{Failure, Interpreter, World};
 use rustls::ClientConfig;
 use tokio::sync::oneshot;
 
-use self::script::Script;
 use crate::proxies::{Proxy, ProxyKind, unescape};
+use crate::resolver::{Resolver, own_address_towards};
 
 pub(crate) use self::fetch::Url;
-pub(crate) use self::script::AVAILABLE;
 
 /// How long an answer holds. Short, since answers change with the network that the host is in.
 const ANSWER_HOLDS: Duration = Duration::from_secs(60);
@@ -35,8 +32,8 @@ const SCRIPT_HOLDS: Duration = Duration::from_secs(1800);
 const FAILURE_HOLDS: Duration = Duration::from_secs(10);
 /// Answers that are kept, and questions that wait.
 const MOST: usize = 1024;
-/// Bytes of the thread's stack, of which the script has a part.
-const STACK: usize = 1 << 20;
+/// Bytes of the thread's stack.
+const STACK: usize = 256 << 10;
 
 /// Where a script is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +67,24 @@ impl Auto {
     }
 }
 
+/// The interpreter of a script, shared by whoever has the same proxies.
+#[derive(Clone, Debug)]
+pub(crate) struct Running(Arc<Mutex<Interpreter>>);
+
+impl Running {
+    pub(crate) fn new(interpreter: Interpreter) -> Self {
+        Self(Arc::new(Mutex::new(interpreter)))
+    }
+}
+
+impl PartialEq for Running {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Running {}
+
 /// A way to the world: by a proxy, or directly.
 pub(crate) type Way = Option<Proxy>;
 
@@ -85,13 +100,23 @@ type Asked = (Question, oneshot::Sender<Answer>);
 /// Asks a script.
 pub(crate) struct Pac {
     auto: Auto,
-    tls: Arc<ClientConfig>,
+    /// What the thread is to know.
+    means: Means,
     thread: Mutex<Option<SyncSender<Asked>>>,
 }
 
+/// What a script is fetched and asked with.
+#[derive(Clone)]
+pub(crate) struct Means {
+    /// Without one there is never an answer.
+    pub(crate) interpreter: Option<Running>,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) tls: Arc<ClientConfig>,
+}
+
 impl Pac {
-    pub(crate) fn new(auto: Auto, tls: Arc<ClientConfig>) -> Self {
-        Self { auto, tls, thread: Mutex::default() }
+    pub(crate) fn new(auto: Auto, means: Means) -> Self {
+        Self { auto, means, thread: Mutex::default() }
     }
 
     /// Whether nothing goes out without an answer.
@@ -115,22 +140,50 @@ impl Pac {
 
     fn start(&self) -> Option<SyncSender<Asked>> {
         let (sender, questions) = sync_channel(MOST);
-        let (auto, tls) = (self.auto.clone(), Arc::clone(&self.tls));
+        let (auto, means) = (self.auto.clone(), self.means.clone());
         let builder = thread::Builder::new().name("pac".to_owned()).stack_size(STACK);
-        // The interpreter is bound to its thread.
         let serve =
-            move || Asker { auto, tls, script: None, known: HashMap::new() }.serve(&questions);
+            move || Asker { auto, means, script: None, known: HashMap::new() }.serve(&questions);
         builder.spawn(serve).ok()?;
         Some(sender)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+enum Trouble {
+    /// There is nothing to ask.
+    #[error("{0}")]
+    Missing(String),
+    /// It was asked.
+    #[error(transparent)]
+    Asked(#[from] Failure),
+}
+
+/// What a script may ask of this host.
+struct Host<'a>(&'a dyn Resolver);
+
+impl World for Host<'_> {
+    fn resolve(&self, name: &str) -> Vec<IpAddr> {
+        let found = DomainName::parse(name).and_then(|name| self.0.resolve(&name).ok());
+        found.unwrap_or_default()
+    }
+
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        let far: [IpAddr; 2] = [
+            Ipv4Addr::new(192, 0, 2, 1).into(),
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        ];
+        far.into_iter().filter_map(own_address_towards).collect()
     }
 }
 
 /// What the thread knows.
 struct Asker {
     auto: Auto,
-    tls: Arc<ClientConfig>,
-    /// The script, or why there is none, and until when that holds.
-    script: Option<(Instant, Result<Script, String>)>,
+    means: Means,
+    /// Whether the interpreter has the script, or why not, and until when that holds.
+    script: Option<(Instant, Result<(), Trouble>)>,
     known: HashMap<String, (Instant, Answer)>,
 }
 
@@ -151,17 +204,18 @@ impl Asker {
         {
             return answer.clone();
         }
-        if self.script.as_ref().is_none_or(|(until, _)| *until <= now) {
-            let script = self.fetch();
-            let holds = if script.is_ok() { SCRIPT_HOLDS } else { FAILURE_HOLDS };
-            self.script = Some((Instant::now() + holds, script));
+        let mut said = self.ask(question);
+        if let Err(Trouble::Asked(Failure::Ended(_))) = said {
+            // It may have ended while nobody asked it anything. Over one question twice is enough.
+            self.script = None;
+            said = self.ask(question);
         }
-        let script = match &self.script {
-            Some((_, Ok(script))) => Ok(script),
-            Some((_, Err(why))) => Err(why.clone()),
-            None => Err(String::new()),
-        };
-        let said = script.and_then(|script| script.find(&question.url, &question.host));
+        if let Err(Trouble::Asked(failure)) = &said
+            && !matches!(failure, Failure::Script(_))
+        {
+            self.script = Some((Instant::now() + FAILURE_HOLDS, Err(failure.clone().into())));
+        }
+        let said = said.map_err(|trouble| trouble.to_string());
         let answer = said.and_then(|said| ways(&said));
         if self.known.len() >= MOST {
             self.known.clear();
@@ -171,18 +225,38 @@ impl Asker {
         answer
     }
 
-    fn fetch(&self) -> Result<Script, String> {
-        let text = match &self.auto.place {
+    /// What the script says, which is fetched first when it is time.
+    fn ask(&mut self, question: &Question) -> Result<String, Trouble> {
+        let Means { interpreter, resolver, .. } = self.means.clone();
+        let missing = || Trouble::Missing("nothing here runs the proxies' script".to_owned());
+        let running = interpreter.ok_or_else(missing)?;
+        let mut interpreter = running.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = Host(&*resolver);
+        let now = Instant::now();
+        if self.script.as_ref().is_none_or(|(until, _)| *until <= now) {
+            let text = self.fetch().map_err(Trouble::Missing);
+            let loaded = text
+                .and_then(|text| Ok(interpreter.load(text.trim_start_matches('\u{feff}'), &host)?));
+            let holds = if loaded.is_ok() { SCRIPT_HOLDS } else { FAILURE_HOLDS };
+            self.script = Some((Instant::now() + holds, loaded));
+        }
+        if let Some((_, Err(trouble))) = &self.script {
+            return Err(trouble.clone());
+        }
+        Ok(interpreter.find(&question.url, &question.host, &host)?)
+    }
+
+    fn fetch(&self) -> Result<String, String> {
+        match &self.auto.place {
             Place::File(path) => {
                 let read = fetch::file(path);
-                read.map_err(|error| format!("cannot read the script {}: {error}", path.display()))?
+                read.map_err(|error| format!("cannot read the script {}: {error}", path.display()))
             }
             Place::Web(url) => {
-                let got = fetch::web(url, &self.tls);
-                got.map_err(|error| format!("cannot fetch the script {url}: {error}"))?
+                let got = fetch::web(url, &self.means.tls);
+                got.map_err(|error| format!("cannot fetch the script {url}: {error}"))
             }
-        };
-        Script::new(text.trim_start_matches('\u{feff}'))
+        }
     }
 }
 

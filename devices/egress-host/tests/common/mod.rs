@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each suite uses a part")]
 
+pub(crate) mod stack;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -82,6 +84,8 @@ pub(crate) fn in_namespace(test: &str) -> bool {
         .arg(this)
         .args([test, "--exact", "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
+        // Suites of the program that runs scripts know where it is.
+        .envs(option_env!("CARGO_BIN_EXE_cabana-pac").map(|program| ("CABANA_PAC", program)))
         .status()
         .unwrap();
     assert!(status.success(), "{test} failed in its namespace");

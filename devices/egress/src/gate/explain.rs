@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::Gate;
 use crate::domain::DomainName;
+use crate::ranges::SpecialRanges;
 use crate::rule::{Expect, Protocol};
 use crate::rules::Ruling;
 
@@ -30,7 +31,7 @@ impl Gate {
         let rules = self.rules(session);
         let mut steps = Vec::new();
         if let Ok(address) = host.parse() {
-            let ruling = rules.address(&self.special, address, protocol, port);
+            let ruling = rules.address(address, protocol, port);
             return Explanation { allowed: note(&mut steps, "by address", &ruling), steps };
         }
         let Some(name) = DomainName::parse(host) else {
@@ -47,13 +48,13 @@ impl Gate {
         }
         let mut given = 0;
         for address in addresses.iter().filter(|_| found) {
-            match self.special.kind_of_answer(*address) {
+            match SpecialRanges::table().kind_of_answer(*address) {
                 None => {
                     let denied = rules.address_denied(*address, protocol, port);
                     given += usize::from(denied.is_none());
                 }
                 Some(kind) => {
-                    let ruling = rules.address(&self.special, *address, protocol, port);
+                    let ruling = rules.address(*address, protocol, port);
                     let open = matches!(ruling, Ruling::Allowed { .. });
                     given += usize::from(open);
                     let end =

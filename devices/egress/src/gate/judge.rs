@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::{Flow, Gate, Known};
 use crate::ask::{Host, Subject};
 use crate::domain::DomainName;
+use crate::ranges::SpecialRanges;
 use crate::rule::{Expect, Protocol};
 use crate::rules::Ruling;
 use crate::verdict::{Reason, Verdict};
@@ -36,7 +37,7 @@ impl Gate {
         }
         let session = self.session(source);
         let rules = self.rules(session.as_deref());
-        let by_address = rules.address(&self.special, address, protocol, port);
+        let by_address = rules.address(address, protocol, port);
         let (rule, reason) = match by_address {
             Ruling::Allowed { rule, .. } => {
                 return Judgement::Open(self.allowed(rule, Reason::AllowRule));
@@ -44,7 +45,7 @@ impl Gate {
             Ruling::Denied { rule, reason } => (rule, reason),
         };
         // Names lead nowhere that a rule denies, nor into ranges that are open by address alone.
-        let special = self.special.kind_of_answer(address).is_some();
+        let special = SpecialRanges::table().kind_of_answer(address).is_some();
         let by_name = |name: &DomainName| {
             reason != Reason::DenyRule && (!special || self.stands_for(address, name))
         };

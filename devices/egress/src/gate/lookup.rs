@@ -8,6 +8,7 @@ use super::{DnsStep, Gate, QueryId, Waiter};
 use crate::ask::{Asker, Host, Subject};
 use crate::dns::{self, Asked, Family, Reply};
 use crate::domain::DomainName;
+use crate::ranges::SpecialRanges;
 use crate::rule::Protocol;
 use crate::verdict::{Reason, Verdict, What};
 
@@ -94,11 +95,8 @@ impl Gate {
         let rules = self.rules(session.as_deref());
         let (mut given, mut dropped) = (Vec::new(), None);
         for address in found.iter().copied().filter(|address| family.holds(*address)) {
-            match self.special.kind_of_answer(address) {
-                Some(range)
-                    if !rules.names_special(&self.special, address)
-                        && !self.stands_for(address, name) =>
-                {
+            match SpecialRanges::table().kind_of_answer(address) {
+                Some(range) if !rules.names_special(address) && !self.stands_for(address, name) => {
                     dropped.get_or_insert(range);
                 }
                 _ => given.push(address),

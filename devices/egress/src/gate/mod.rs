@@ -17,7 +17,6 @@ use crate::domain::DomainName;
 use crate::inspect::{EditHead, Inspector, Progress, Refusal};
 use crate::pins::Pins;
 use crate::policy::{EgressPolicy, PolicyError};
-use crate::ranges::SpecialRanges;
 use crate::rule::Protocol;
 use crate::rules::Rules;
 use crate::secrets::{self, Placeholder};
@@ -110,7 +109,6 @@ pub enum Change {
 /// documentation for how a stack uses it.
 #[derive(Debug)]
 pub struct Gate {
-    special: SpecialRanges,
     version: u64,
     machine: Rules,
     sessions: BTreeMap<String, Rules>,
@@ -155,7 +153,6 @@ impl Gate {
     pub fn new(policy: &EgressPolicy) -> Result<Self, PolicyError> {
         let (machine, sessions) = policy.compile()?;
         Ok(Self {
-            special: SpecialRanges::new(),
             version: 1,
             machine,
             sessions,

@@ -4,6 +4,7 @@
 //! what the guest makes; all else is nobody's (65534). The guest cannot change an owner; asking
 //! for the one that is there succeeds. An idmapped mount shows 0 as any user of the guest.
 
+use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -53,11 +54,12 @@ impl FileServer {
             let node = self.nodes.enter(&share, handle, &stat)?;
             Ok(self.entry(&node, NameKey::default(), &stat))
         } else {
-            let directory = self.nodes.get(parent)?;
-            self.resolve(&directory, name).map_err(|error| match error {
-                // A directory that the host has removed: let the guest look for it anew.
-                Errno::ENOENT if is_removed(&directory) => Errno::ESTALE,
-                error => error,
+            self.nodes.within(parent, |directory| {
+                self.resolve(directory, name).map_err(|error| match error {
+                    // A directory that the host has removed: let the guest look for it anew.
+                    Errno::ENOENT if is_removed(directory) => Errno::ESTALE,
+                    error => error,
+                })
             })
         }
     }
@@ -67,14 +69,14 @@ impl FileServer {
         self.look_into(directory);
         if directory.known_below.load(Ordering::Relaxed) {
             // One look by name is enough: the node's own handle keeps its inode from being another.
-            let stat = directory.handle.stat_child(name)?;
+            let stat = directory.handle.stat_child(name.as_c_str())?;
             if let Some(node) = self.nodes.enter_known(&directory.share, &stat) {
                 let key = self.note_name(&node, directory.id, name);
                 return Ok(self.entry(&node, key, &stat));
             }
             directory.known_below.store(false, Ordering::Relaxed);
         }
-        let handle = directory.handle.child(name)?;
+        let handle = directory.handle.child(name.as_c_str())?;
         let stat = handle.stat()?;
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
         if node.is_known() {
@@ -121,8 +123,8 @@ impl FileServer {
             let node = self.nodes.get(header.nodeid)?;
             // A journal knows its names for an inode by the inode's birth too.
             let stat = match node.share.observer.journal {
-                None => node.handle.attributes()?,
-                Some(_) => node.handle.stat()?,
+                None => self.or_open(&node, node.handle.attributes())?,
+                Some(_) => self.stat(&node)?,
             };
             self.attr(&node.share, &stat)
         };
@@ -185,7 +187,12 @@ impl FileServer {
             }
         }
         if has(fattr::MODE) {
-            change_attributes(&node, || node.handle.set_permissions(node.kind, input.mode))?;
+            change_attributes(&node, || {
+                if node.kind == mode::SYMLINK {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                Ok(node.handle.set_mode(host::permissions(input.mode))?)
+            })?;
         }
         if has(fattr::SIZE) {
             let open = has(fattr::FH).then(|| self.handles.get(input.fh, header.nodeid));
@@ -194,8 +201,8 @@ impl FileServer {
             let mark = open.map(|open| &open.mark);
             let change = Change::Content { node: &node, from: input.size, mark };
             node.share.change(&change, || match open {
-                Some(open) => host::set_len(&open.file, input.size),
-                None => host::set_len(&open_node(&node, Access::WRITE)?.0, input.size),
+                Some(open) => Ok(host::set_len(&open.file, input.size)?),
+                None => Ok(host::set_len(&open_node(&node, Access::WRITE)?.0, input.size)?),
             })?;
         }
         let accessed = new_time(
@@ -209,9 +216,25 @@ impl FileServer {
             Time { sec: input.mtime as i64, nsec: input.mtimensec },
         );
         if accessed.is_some() || modified.is_some() {
-            change_attributes(&node, || node.handle.set_times(accessed, modified))?;
+            change_attributes(&node, || Ok(node.handle.set_times(accessed, modified)?))?;
         }
-        put_attr(reply, self.attr(&node.share, &node.handle.stat()?))
+        put_attr(reply, self.attr(&node.share, &self.stat(&node)?))
+    }
+
+    /// What the host says of a node.
+    fn stat(&self, node: &Node) -> Result<Stat> {
+        self.or_open(node, node.handle.stat())
+    }
+
+    /// What it says of a file that the guest has open, where the host finds none without a name by its handle.
+    fn or_open(&self, node: &Node, found: io::Result<Stat>) -> Result<Stat> {
+        match found.map_err(Errno::from) {
+            Err(Errno::ESTALE) => {
+                let open = self.handles.any_of(node).ok_or(Errno::ESTALE)?;
+                Ok(host::stat(&open.as_file()?.file)?)
+            }
+            found => found,
+        }
     }
 
     /// A node's attributes, and when it was made, if the host knows.
@@ -220,7 +243,7 @@ impl FileServer {
             return Ok((self.shares.attr(), None));
         }
         let node = self.nodes.get(id)?;
-        let stat = node.handle.stat()?;
+        let stat = self.stat(&node)?;
         Ok((self.attr(&node.share, &stat), stat.born))
     }
 

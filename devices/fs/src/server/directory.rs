@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use crate::coherence::NameKey;
 use crate::handles::{Open, OpenDirectory, Stream};
-use crate::host::{self, Access, Entry};
+use crate::host::{self, Listed};
 use crate::message::{self, Reply, Request};
 use crate::names::Name;
 use crate::nodes::Node;
@@ -31,8 +31,8 @@ impl FileServer {
             }
             self.handles.check_room()?;
             self.look_into(&node);
-            let file = node.handle.open(node.kind, Access::READ)?;
-            let stream = Mutex::new(Stream { file, position: Some(0) });
+            let listing = host::Listing::open(&node.handle)?;
+            let stream = Mutex::new(Stream { listing, position: Some(0) });
             Open::Directory(OpenDirectory { node, stream })
         };
         let fh = self.handles.insert(open)?;
@@ -87,11 +87,11 @@ impl FileServer {
     fn list(&self, open: &OpenDirectory, offset: u64, listing: &mut Listing) -> Result<()> {
         let mut stream = open.stream.lock().unwrap_or_else(PoisonError::into_inner);
         if stream.position != Some(offset) {
-            host::seek_entries(&stream.file, offset)?;
+            stream.listing.seek(offset)?;
         }
         stream.position = None;
         let (mut next, mut last) = (offset, Ok(true));
-        host::read_entries(&stream.file, listing.host_room(), |entry| {
+        stream.listing.read(listing.host_room(), |entry| {
             last = self.list_one(&open.node, entry, listing);
             if last == Ok(true) {
                 next = entry.next;
@@ -104,7 +104,7 @@ impl FileServer {
     }
 
     /// Lists one entry; false if there is no room for it.
-    fn list_one(&self, directory: &Node, entry: &Entry, listing: &mut Listing) -> Result<bool> {
+    fn list_one(&self, directory: &Node, entry: &Listed, listing: &mut Listing) -> Result<bool> {
         let bytes = entry.name.to_bytes();
         let shown = self.names.to_guest(bytes);
         let name = Name::of_entry(entry.name);

@@ -25,12 +25,13 @@ impl FileServer {
         let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let access = access(input.flags);
-        let made = directory
-            .share
-            .change(&make(&directory, name), || directory.handle.create(name, input.mode, access));
+        let made = directory.share.change(&make(&directory, name), || {
+            let mode = host::permissions(input.mode);
+            Ok(directory.handle.create(name.as_c_str(), mode, access)?)
+        });
         match made {
             Ok((file, stat)) => {
-                let handle = directory.handle.of_made(name, &file, &stat)?;
+                let handle = directory.handle.of_made(name.as_c_str(), &file, &stat)?;
                 let node = self.nodes.enter(&directory.share, handle, &stat)?;
                 let key = self.note_name(&node, directory.id, name);
                 self.put_created(reply, node, key, &stat, file, access)
@@ -57,7 +58,8 @@ impl FileServer {
         if !access.write {
             return Err(Errno::EINVAL);
         }
-        let (file, stat) = directory.handle.create_unnamed(input.mode, access)?;
+        let (file, stat) =
+            directory.handle.create_unnamed(host::permissions(input.mode), access)?;
         let node = self.nodes.enter(&directory.share, Handle::of_file(&file)?, &stat)?;
         self.put_created(reply, node, NameKey::default(), &stat, file, access)
     }
@@ -87,7 +89,7 @@ impl FileServer {
     ) -> Result<()> {
         let entry = self.entry(&node, name, stat);
         self.handles
-            .insert(Open::File(OpenFile::new(node, file, access)))
+            .insert(Open::File(OpenFile::new(node, file, 0, access)))
             .and_then(|fh| self.put_opened(reply, &entry, fh))
             .inspect_err(|_| self.nodes.forget(entry.nodeid, 1))
     }
@@ -97,9 +99,9 @@ impl FileServer {
         let (file, _) = open_node(&node, access(flags))?;
         if flags & open::TRUNC != 0 {
             let change = Change::Content { node: &node, from: 0, mark: None };
-            node.share.change(&change, || host::set_len(&file, 0))?;
+            node.share.change(&change, || Ok(host::set_len(&file, 0)?))?;
         }
-        self.handles.insert(Open::File(OpenFile::new(node, file, access(flags))))
+        self.handles.insert(Open::File(OpenFile::new(node, file, 0, access(flags))))
     }
 
     /// Writes an entry and its open file, which is closed again if the guest does not get it.
@@ -122,9 +124,16 @@ impl FileServer {
         let names = self.read_names(header, request, 1)?;
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
-        directory.share.change(&make(&directory, name), || match input.mode & mode::TYPE {
-            mode::REGULAR => directory.handle.create(name, input.mode, Access::READ).map(drop),
-            kind => directory.handle.make_special(name, kind, input.mode),
+        directory.share.change(&make(&directory, name), || {
+            let (name, mode) = (name.as_c_str(), host::permissions(input.mode));
+            match input.mode & mode::TYPE {
+                mode::REGULAR => drop(directory.handle.create(name, mode, Access::READ)?),
+                kind @ (mode::FIFO | mode::SOCKET) => {
+                    directory.handle.make_special(name, kind, mode)?;
+                }
+                _ => return Err(Errno::EPERM),
+            }
+            Ok(())
         })?;
         self.put_made(reply, &directory, name, input.mode)
     }
@@ -140,7 +149,8 @@ impl FileServer {
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         directory.share.change(&make(&directory, name), || {
-            directory.handle.make_directory(name, input.mode)
+            let mode = host::permissions(input.mode);
+            Ok(directory.handle.make_directory(name.as_c_str(), mode)?)
         })?;
         self.put_made(reply, &directory, name, mode::DIRECTORY | input.mode & !mode::TYPE)
     }
@@ -160,9 +170,9 @@ impl FileServer {
             _ => return Err(Errno::ENAMETOOLONG),
         }
         let directory = self.writable_node(header.nodeid)?;
-        directory
-            .share
-            .change(&make(&directory, name), || directory.handle.make_symlink(name, target))?;
+        directory.share.change(&make(&directory, name), || {
+            Ok(directory.handle.make_symlink(name.as_c_str(), target)?)
+        })?;
         self.put_made(reply, &directory, name, mode::SYMLINK | 0o777)
     }
 
@@ -175,14 +185,14 @@ impl FileServer {
         name: Name,
         wanted: u32,
     ) -> Result<()> {
-        let handle = directory.handle.child(name)?;
+        let handle = directory.handle.child(name.as_c_str())?;
         let mut stat = handle.stat()?;
         if stat.kind() != wanted & mode::TYPE {
             // The host has replaced it already.
             return Err(Errno::ESTALE);
         }
         if (stat.mode ^ wanted) & mode::PERMISSIONS != 0 && stat.kind() != mode::SYMLINK {
-            handle.set_permissions(stat.kind(), wanted)?;
+            handle.set_mode(host::permissions(wanted))?;
             stat = handle.stat()?;
         }
         let node = self.nodes.enter(&directory.share, handle, &stat)?;
@@ -206,7 +216,9 @@ impl FileServer {
             return Err(Errno::EPERM);
         }
         let change = Change::Link { directory: &directory, name, of: &target };
-        directory.share.change(&change, || directory.handle.link(name, &target.handle))?;
+        directory
+            .share
+            .change(&change, || Ok(directory.handle.link(name.as_c_str(), &target.handle)?))?;
         let entry = self.resolve(&directory, name)?;
         self.put_entry(reply, &entry)
     }
@@ -216,7 +228,7 @@ impl FileServer {
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         let change = Change::Unlink { directory: &directory, name };
-        directory.share.change(&change, || directory.handle.unlink(name))
+        directory.share.change(&change, || Ok(directory.handle.unlink(name.as_c_str())?))
     }
 
     pub(super) fn rmdir(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
@@ -224,7 +236,9 @@ impl FileServer {
         let (name, _) = Name::take(&names)?;
         let directory = self.writable_node(header.nodeid)?;
         let change = Change::Rmdir { directory: &directory, name };
-        directory.share.change(&change, || directory.handle.remove_directory(name))
+        directory
+            .share
+            .change(&change, || Ok(directory.handle.remove_directory(name.as_c_str())?))
     }
 
     pub(super) fn rename(&self, header: &InHeader, request: &mut impl Request) -> Result<()> {
@@ -255,9 +269,10 @@ impl FileServer {
         let to = self.writable_node(to)?;
         check_same_share(&directory, &to)?;
         let change = Change::Rename { from: &directory, name, to: &to, to_name, flags };
-        directory
-            .share
-            .change(&change, || directory.handle.rename(name, &to.handle, to_name, flags))
+        directory.share.change(&change, || {
+            let (name, to_name) = (name.as_c_str(), to_name.as_c_str());
+            Ok(directory.handle.rename(name, &to.handle, to_name, flags)?)
+        })
     }
 
     pub(super) fn readlink(&self, header: &InHeader, reply: &mut impl Reply) -> Result<()> {

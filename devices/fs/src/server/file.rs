@@ -17,6 +17,8 @@ use crate::wire::{self, Errno, InHeader, Result, mode, open};
 
 /// The most bytes of one copy within the host: a bounded time on the queue's thread.
 const MAX_COPY: usize = 16 << 20;
+/// How often a file is looked at that ends before its end: a writer may cut it and write it anew meanwhile.
+const SECOND_LOOKS: usize = 4;
 
 /// What the guest's `open(2)` flags ask for.
 pub(super) fn access(flags: u32) -> Access {
@@ -39,15 +41,22 @@ pub(super) fn open_node(node: &Node, access: Access) -> Result<(File, Stat)> {
     if node.kind == mode::DIRECTORY {
         return Err(Errno::EISDIR);
     }
-    let file = node.handle.open(node.kind, access)?;
+    let file = host::open(&node.handle, node.kind, access)?;
     let stat = host::stat(&file)?;
     if access.write && stat.mode & mode::SET_ID != 0 {
         // What the guest may write must not run as somebody. The host's kernel sees to it
         // unless this process is privileged, and then this does not fail.
         let change = Change::Attributes { node };
-        let _ = node.share.change(&change, || host::set_permissions(&file, stat.mode));
+        let _ = node
+            .share
+            .change(&change, || Ok(host::set_permissions(&file, host::permissions(stat.mode))?));
     }
     Ok((file, stat))
+}
+
+/// Some hosts take offsets that no file has for places: its end, its position.
+fn check_offset(offset: u64) -> Result<()> {
+    i64::try_from(offset).map(drop).map_err(|_| Errno::EINVAL)
 }
 
 /// A change of an open file's content from an offset on.
@@ -74,10 +83,6 @@ impl FileServer {
     ) -> Result<()> {
         let node = self.node(header.nodeid)?;
         self.handles.check_room()?;
-        let truncate = input.flags & open::TRUNC != 0;
-        if truncate {
-            node.share.check_writable()?;
-        }
         let access = access(input.flags);
         let (file, stat) = open_node(&node, access)?;
         let opening = {
@@ -89,20 +94,9 @@ impl FileServer {
             self.sent_back.note(header.pid, node.id);
             return Err(Errno::ESTALE);
         }
-        if truncate {
-            let change = Change::Content { node: &node, from: 0, mark: None };
-            node.share.change(&change, || {
-                if access.write {
-                    host::set_len(&file, 0)
-                } else {
-                    host::set_len(&open_node(&node, Access::WRITE)?.0, 0)
-                }
-            })?;
-        }
-        let keep = opening == Opening::Unchanged && !truncate;
-        let open_flags = if keep { open::KEEP_CACHE } else { 0 };
+        let open_flags = if opening == Opening::Unchanged { open::KEEP_CACHE } else { 0 };
         let id = node.id;
-        let fh = self.handles.insert(Open::File(OpenFile::new(node, file, access)))?;
+        let fh = self.handles.insert(Open::File(OpenFile::new(node, file, stat.size, access)))?;
         message::write(reply, &wire::OpenOut { fh, open_flags, backing_id: 0 }).inspect_err(|_| {
             let _ = self.handles.remove(fh, id);
         })
@@ -116,9 +110,23 @@ impl FileServer {
     ) -> Result<()> {
         let input: wire::ReadIn = message::read(request)?;
         let open = self.handles.get(input.fh, header.nodeid)?;
-        let len = input.size.min(MAX_TRANSFER) as usize;
-        reply.put_file(&open.as_file()?.file, input.offset, len)?;
-        Ok(())
+        let open = open.as_file()?;
+        check_offset(input.offset)?;
+        let len = reply.room().min(input.size.min(MAX_TRANSFER) as usize);
+        let count = reply.put_file(&open.file, input.offset, len)?;
+        let end = input.offset.saturating_add(count as u64);
+        if count == len || end >= open.len {
+            return Ok(());
+        }
+        // Cut by somebody, who may be writing it anew; or the host does not have all of it, and then zeroes in
+        // place of what is missing would be a lie.
+        for _ in 0..SECOND_LOOKS {
+            let is_end = host::stat(&open.file)?.size <= end;
+            if is_end || reply.put_file(&open.file, end, len - count)? > 0 {
+                return Ok(());
+            }
+        }
+        Err(Errno::EIO)
     }
 
     pub(super) fn write(
@@ -133,6 +141,7 @@ impl FileServer {
         }
         let open = self.handles.get(input.fh, header.nodeid)?;
         let open = open.as_file()?;
+        check_offset(input.offset)?;
         // The guest may have changed it since (`fcntl(2)`).
         let append = input.flags & open::APPEND != 0;
         if open.append.swap(append, Ordering::Relaxed) != append {
@@ -140,7 +149,8 @@ impl FileServer {
         }
         let from = if append { u64::MAX } else { input.offset };
         let count = open.node.share.change(&content(open, from), || {
-            request.write_file(&open.file, input.offset, input.size as usize)
+            let at = if append { host::append_at(input.offset) } else { input.offset };
+            request.write_file(&open.file, at, input.size as usize)
         })?;
         message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
     }
@@ -154,10 +164,10 @@ impl FileServer {
         let input: wire::FsyncIn = message::read(request)?;
         let data_only = input.fsync_flags & wire::FSYNC_FDATASYNC != 0;
         match &*self.handles.get(input.fh, header.nodeid)? {
-            Open::File(open) => host::sync(&open.file, data_only),
+            Open::File(open) => Ok(host::sync(&open.file, data_only)?),
             Open::Directory(open) => {
                 let stream = open.stream.lock().unwrap_or_else(PoisonError::into_inner);
-                host::sync(&stream.file, data_only)
+                Ok(stream.listing.sync(data_only)?)
             }
             Open::Root => Ok(()),
         }
@@ -167,7 +177,7 @@ impl FileServer {
     pub(super) fn syncfs(&self) -> Result<()> {
         for share in self.shares.from(0) {
             if share.check_writable().is_ok() {
-                host::sync_file_system(&share.root.open(mode::DIRECTORY, Access::READ)?)?;
+                host::sync_file_system(&share.root)?;
             }
         }
         Ok(())
@@ -182,7 +192,7 @@ impl FileServer {
         let open = self.handles.get(input.fh, header.nodeid)?;
         let open = open.as_file()?;
         open.node.share.change(&content(open, input.offset), || {
-            host::allocate(&open.file, input.mode, input.offset, input.length)
+            Ok(host::allocate(&open.file, input.mode, input.offset, input.length)?)
         })
     }
 
@@ -218,7 +228,7 @@ impl FileServer {
         let len = usize::try_from(input.len).unwrap_or(usize::MAX).min(MAX_COPY);
         let (from, to) = (from.as_file()?, to.as_file()?);
         let count = to.node.share.change(&content(to, input.off_out), || {
-            host::copy_range(&from.file, input.off_in, &to.file, input.off_out, len)
+            Ok(host::copy_range(&from.file, input.off_in, &to.file, input.off_out, len)?)
         })?;
         message::write(reply, &wire::WriteOut { size: count as u32, padding: 0 })
     }

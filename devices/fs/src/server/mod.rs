@@ -38,9 +38,9 @@ const MAX_NAMES: usize = NAME_MAX + TARGET_MAX + 2;
 
 /// What the server wants of the guest's kernel. Not `POSIX_LOCKS` and `FLOCK_LOCKS`: see the
 /// crate's documentation. Not `WRITEBACK_CACHE`: what the guest writes is on the host when `write(2)`
-/// returns.
+/// returns. Not `ATOMIC_O_TRUNC`: Linux would have OPEN cut a file that is opened for reading before it looks whether the
+/// file is a program that runs; as it is, OPEN cuts nothing, and a SETATTR comes when the file may be cut.
 const WANTED: u64 = init::ASYNC_READ
-    | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS

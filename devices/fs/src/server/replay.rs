@@ -76,6 +76,7 @@ impl FileServer {
     /// Begins to watch a folder in which the guest looks something up.
     pub(super) fn look_into(&self, directory: &Node) {
         if let Some(folders) = self.folders.get()
+            && !directory.watched.load(Ordering::Relaxed)
             && !directory.watched.swap(true, Ordering::Relaxed)
         {
             folders.add(directory, |id| self.nodes.get(id).is_ok());
@@ -165,7 +166,7 @@ impl FileServer {
                 to.push(replay);
             }
         };
-        let now = directory.handle.stat_child(name).ok();
+        let now = directory.handle.stat_child(name.as_c_str()).ok();
         if change.came || change.went {
             let before = seen.get(&(directory.id, hash_name(self.names, name)));
             let same = |node: &Node| now.is_some_and(|now| node.is(&directory.share, &now));

@@ -30,7 +30,7 @@ impl FileServer {
             return Err(Errno::EINVAL);
         }
         let node = self.xattr_node(header.nodeid)?;
-        change_attributes(&node, || node.handle.set_xattr(name, value, input.flags))
+        change_attributes(&node, || Ok(node.handle.set_xattr(name, value, input.flags)?))
     }
 
     pub(super) fn getxattr(
@@ -85,7 +85,7 @@ impl FileServer {
         let bytes = message::read_rest(request, NAME_MAX + 1)?;
         let (name, _) = take_name(&bytes)?;
         let node = self.xattr_node(header.nodeid)?;
-        change_attributes(&node, || node.handle.remove_xattr(name))
+        change_attributes(&node, || Ok(node.handle.remove_xattr(name)?))
     }
 
     fn xattr_node(&self, id: u64) -> Result<Arc<Node>> {

@@ -3,6 +3,7 @@
 // Each suite uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+#[cfg(unix)]
 pub mod mount;
 pub mod posix;
 pub mod yard;

@@ -17,10 +17,20 @@ pub fn check(output: &str) {
     let (passed, failed) = (results("ok"), results("FAILED"));
     println!("pjdfstest: {} cases passed, {} failed", passed.len(), failed.len());
     let wrong: Vec<_> = failed.iter().filter(|name| !is_exception(name)).collect();
-    assert!(wrong.is_empty(), "these fail and should not: {wrong:?}");
+    let said: String = wrong.iter().map(|name| said(output, name)).collect();
+    assert!(wrong.is_empty(), "these fail and should not: {wrong:?}\n{said}");
     let better: Vec<_> = passed.iter().filter(|name| is_exception(name)).collect();
     assert!(better.is_empty(), "these pass now; take them off the exceptions: {better:?}");
     assert!(passed.len() + failed.len() > CASES, "too few cases: {output}");
+}
+
+/// What the suite says of a case: the line with its result, and those that are indented below.
+fn said(output: &str, name: &str) -> String {
+    let of_case = |line: &&str| line.split_whitespace().next() == Some(name);
+    let mut lines = output.lines().skip_while(|line| !of_case(line));
+    let first = lines.next().into_iter();
+    let said = first.chain(lines.take_while(|line| line.starts_with([' ', '\t'])));
+    said.flat_map(|line| [line, "\n"]).collect()
 }
 
 fn is_exception(name: &str) -> bool {

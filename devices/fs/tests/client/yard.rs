@@ -1,7 +1,10 @@
 //! A share with something beside it that no guest may reach.
 
-use std::fs;
+use std::ffi::CString;
 use std::path::Path;
+use std::{fs, io};
+
+use cabana_os::tree::{Handle, Stat, c_name};
 
 /// What lies outside.
 pub const SECRET: &[u8] = b"nobody's business";
@@ -54,22 +57,38 @@ impl Yard {
 
 /// Names, modes and times of change of all below `path`.
 pub fn tree(path: &Path) -> Vec<String> {
-    use std::os::unix::fs::MetadataExt;
     let mut found = Vec::new();
     for entry in fs::read_dir(path).unwrap() {
         let path = entry.unwrap().path();
         let stat = path.symlink_metadata().unwrap();
-        found.push(format!(
-            "{} {:o} {} {}",
-            path.display(),
-            stat.mode(),
-            stat.ctime(),
-            stat.ctime_nsec()
-        ));
+        let looked = look(&path);
+        found.push(format!("{} {:o} {:?}", path.display(), looked.mode, looked.changed));
         if stat.is_dir() {
             found.extend(tree(&path));
         }
     }
     found.sort_unstable();
     found
+}
+
+/// What the host says of an inode, itself if it is a link.
+pub fn look(path: &Path) -> Stat {
+    handle(path).stat().unwrap()
+}
+
+/// Gives it just these permissions.
+pub fn set_mode(path: &Path, mode: u32) {
+    handle(path).set_mode(mode).unwrap();
+}
+
+/// Makes a link that says this.
+pub fn symlink(target: impl AsRef<Path>, path: impl AsRef<Path>) -> io::Result<()> {
+    let (target, path) = (target.as_ref(), path.as_ref());
+    let target = CString::new(target.to_str().unwrap()).unwrap();
+    Handle::of_directory(path.parent().unwrap())?.make_symlink(&c_name(path)?, &target)
+}
+
+fn handle(path: &Path) -> Handle {
+    let folder = Handle::of_directory(path.parent().unwrap()).unwrap();
+    folder.child(&c_name(path).unwrap()).unwrap()
 }

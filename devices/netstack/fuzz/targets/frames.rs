@@ -115,7 +115,7 @@ fuzz_target!(|bytes: &[u8]| {
                         0 => drop(stack.read(id, |bytes| bytes.len() / 2)),
                         1 => drop(stack.write(id, |room| room.len().min(3000))),
                         2 => stack.finish(id),
-                        _ => stack.abort(id),
+                        _ => stack.abort(now, id),
                     }
                 }
                 None
@@ -131,7 +131,7 @@ fuzz_target!(|bytes: &[u8]| {
                     if step & 0x80 == 0 {
                         stack.accept(now, id);
                     } else {
-                        stack.reject(id);
+                        stack.reject(now, id);
                     }
                     live.push(id);
                 }
@@ -158,7 +158,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(counters.flows <= LIMITS.flows as u64 && counters.memory <= LIMITS.memory as u64);
     }
     for id in live {
-        stack.abort(id);
+        stack.abort(now, id);
     }
     for _ in 0..100 {
         now += Duration::from_secs(100);

@@ -67,7 +67,7 @@ impl Relay {
         };
         match (opened, protocol) {
             (Some(()), _) => {}
-            (None, Protocol::Tcp) => return self.stack.reject(id),
+            (None, Protocol::Tcp) => return self.stack.reject(self.now(), id),
             (None, _) => {
                 if let Some(record) = self.records.get_mut(&id) {
                     record.outside = Outside::Refused;
@@ -115,16 +115,13 @@ impl Relay {
             stream.readable |= ready.readable;
             stream.writable |= ready.writable;
             if stream.connecting && ready.writable {
-                match stream.connected() {
-                    Ok(true) => {
-                        stream.connecting = false;
-                        // What the guest is told now it would not have been told otherwise.
-                        if !stream.inward && !self.stack.accept(now, id) {
-                            return;
-                        }
-                    }
-                    Ok(false) => return,
-                    Err(_) => return self.stack.reject(id),
+                if stream.failed() {
+                    return self.stack.reject(now, id);
+                }
+                stream.connecting = false;
+                // What the guest is told now it would not have been told otherwise.
+                if !stream.inward && !self.stack.accept(now, id) {
+                    return;
                 }
             }
         }
@@ -149,7 +146,7 @@ impl Relay {
                     self.counters.denied += 1;
                 }
                 if moved.broken || moved.refused {
-                    self.stack.abort(id);
+                    self.stack.abort(now, id);
                 }
             }
             Outside::Datagrams { socket, echo, .. } => {
@@ -189,7 +186,7 @@ impl Relay {
                     self.gate.query(now, id, &flow, &message);
                 }
                 if !fine {
-                    self.stack.abort(id);
+                    self.stack.abort(now, id);
                 }
             }
             Outside::Held { .. } | Outside::Refused => {}
@@ -233,7 +230,7 @@ impl Relay {
         if record.flow.protocol == Protocol::Udp {
             self.stack.datagram(now, id, message);
         } else if names.answer(id, message, &mut self.stack).is_none() {
-            self.stack.abort(id);
+            self.stack.abort(now, id);
         }
     }
 

@@ -50,7 +50,7 @@ impl Relay {
         let outside = Outside::Held { datagrams: Vec::new() };
         self.records.insert(id, Record { flow, outside, gated: false, sent: 0, received: 0 });
         if self.watch(id, Ok(socket), false).is_none() {
-            self.stack.abort(id);
+            self.stack.abort(now, id);
         } else if let Some(Record { outside: Outside::Stream(stream), .. }) =
             self.records.get_mut(&id)
         {

@@ -294,9 +294,8 @@ impl Relay {
             }
         })?);
         let this = Weak::clone(&self.this);
-        self.tokens.push(self.events.add(&shared.timer, Interest::READ, move |_| {
+        self.tokens.push(self.events.add_timer(&shared.timer, move || {
             if let Some(shared) = this.upgrade() {
-                shared.timer.take();
                 let mut relay = shared.lock();
                 relay.alarm = None;
                 relay.expire();
@@ -340,7 +339,7 @@ impl Relay {
             match order {
                 Order::Open(id, opening) => self.open(id, opening),
                 Order::Answer(id, message) => self.answer(id, &message),
-                Order::Close(id) => self.stack.abort(id),
+                Order::Close(id) => self.stack.abort(now, id),
             }
             self.take_events();
         }

@@ -118,12 +118,10 @@ impl Stream {
         }
     }
 
-    /// Whether the connection stands; an error if it failed.
-    pub(super) fn connected(&self) -> io::Result<bool> {
-        match self.socket.take_error()? {
-            Some(error) => Err(error),
-            None => Ok(self.socket.peer_addr().is_ok()),
-        }
+    /// Whether the connection, which is no longer on its way, never stood. One that has been reset since may have
+    /// neither an error any more nor a peer, which is found when it is read.
+    pub(super) fn failed(&self) -> bool {
+        !matches!(self.socket.take_error(), Ok(None))
     }
 
     /// Moves what can be moved.
@@ -212,9 +210,11 @@ impl Stream {
     fn homeward(&mut self, id: FlowId, stack: &mut Stack, moved: &mut Moved) {
         while self.readable && !self.ended {
             let (mut ended, mut broken) = (false, false);
-            let (socket, readable) = (&self.socket, &mut self.readable);
+            let (socket, readable, shut) = (&self.socket, &mut self.readable, self.shut);
             let filled = stack.write(id, |room| match Read::read(&mut &*socket, room) {
                 Ok(0) => {
+                    // A half that is still open has a peer, unless it was reset: not every host says so twice.
+                    broken = !shut && socket.peer_addr().is_err();
                     ended = true;
                     0
                 }

@@ -62,10 +62,12 @@ pub(crate) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     tcp(from.ip(), to.ip(), &repr)
 }
 
-/// A segment that opens nothing: its place in the stream, what it acknowledges, and the window that it offers.
+/// A segment that opens nothing: whether its sender goes on, its place in the stream, what it acknowledges, and the
+/// window that it offers.
 pub(crate) fn segment(
     from: SocketAddr,
     to: SocketAddr,
+    control: TcpControl,
     seq_number: TcpSeqNumber,
     ack_number: TcpSeqNumber,
     window_len: u16,
@@ -73,7 +75,7 @@ pub(crate) fn segment(
     let repr = TcpRepr {
         src_port: from.port(),
         dst_port: to.port(),
-        control: TcpControl::None,
+        control,
         seq_number,
         ack_number: Some(ack_number),
         window_len,
@@ -140,4 +142,11 @@ fn ipv4(frame: &[u8], protocol: IpProtocol) -> Option<Ipv4Packet<&[u8]>> {
     let packet = Ipv4Packet::new_checked(frame.get(14..)?).ok()?;
     assert!(packet.verify_checksum());
     (packet.next_header() == protocol).then_some(packet)
+}
+
+/// The guest's port, the place in the stream and whether it is a reset, of a segment to the guest.
+pub(crate) fn as_answer(frame: &[u8]) -> Option<(u16, TcpSeqNumber, bool)> {
+    let packet = ipv4(frame, IpProtocol::Tcp)?;
+    let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
+    Some((tcp.dst_port(), tcp.seq_number(), tcp.rst()))
 }

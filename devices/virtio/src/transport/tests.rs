@@ -235,6 +235,8 @@ fn queues_are_changed_only_while_they_rest() {
         (0, registers::QUEUE_SIZE),
         (1, registers::QUEUE_DEVICE_HIGH),
         (2, registers::QUEUE_DESC_LOW),
+        (0, registers::QUEUE_PFN),
+        (2, registers::QUEUE_PFN),
         (2, registers::QUEUE_READY),
         (u32::MAX, registers::QUEUE_READY),
         (0x1_0001, registers::QUEUE_READY),
@@ -250,6 +252,24 @@ fn queues_are_changed_only_while_they_rest() {
         );
         assert_eq!(recorder.take_calls(), "");
     }
+}
+
+#[test]
+fn a_queue_is_placed_by_one_write() {
+    let (driver, recorder) = live();
+    driver.write_register(registers::QUEUE_SEL, 1);
+    let size = driver.read_register(registers::QUEUE_SIZE_MAX);
+    driver.write_register(registers::QUEUE_READY, 0);
+    driver.write_register(registers::QUEUE_PFN, 0x345);
+    assert_eq!(recorder.take_calls(), "stop 1, start 1");
+    assert_eq!(driver.read_register(registers::QUEUE_READY), 1);
+    // As `vring_init` of Linux has it: the used ring begins a page of its own.
+    let (descriptors, avail) = (0x34_5000, 0x34_5000 + 16 * u64::from(size));
+    let layout = QueueLayout { size: size as u16, descriptors, avail, used: 0x34_7000 };
+    assert_eq!(driver.transport().save().queues[1].layout, layout);
+    driver.write_register(registers::QUEUE_READY, 0);
+    driver.write_register(registers::QUEUE_PFN, u32::MAX);
+    assert!(driver.needs_reset(), "there is no RAM");
 }
 
 #[test]

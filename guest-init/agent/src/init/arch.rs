@@ -1,14 +1,14 @@
 //! What differs between processors: the time stamp counter and the machine's end.
 
+use cabana_protocol::exit_port;
 use rustix::system::{RebootCommand, reboot};
 
 /// Ends the machine with a status, see [`cabana_protocol::exit_port`].
 pub(super) fn end_machine(status: u8) -> ! {
     write_exit_port(status);
-    // There is no exit port: a machine that is not Cabana's, or not x86.
-    let command =
-        if cfg!(target_arch = "x86_64") { RebootCommand::Restart } else { RebootCommand::PowerOff };
-    let _ = reboot(command);
+    // There is no exit port: a machine that is not Cabana's, or not x86. There the one good end is to be switched off.
+    let is_off = cfg!(not(target_arch = "x86_64")) && status == exit_port::POWER_OFF;
+    let _ = reboot(if is_off { RebootCommand::PowerOff } else { RebootCommand::Restart });
     loop {
         std::thread::park();
     }

@@ -1,6 +1,6 @@
-//! KVM, and the shim of another system's hypervisor over it.
+//! KVM, and the shims of other systems' hypervisors over it.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use cabana_hv::{Hypervisor, Probe};
 use cabana_hv_kvm::Kvm;
@@ -22,7 +22,9 @@ pub fn backends() -> Vec<Backend> {
         page: 4096,
         one_vm: None,
     };
-    vec![kvm, shim()]
+    let mut all = vec![kvm];
+    all.extend(shims());
+    all
 }
 
 fn probe() -> Probe {
@@ -30,30 +32,38 @@ fn probe() -> Probe {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn shim() -> Backend {
+fn shims() -> Vec<Backend> {
     static WHP: OnceLock<Probe> = OnceLock::new();
-    Backend {
+    static HVF: OnceLock<Probe> = OnceLock::new();
+    static ONE_VM: Mutex<()> = Mutex::new(());
+    let whp = Backend {
         name: "WHP x86-64 (shim)",
         open: || Box::new(cabana_shim_whp::platform()),
         probe: &WHP,
         over: Some((probe, PROCESSOR)),
         page: 4096,
         one_vm: None,
-    }
+    };
+    let hvf = Backend {
+        name: "HVF x86-64 (shim)",
+        open: || Box::new(cabana_shim_hvf_x86::framework()),
+        probe: &HVF,
+        one_vm: Some(&ONE_VM),
+        ..whp
+    };
+    vec![whp, hvf]
 }
 
 #[cfg(target_arch = "aarch64")]
-fn shim() -> Backend {
-    use std::sync::Mutex;
-
+fn shims() -> Vec<Backend> {
     static HVF: OnceLock<Probe> = OnceLock::new();
     static ONE_VM: Mutex<()> = Mutex::new(());
-    Backend {
+    vec![Backend {
         name: "HVF arm64 (shim)",
         open: || Box::new(cabana_shim_hvf::framework()),
         probe: &HVF,
         over: Some((probe, PROCESSOR)),
         page: 16 << 10,
         one_vm: Some(&ONE_VM),
-    }
+    }]
 }

@@ -3,7 +3,7 @@
 
 #[cfg(target_os = "linux")]
 mod linux;
-#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+#[cfg(target_os = "macos")]
 mod macos;
 #[cfg(all(windows, target_arch = "x86_64"))]
 mod windows;
@@ -14,17 +14,13 @@ use cabana_hv::{Hypervisor, Probe, Verdict};
 
 #[cfg(target_os = "linux")]
 pub use linux::backends;
-#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+#[cfg(target_os = "macos")]
 pub use macos::backends;
 #[cfg(all(windows, target_arch = "x86_64"))]
 pub use windows::backends;
 
 /// All backends of this host: there is none for it yet.
-#[cfg(not(any(
-    target_os = "linux",
-    all(target_os = "macos", target_arch = "aarch64"),
-    all(windows, target_arch = "x86_64")
-)))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", all(windows, target_arch = "x86_64"))))]
 pub fn backends() -> Vec<Backend> {
     Vec::new()
 }
@@ -51,6 +47,11 @@ impl Backend {
     /// The hypervisor.
     pub fn hypervisor(&self) -> Box<dyn Hypervisor> {
         (self.open)()
+    }
+
+    /// Does a process have one VM at a time?
+    pub fn has_one_vm(&self) -> bool {
+        self.one_vm.is_some()
     }
 
     /// What its probe says, asked once.

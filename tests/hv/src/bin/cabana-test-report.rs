@@ -16,25 +16,34 @@ const REPORT: &str = "cabana-report.txt";
 /// What has tests on every system.
 const EVERYWHERE: &[&str] = &[
     "cabana-api",
+    "cabana-balloon",
+    "cabana-block",
+    "cabana-boot",
     "cabana-bus",
+    "cabana-console",
     "cabana-egress",
     "cabana-hv",
     "cabana-hv-x86",
+    "cabana-machine",
+    "cabana-memory",
+    "cabana-net",
+    "cabana-netstack",
     "cabana-os",
     "cabana-platform",
+    "cabana-pmem",
     "cabana-protocol",
+    "cabana-rng",
+    "cabana-snapshot",
     "cabana-test-hv",
+    "cabana-virtio",
+    "cabana-vsock",
 ];
 
 /// This system's backend and what else it has, and how it tells its version.
 #[cfg(target_os = "linux")]
-const OWN: (&[&str], &[&str]) = (
-    &["cabana-boot", "cabana-hv-kvm", "cabana-machine", "cabana-memory", "cabana-virtio"],
-    &["uname", "-srvm"],
-);
+const OWN: (&[&str], &[&str]) = (&["cabana-hv-kvm", "cabana-store"], &["uname", "-srvm"]);
 #[cfg(target_os = "macos")]
-const OWN: (&[&str], &[&str]) =
-    (&["cabana-boot", "cabana-hv-hvf", "cabana-memory", "cabana-store"], &["sw_vers"]);
+const OWN: (&[&str], &[&str]) = (&["cabana-hv-hvf", "cabana-store"], &["sw_vers"]);
 #[cfg(windows)]
 const OWN: (&[&str], &[&str]) = (&["cabana-hv-whp"], &["cmd", "/c", "ver"]);
 

@@ -1,12 +1,7 @@
 //! What processors answer to CPUID.
 
-use std::arch::x86_64::__cpuid;
-
 use cabana_hv::x86::CpuidLeaf;
-use cabana_hv::x86::cpuid::hide_xsave;
-use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
-};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use windows_sys::Win32::Foundation::{E_FAIL, E_INVALIDARG};
 use windows_sys::Win32::System::Hypervisor::{
     WHV_CPUID_OUTPUT, WHV_X64_CPUID_RESULT2, WHvX64CpuidResult2FlagSubleafSpecific,
@@ -22,38 +17,14 @@ const PARAVIRTUAL: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_00ff;
 
 /// What the platform answers by itself.
 pub(crate) fn supported(kvm: &kvm_ioctls::Kvm) -> Answer<Vec<CpuidLeaf>> {
-    let list = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|_| E_FAIL)?;
-    let mut leaves: Vec<_> = (list.as_slice().iter())
-        .filter(|entry| !PARAVIRTUAL.contains(&entry.function))
-        .map(leaf)
-        .collect();
+    let mut leaves = cabana_shim_x86::supported(kvm).map_err(|_| E_FAIL)?;
+    leaves.retain(|leaf| !PARAVIRTUAL.contains(&leaf.function));
     for leaf in &mut leaves {
         if leaf.function == 1 {
             leaf.ecx |= TSC_DEADLINE;
         }
     }
-    if is_tcg() {
-        // Its nested SVM mixes up XCR0.
-        hide_xsave(&mut leaves);
-    }
     Ok(leaves)
-}
-
-/// Is this host's processor QEMU's software one?
-fn is_tcg() -> bool {
-    let leaf = __cpuid(0x4000_0000);
-    [leaf.ebx, leaf.ecx, leaf.edx] == [0x5447_4354, 0x4354_4743, 0x4743_5447]
-}
-
-fn leaf(entry: &kvm_cpuid_entry2) -> CpuidLeaf {
-    CpuidLeaf {
-        function: entry.function,
-        index: (entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0).then_some(entry.index),
-        eax: entry.eax,
-        ebx: entry.ebx,
-        ecx: entry.ecx,
-        edx: entry.edx,
-    }
 }
 
 fn same(leaf: &CpuidLeaf, function: u32, index: u32) -> bool {

@@ -16,12 +16,10 @@
 
 mod abi;
 mod cpuid;
-mod guest;
 mod memory;
 mod partition;
 mod processor;
 mod registers;
-mod undo;
 
 use cabana_hv::HvError;
 use cabana_hv_whp::{Functions, Whp};

@@ -1,31 +1,26 @@
 //! Virtual processors: run until the platform would tell, cancelled from any thread.
 
-use std::io;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, TryLockError};
 
 use cabana_hv::x86::CpuidLeaf;
 use cabana_os::let_interrupt;
+use cabana_shim_x86::{Fault, Memory as _, Page, Place, Refused, kvm_run, translate};
 use iced_x86::Mnemonic;
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IOAPIC_EOI,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR,
-    kvm_lapic_state, kvm_run, kvm_run__bindgen_ty_1, kvm_segment, kvm_xsave,
+    kvm_lapic_state, kvm_segment, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use windows_sys::Win32::Foundation::{E_FAIL, E_INVALIDARG, WHV_E_INVALID_VP_STATE};
 use windows_sys::Win32::System::Hypervisor::*;
 
-use crate::guest::{self, Fault, Place};
 use crate::memory::Memory;
 use crate::partition::Machine;
 use crate::registers::{Registers, attributes};
-use crate::{Answer, cpuid, undo};
+use crate::{Answer, cpuid};
 
-/// `KVM_RUN`.
-const RUN: u64 = 0xae80;
 /// `WHV_MEMORY_ACCESS_INFO.GpaUnmapped` and `GvaValid`.
 const GPA_UNMAPPED: u32 = 1 << 2;
 const GVA_VALID: u32 = 1 << 3;
@@ -34,17 +29,12 @@ pub(crate) struct Processor {
     machine: Arc<Machine>,
     /// Held while it runs: everything else about it then is refused.
     vcpu: Mutex<VcpuFd>,
-    page: NonNull<kvm_run>,
+    page: Page,
     pub(crate) cpuid: Vec<CpuidLeaf>,
     cancelled: AtomicBool,
     /// The thread that runs it, or zero.
     thread: AtomicI32,
 }
-
-// SAFETY: the page is only accessed by who holds `vcpu`, but for `immediate_exit`, which is atomic.
-unsafe impl Send for Processor {}
-// SAFETY: as above.
-unsafe impl Sync for Processor {}
 
 /// What a try to run came to.
 enum Try {
@@ -58,7 +48,7 @@ impl Processor {
         install_handler();
         let mut vcpu = machine.fd.create_vcpu(index.into()).map_err(|_| E_FAIL)?;
         vcpu.set_cpuid2(&cpuid::for_kvm(&leaves)?).map_err(|_| E_INVALIDARG)?;
-        let page = NonNull::from(vcpu.get_kvm_run());
+        let page = Page::of(&mut vcpu);
         Ok(Self {
             machine,
             vcpu: Mutex::new(vcpu),
@@ -78,11 +68,6 @@ impl Processor {
         }
     }
 
-    fn immediate_exit(&self) -> &AtomicU8 {
-        // SAFETY: the page is mapped while the vCPU is there, and the field is only accessed atomically.
-        unsafe { AtomicU8::from_ptr(&raw mut (*self.page.as_ptr()).immediate_exit) }
-    }
-
     /// Lets the run in progress, or else the next one, return.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
@@ -91,7 +76,7 @@ impl Processor {
 
     /// Gets the processor out of the guest for a moment.
     pub(crate) fn interrupt(&self) {
-        self.immediate_exit().store(1, Ordering::SeqCst);
+        self.page.immediate_exit().store(1, Ordering::SeqCst);
         let thread = self.thread.load(Ordering::SeqCst);
         if thread != 0 {
             // SAFETY: sends a signal that has a handler; a thread that is gone is only ESRCH.
@@ -149,7 +134,7 @@ impl Processor {
         flags: WHV_TRANSLATE_GVA_FLAGS,
     ) -> Answer<(WHV_TRANSLATE_GVA_RESULT_CODE, u64)> {
         let vcpu = self.vcpu()?;
-        let Some(gpa) = guest::translate(&vcpu, gva) else {
+        let Some(gpa) = translate(&vcpu, gva) else {
             return Ok((WHvTranslateGvaResultPageNotPresent, 0));
         };
         let write = flags & WHvTranslateGvaFlagValidateWrite != 0;
@@ -186,7 +171,7 @@ impl Processor {
         let told = match ran {
             Ok(()) => self.told(vcpu),
             Err(libc::EINTR) => {
-                self.immediate_exit().store(0, Ordering::SeqCst);
+                self.page.immediate_exit().store(0, Ordering::SeqCst);
                 Ok(Try::Again)
             }
             // It was started by another.
@@ -233,15 +218,9 @@ impl Processor {
         Ok(Try::Exit(Box::new(context)))
     }
 
-    fn details(&self) -> kvm_run__bindgen_ty_1 {
-        // SAFETY: the page is mapped; the processor does not run.
-        unsafe { (&raw const (*self.page.as_ptr()).__bindgen_anon_1).read_volatile() }
-    }
-
     /// KVM's exit in the platform's words.
     fn told(&self, vcpu: &VcpuFd) -> Answer<Try> {
-        // SAFETY: the page is mapped; the processor does not run.
-        let reason = unsafe { (&raw const (*self.page.as_ptr()).exit_reason).read_volatile() };
+        let reason = self.page.reason();
         let context = match reason {
             KVM_EXIT_IO => self.port(vcpu)?,
             KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {
@@ -249,7 +228,7 @@ impl Processor {
             }
             KVM_EXIT_IOAPIC_EOI => {
                 // SAFETY: the member that belongs to this reason.
-                let vector = unsafe { self.details().eoi }.vector;
+                let vector = unsafe { self.page.details().eoi }.vector;
                 let mut context = context(vcpu, WHvRunVpExitReasonX64ApicEoi, 0)?;
                 context.Anonymous.ApicEoi.InterruptVector = vector.into();
                 context
@@ -262,7 +241,7 @@ impl Processor {
             reason => {
                 let mut context = context(vcpu, WHvRunVpExitReasonUnsupportedFeature, 0)?;
                 // SAFETY: the member that belongs to this reason.
-                let suberror = unsafe { self.details().internal }.suberror;
+                let suberror = unsafe { self.page.details().internal }.suberror;
                 let parameter = if reason == KVM_EXIT_INTERNAL_ERROR { suberror } else { reason };
                 let feature = WHV_X64_UNSUPPORTED_FEATURE_CONTEXT {
                     FeatureCode: WHvUnsupportedFeatureIntercept,
@@ -278,30 +257,12 @@ impl Processor {
 
     /// A port: finished with an answer that changes nothing, and back to where it began.
     fn port(&self, vcpu: &VcpuFd) -> Answer<WHV_RUN_VP_EXIT_CONTEXT> {
-        // SAFETY: the member that belongs to this reason.
-        let io = unsafe { self.details().io };
         let memory = self.machine.memory();
-        let mut place = place(vcpu, &memory)?;
-        let is_write = u32::from(io.direction) != KVM_EXIT_IO_IN;
-        let size = usize::from(io.size);
-        let (mut bytes, mut instruction) = place.instruction();
-        let is = |kinds: &[Mnemonic]| instruction.is_some_and(|i| kinds.contains(&i.mnemonic()));
-        if is_write && !instruction.is_some_and(|i| undo::is_out(&place, &i, io.port, size)) {
-            // Of OUTS an element is sent already; everything else stands at its instruction.
-            if let Some(before) = undo::before_outs(&place, size as u64) {
-                place.regs = before;
-                (bytes, instruction) = place.instruction();
-            }
-        } else if is(&[Mnemonic::Insb, Mnemonic::Insw, Mnemonic::Insd]) {
-            let answer = undo::under_ins(&place, size);
-            self.answer(io.data_offset as usize, &answer);
-            // Just one element of all that KVM has asked for at once.
-            let regs = kvm_bindings::kvm_regs { rcx: 1, ..place.regs };
-            vcpu.set_regs(&regs).map_err(|_| E_FAIL)?;
-        }
-        self.finish(vcpu)?;
-        let before = place.regs;
-        vcpu.set_regs(&before).map_err(|_| E_FAIL)?;
+        let place = place(vcpu, &memory)?;
+        let sregs = place.sregs;
+        let done = self.page.undo_port(place).map_err(failed)?;
+        let (before, bytes, instruction) = (done.before, done.bytes, done.instruction);
+        let (is_write, size) = (done.is_write, done.size);
         let string =
             instruction.is_some_and(|i| !matches!(i.mnemonic(), Mnemonic::In | Mnemonic::Out));
         let repeated = instruction.is_some_and(|i| i.has_rep_prefix());
@@ -311,10 +272,10 @@ impl Processor {
             | u32::from(repeated) << 5;
         let mut access = WHV_X64_IO_PORT_ACCESS_CONTEXT::default();
         access.AccessInfo.AsUINT32 = flags;
-        access.PortNumber = io.port;
+        access.PortNumber = done.number;
         (access.Rax, access.Rcx, access.Rsi, access.Rdi) =
             (before.rax, before.rcx, before.rsi, before.rdi);
-        (access.Ds, access.Es) = (segment(&place.sregs.ds), segment(&place.sregs.es));
+        (access.Ds, access.Es) = (segment(&sregs.ds), segment(&sregs.es));
         access.InstructionByteCount = bytes.len() as u8;
         access.InstructionBytes[..bytes.len()].copy_from_slice(&bytes);
         let len = instruction.map_or(0, |instruction| instruction.len() as u8);
@@ -326,12 +287,8 @@ impl Processor {
     /// A model-specific register that KVM does not have.
     fn msr(&self, vcpu: &VcpuFd, is_write: bool) -> Answer<WHV_RUN_VP_EXIT_CONTEXT> {
         // SAFETY: the member that belongs to this reason.
-        let msr = unsafe { self.details().msr };
-        let before = vcpu.get_regs().map_err(|_| E_FAIL)?;
-        // SAFETY: the page is mapped; the processor does not run.
-        unsafe { (*self.page.as_ptr()).__bindgen_anon_1.msr.error = 0 };
-        self.finish(vcpu)?;
-        vcpu.set_regs(&before).map_err(|_| E_FAIL)?;
+        let msr = unsafe { self.page.details().msr };
+        let before = self.page.undo_msr(vcpu).map_err(failed)?;
         let mut access = WHV_X64_MSR_ACCESS_CONTEXT {
             MsrNumber: msr.index,
             Rax: before.rax,
@@ -344,27 +301,13 @@ impl Processor {
         context.Anonymous.MsrAccess = access;
         Ok(context)
     }
-
-    /// Writes an answer into the page.
-    fn answer(&self, offset: usize, bytes: &[u8]) {
-        let data = self.page.as_ptr().cast::<u8>().wrapping_add(offset);
-        for (at, &byte) in bytes.iter().enumerate() {
-            // SAFETY: KVM told this offset, and there is room for as many elements as it told.
-            unsafe { data.add(at).write_volatile(byte) };
-        }
-    }
-
-    /// Lets KVM finish its half of an instruction; the guest runs no other.
-    fn finish(&self, vcpu: &VcpuFd) -> Answer<()> {
-        self.immediate_exit().store(1, Ordering::SeqCst);
-        let ran = kvm_run(vcpu);
-        // A cancellation that came meanwhile has its own memory.
-        self.immediate_exit().store(0, Ordering::SeqCst);
-        if ran == Err(libc::EINTR) { Ok(()) } else { Err(E_FAIL) }
-    }
 }
 
-fn place<'a>(vcpu: &'a VcpuFd, memory: &'a Memory) -> Answer<Place<'a>> {
+fn failed(_: Refused) -> windows_sys::core::HRESULT {
+    E_FAIL
+}
+
+fn place<'a>(vcpu: &'a VcpuFd, memory: &'a Memory) -> Answer<Place<'a, Memory>> {
     let regs = vcpu.get_regs().map_err(|_| E_FAIL)?;
     let sregs = vcpu.get_sregs().map_err(|_| E_FAIL)?;
     Ok(Place { vcpu, memory, regs, sregs })
@@ -392,14 +335,6 @@ fn context(
     context.VpContext.Cs = segment(&sregs.cs);
     (context.VpContext.Rip, context.VpContext.Rflags) = (regs.rip, regs.rflags);
     Ok(context)
-}
-
-fn kvm_run(vcpu: &VcpuFd) -> Result<(), i32> {
-    // SAFETY: KVM_RUN has no argument; nobody else uses the page meanwhile, but for `immediate_exit`.
-    match unsafe { libc::ioctl(vcpu.as_raw_fd(), RUN, 0) } {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)),
-    }
 }
 
 fn segment(from: &kvm_segment) -> WHV_X64_SEGMENT_REGISTER {

@@ -1,5 +1,5 @@
 //! A guest that does random things to a folder, through a journal or without one, and a way to look
-//! at a folder that does not share code with the journal.
+//! at a folder that shares no code with the journal, but for what asks the host.
 
 // Each suite uses a part of it. A closure is general over lifetimes where a variant is not.
 #![allow(dead_code, unreachable_pub, clippy::redundant_closure)]
@@ -8,14 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use cabana_journal::{Change, Home, Limits, Mark, Outcome, Recorder, Request, log, rollback};
-use cabana_os::tree::Entry;
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, XattrFlags};
+use cabana_os::file::{FileExt, for_each_data};
+use cabana_os::tree::{self, Access, Entry, Handle, Moment, NewTime, flags, mode};
 use tempfile::TempDir;
 
 /// A share with a journal.
@@ -142,7 +139,7 @@ fn path(random: &mut Random) -> PathBuf {
 pub struct Guest<'a> {
     root: PathBuf,
     journal: Option<&'a Recorder>,
-    open: HashMap<usize, (File, Mark)>,
+    open: HashMap<usize, (File, Handle, Mark)>,
 }
 
 impl<'a> Guest<'a> {
@@ -157,10 +154,10 @@ impl<'a> Guest<'a> {
     }
 
     fn close(&mut self, slot: usize) {
-        if let Some((file, mark)) = self.open.remove(&slot)
+        if let Some((_, handle, mark)) = self.open.remove(&slot)
             && let Some(journal) = self.journal
         {
-            journal.closed(&file, &mark);
+            journal.closed(&handle, &mark);
         }
     }
 
@@ -168,7 +165,7 @@ impl<'a> Guest<'a> {
     pub fn at_pages(&self, op: &Op) -> Vec<Op> {
         let size = |slot| {
             let open = self.open.get(slot);
-            open.map_or(0, |(file, _)| file.metadata().expect("its length").len())
+            open.map_or(0, |(file, ..)| file.metadata().expect("its length").len())
         };
         let first = |at: u64, len: usize| len.min((4096 - at % 4096) as usize);
         match *op {
@@ -188,71 +185,55 @@ impl<'a> Guest<'a> {
     /// Does it. That the host refuses is part of the game.
     pub fn act(&mut self, op: &Op) -> io::Result<()> {
         match op {
-            Op::Create(path) => self.make(path, |at| {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-                rustix::fs::openat(at.directory, at.name, flags, Mode::from_raw_mode(0o644))?;
-                Ok(())
-            }),
-            Op::Mkdir(path) => self.make(path, |at| {
-                Ok(rustix::fs::mkdirat(at.directory, at.name, Mode::from_raw_mode(0o755))?)
-            }),
-            Op::Symlink(path) => self
-                .make(path, |at| Ok(rustix::fs::symlinkat("../somewhere", at.directory, at.name)?)),
-            Op::Fifo(path) => self.make(path, |at| {
-                let mode = Mode::from_raw_mode(0o640);
-                let kind = rustix::fs::FileType::Fifo;
-                Ok(rustix::fs::mknodat(at.directory, at.name, kind, mode, 0)?)
-            }),
+            Op::Create(path) => {
+                self.make(path, |at| at.directory.create(at.name, 0o644, Access::WRITE).map(drop))
+            }
+            Op::Mkdir(path) => self.make(path, |at| at.directory.make_directory(at.name, 0o755)),
+            Op::Symlink(path) => {
+                self.make(path, |at| at.directory.make_symlink(at.name, c"../somewhere"))
+            }
+            Op::Fifo(path) => {
+                self.make(path, |at| at.directory.make_special(at.name, mode::FIFO, 0o640))
+            }
             Op::Link(from, to) => {
-                let from = self.root.join(from);
-                if from.symlink_metadata()?.is_dir() {
+                let handle = self.handle(from)?;
+                if handle.stat()?.kind() == mode::DIRECTORY {
                     return Err(io::ErrorKind::PermissionDenied.into());
                 }
-                let flags = OFlags::PATH | OFlags::NOFOLLOW;
-                let handle = rustix::fs::open(&from, flags, Mode::empty())?;
                 let (folder, name) = self.entry(to)?;
-                let at = Entry { directory: folder.as_fd(), name: &name };
-                let act =
-                    || Ok(rustix::fs::linkat(CWD, &from, at.directory, at.name, AtFlags::empty())?);
-                let change = Change::Link(at, handle.as_fd());
+                let at = Entry { directory: &folder, name: &name };
+                let act = || at.link(&handle);
+                let change = Change::Link(at, &handle);
                 self.journal.map_or_else(act, |journal| journal.change(&change, act))
             }
-            Op::Unlink(path) => self.change(
-                path,
-                |at| Change::Unlink(at),
-                |at| Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::empty())?),
-            ),
+            Op::Unlink(path) => {
+                self.change(path, |at| Change::Unlink(at), |at| at.directory.unlink(at.name))
+            }
             Op::Rmdir(path) => self.change(
                 path,
                 |at| Change::Rmdir(at),
-                |at| Ok(rustix::fs::unlinkat(at.directory, at.name, AtFlags::REMOVEDIR)?),
+                |at| at.directory.remove_directory(at.name),
             ),
-            Op::Rename(from, to) => self.rename(from, to, RenameFlags::empty()),
-            Op::Exchange(from, to) => self.rename(from, to, RenameFlags::EXCHANGE),
-            Op::Chmod(path, mode) => self
-                .attributes(path, |path| Ok(rustix::fs::chmod(path, Mode::from_raw_mode(*mode))?)),
-            Op::Times(path, sec) => self.attributes(path, |path| {
-                let time = rustix::fs::Timespec { tv_sec: *sec, tv_nsec: 5 };
-                let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
-                Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+            Op::Rename(from, to) => self.rename(from, to, 0),
+            Op::Exchange(from, to) => self.rename(from, to, flags::RENAME_EXCHANGE),
+            Op::Chmod(path, mode) => self.attributes(path, |at| at.set_mode(*mode)),
+            Op::Times(path, sec) => self.attributes(path, |at| {
+                let time = Some(NewTime::At(Moment { sec: *sec, nsec: 500 }));
+                at.set_times(time, time)
             }),
-            Op::Xattr(path, value) => self.attributes(path, |path| {
-                match value {
-                    Some(byte) => {
-                        rustix::fs::lsetxattr(path, "user.x", &[*byte], XattrFlags::empty())?;
-                    }
-                    None => rustix::fs::lremovexattr(path, "user.x")?,
-                }
-                Ok(())
+            Op::Xattr(path, value) => self.attributes(path, |at| match value {
+                Some(byte) => at.set_xattr(c"user.x", &[*byte], 0),
+                None => at.remove_xattr(c"user.x"),
             }),
             Op::Open(slot, path) => {
                 self.close(*slot);
+                let handle = self.handle(path)?;
                 let path = self.root.join(path);
                 if !path.symlink_metadata()?.is_file() {
                     return Err(io::ErrorKind::InvalidInput.into());
                 }
                 let file = File::options().read(true).write(true).open(path)?;
-                self.open.insert(*slot, (file, Mark::default()));
+                self.open.insert(*slot, (file, handle, Mark::default()));
                 Ok(())
             }
             Op::Close(slot) => {
@@ -263,14 +244,14 @@ impl<'a> Guest<'a> {
                 self.content(*slot, *at, |file| file.write_all_at(&vec![*byte; *len], *at))
             }
             Op::Append(slot, len, byte) => {
-                let Some((file, _)) = self.open.get(slot) else { return Ok(()) };
+                let Some((file, ..)) = self.open.get(slot) else { return Ok(()) };
                 let end = file.metadata()?.len();
                 self.content(*slot, end, |file| file.write_all_at(&vec![*byte; *len], end))
             }
             Op::Truncate(slot, len) => self.content(*slot, *len, |file| file.set_len(*len)),
             Op::Punch(slot, at, len) => self.content(*slot, *at, |file| {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                Ok(rustix::fs::fallocate(file, flags, *at, *len)?)
+                let hole = flags::ALLOCATE_PUNCH_HOLE | flags::ALLOCATE_KEEP_SIZE;
+                tree::allocate(file, hole, *at, *len)
             }),
         }
     }
@@ -286,21 +267,19 @@ impl<'a> Guest<'a> {
         act: impl Fn(&Entry) -> io::Result<()>,
     ) -> io::Result<()> {
         let (folder, name) = self.entry(path)?;
-        let at = Entry { directory: folder.as_fd(), name: &name };
+        let at = Entry { directory: &folder, name: &name };
         match self.journal {
             Some(journal) => journal.change(&change(at), || act(&at)),
             None => act(&at),
         }
     }
 
-    fn rename(&self, from: &Path, to: &Path, flags: RenameFlags) -> io::Result<()> {
+    fn rename(&self, from: &Path, to: &Path, how: u32) -> io::Result<()> {
         let ((one, name), (other, to_name)) = (self.entry(from)?, self.entry(to)?);
-        let from = Entry { directory: one.as_fd(), name: &name };
-        let to = Entry { directory: other.as_fd(), name: &to_name };
-        let act = || {
-            Ok(rustix::fs::renameat_with(from.directory, from.name, to.directory, to.name, flags)?)
-        };
-        let change = if flags.contains(RenameFlags::EXCHANGE) {
+        let from = Entry { directory: &one, name: &name };
+        let to = Entry { directory: &other, name: &to_name };
+        let act = || from.directory.rename(from.name, to.directory, to.name, how);
+        let change = if how & flags::RENAME_EXCHANGE != 0 {
             Change::Exchange(from, to)
         } else {
             Change::Rename { from, to, replace: true }
@@ -308,16 +287,14 @@ impl<'a> Guest<'a> {
         self.journal.map_or_else(act, |journal| journal.change(&change, act))
     }
 
-    fn attributes(&self, path: &Path, act: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
-        let path = self.root.join(path);
-        if path.symlink_metadata()?.is_symlink() {
+    fn attributes(&self, path: &Path, act: impl Fn(&Handle) -> io::Result<()>) -> io::Result<()> {
+        let handle = self.handle(path)?;
+        if handle.stat()?.kind() == mode::SYMLINK {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW;
-        let handle = rustix::fs::open(&path, flags, Mode::empty())?;
         match self.journal {
-            Some(journal) => journal.change(&Change::Attributes(handle.as_fd()), || act(&path)),
-            None => act(&path),
+            Some(journal) => journal.change(&Change::Attributes(&handle), || act(&handle)),
+            None => act(&handle),
         }
     }
 
@@ -327,19 +304,22 @@ impl<'a> Guest<'a> {
         from: u64,
         act: impl Fn(&File) -> io::Result<()>,
     ) -> io::Result<()> {
-        let Some((file, mark)) = self.open.get(&slot) else { return Ok(()) };
+        let Some((file, handle, mark)) = self.open.get(&slot) else { return Ok(()) };
         if let Some(journal) = self.journal {
-            journal.before_content(file, from, mark)?;
+            journal.before_content(handle, from, mark)?;
         }
         act(file)
     }
 
-    fn entry(&self, path: &Path) -> io::Result<(OwnedFd, CString)> {
-        let path = self.root.join(path);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    fn entry(&self, path: &Path) -> io::Result<(Handle, CString)> {
         let parent = path.parent().expect("a parent");
-        let folder = rustix::fs::open(parent, flags, Mode::empty())?;
-        Ok((folder, CString::new(path.file_name().expect("a name").as_bytes())?))
+        let folder = Handle::of_directory(&self.root)?.beneath(parent)?;
+        Ok((folder, tree::c_name(path)?))
+    }
+
+    fn handle(&self, path: &Path) -> io::Result<Handle> {
+        let (folder, name) = self.entry(path)?;
+        folder.child(&name)
     }
 }
 
@@ -355,7 +335,7 @@ pub struct Seen {
     /// The first path of the same inode.
     same_as: PathBuf,
     /// Of folders it follows from what happens in them.
-    modified: Option<(i64, i64)>,
+    modified: Option<Moment>,
 }
 
 impl std::fmt::Debug for Seen {
@@ -381,25 +361,32 @@ pub fn snapshot(root: &Path, times: bool) -> Snapshot {
     let mut paths = Vec::new();
     walk(root, Path::new(""), &mut paths);
     paths.sort();
+    let handle = Handle::of_directory(root).unwrap();
     for path in paths {
         let full = root.join(&path);
         let metadata = full.symlink_metadata().unwrap();
         let is_link = metadata.is_symlink();
         let content = if metadata.is_file() { fs::read(&full).unwrap() } else { Vec::new() };
+        let parent = path.parent().map(|parent| handle.beneath(parent).unwrap());
+        let inode = parent.map_or_else(
+            || handle.try_clone().unwrap(),
+            |parent| parent.child(&tree::c_name(&path).unwrap()).unwrap(),
+        );
+        let stat = inode.stat().unwrap();
         let mut value = [0u8; 8];
         let xattr = (!is_link && !path.as_os_str().is_empty())
-            .then(|| rustix::fs::lgetxattr(&full, "user.x", value.as_mut_slice()).ok())
+            .then(|| inode.xattr(c"user.x", &mut value).ok())
             .flatten();
-        let same_as = inodes.entry(metadata.ino()).or_insert_with(|| path.clone()).clone();
+        let same_as = inodes.entry(stat.ino).or_insert_with(|| path.clone()).clone();
         let timed = times && !metadata.is_dir();
         let seen = Seen {
-            mode: metadata.mode(),
+            mode: stat.mode,
             data: if metadata.is_file() { data(&full) } else { Vec::new() },
             content,
             target: if is_link { fs::read_link(&full).unwrap() } else { PathBuf::new() },
             xattr: xattr.map(|_| value[0]),
             same_as,
-            modified: timed.then(|| (metadata.mtime(), metadata.mtime_nsec())),
+            modified: timed.then_some(stat.modified),
         };
         found.insert(path, seen);
     }
@@ -423,11 +410,12 @@ fn walk(root: &Path, at: &Path, paths: &mut Vec<PathBuf>) {
 fn data(path: &Path) -> Vec<(u64, u64)> {
     let file = File::open(path).unwrap();
     let whole = file.metadata().unwrap().len() / 4096 * 4096;
-    let (mut ranges, mut at) = (Vec::new(), 0);
-    while let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
-        at = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap();
-        ranges.push((start.min(whole), at.min(whole)));
-    }
+    let mut ranges = Vec::new();
+    for_each_data(&file, 0..whole, |data| {
+        ranges.push((data.start, data.end));
+        Ok(())
+    })
+    .unwrap();
     ranges.retain(|(start, end)| start < end);
     ranges
 }

@@ -1,6 +1,7 @@
 //! The board over the scripted hypervisor: what a guest does arrives where it should.
 
 use super::*;
+use crate::Touched;
 use cabana_hv::fake::FakeHypervisor;
 use cabana_hv::{VmEntry, VmExit};
 
@@ -160,10 +161,19 @@ fn restored(
     state: MachineState,
     devices: Vec<Box<dyn VirtioDevice>>,
 ) -> (Result<Machine, MachineError>, FakeHypervisor) {
+    restored_with(state, devices, Touched::default())
+}
+
+fn restored_with(
+    state: MachineState,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    touched: Touched,
+) -> (Result<Machine, MachineError>, FakeHypervisor) {
     let fake = FakeHypervisor::with_script([VmExit::PioWrite { port: 0xf4, size: 1, data: 5 }]);
     let ram = GuestRam::new(&layout::ram_pieces(state.memory)).unwrap();
     let timeline = Arc::new(Timeline::new());
-    let restore = crate::Restore { state, ram, devices, device_memory: Vec::new(), timeline };
+    let device_memory = Vec::new();
+    let restore = crate::Restore { state, ram, devices, device_memory, touched, timeline };
     (Machine::restore(Box::new(fake.vm()), restore), fake)
 }
 
@@ -211,4 +221,24 @@ fn device_state() -> cabana_virtio::TransportState {
         queues: Vec::new(),
         device: SavedState::default(),
     }
+}
+
+#[test]
+fn what_a_machine_is_known_to_touch_is_entered_before_it_runs_and_nonsense_does_no_harm() {
+    let fake = FakeHypervisor::with_script([VmExit::Halt]);
+    let machine = Machine::start(Box::new(fake.vm()), Setup { cpus: 2, ..setup() }).unwrap();
+    let state = frozen(&fake, &machine);
+    let pages = |guest, len, written| crate::Pages { guest, len, written };
+    let ram = vec![
+        pages(0x1000, 0x2000, false),
+        pages(0x3000, 0x1000, true),
+        pages(0x8000, 0x1000, true),
+        pages(u64::MAX - 0xfff, 0x1000, true),
+    ];
+    let touched = Touched { ram, devices: vec![pages(1 << 30, 0x1000, false)] };
+    let (machine, fake) = restored_with(state, Vec::new(), touched);
+    assert_eq!(machine.unwrap().wait(), Outcome::Exit(5));
+    let entered =
+        [(0x1000, 0x3000), (0x8000, 0x1000), (u64::MAX - 0xfff, 0x1000), (1 << 30, 0x1000)];
+    assert_eq!(fake.record().prefaults, entered);
 }

@@ -3,19 +3,19 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Child;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
     recvmsg, sendmsg, shutdown, socketpair,
 };
 
-/// The longest message in bytes.
-pub const MAX_MESSAGE: usize = 128 << 10;
-/// The most handles that one message carries (Linux's `SCM_MAX_FD`).
-pub const MAX_HANDLES: usize = 253;
+use crate::sys::{MAX_HANDLES, MAX_MESSAGE};
 
 /// One end of a channel. Each message arrives whole, with its handles, or not at all.
 #[derive(Debug)]
@@ -34,6 +34,20 @@ impl Channel {
     /// Another handle to the same end.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { socket: self.socket.try_clone()? })
+    }
+
+    /// Lets no call of this end wait longer than this: it then fails with `WouldBlock`.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        for timeout in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&self.socket, timeout, Some(patience))?;
+        }
+        Ok(())
+    }
+
+    /// The other end is that process's from now on. The socket itself knows where handles go.
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same on every system")]
+    pub fn set_peer(&self, _peer: &Child) -> io::Result<()> {
+        Ok(())
     }
 
     /// Sends a message; waits while the peer reads too little. `BrokenPipe` once it is gone.
@@ -116,42 +130,5 @@ impl From<Channel> for OwnedFd {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::{Read, Write};
-
-    use super::*;
-
-    #[test]
-    fn messages_stay_whole_and_bring_their_handles() {
-        let (here, there) = Channel::pair().unwrap();
-        let (mut reader, writer) = io::pipe().unwrap();
-        here.send(b"first", &[writer.as_fd()]).unwrap();
-        here.send(b"second", &[]).unwrap();
-        drop(writer);
-        let (message, handles) = there.receive().unwrap().unwrap();
-        assert_eq!((message.as_slice(), handles.len()), (&b"first"[..], 1));
-        let mut sent = File::from(handles.into_iter().next().unwrap());
-        sent.write_all(b"through").unwrap();
-        drop(sent);
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "through");
-        let (message, handles) = there.receive().unwrap().unwrap();
-        assert_eq!((message.as_slice(), handles.len()), (&b"second"[..], 0));
-        drop(here);
-        assert!(there.receive().unwrap().is_none());
-        there.wait_gone(None);
-    }
-
-    #[test]
-    fn what_is_too_long_is_not_sent() {
-        let (here, _there) = Channel::pair().unwrap();
-        assert!(here.send(&vec![0; MAX_MESSAGE + 1], &[]).is_err());
-        here.send(&vec![1; MAX_MESSAGE], &[]).unwrap();
     }
 }

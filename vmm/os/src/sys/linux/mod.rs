@@ -1,28 +1,34 @@
 //! Linux: mmap, eventfd, timerfd, epoll, fallocate, sockets with handles.
 
 mod channel;
+pub mod confine;
 mod event;
-mod event_loop;
 pub mod file;
+pub(super) mod inodes;
 pub(super) mod memory;
 pub mod net;
 mod packets;
 mod pages;
+pub(super) mod poller;
 pub mod process;
 pub(crate) mod proxies;
 mod replace;
+mod returns;
 mod signal;
+pub(super) mod socket;
 mod timer;
-pub mod tree;
 mod watch;
 
+pub use super::unix::handle::{AsHandle, BorrowedHandle, FromHandle, OwnedHandle};
+pub use super::unix::local::{LocalListener, LocalStream};
 pub use super::unix::mapping::{Access, Mapping};
-pub use channel::{Channel, MAX_HANDLES, MAX_MESSAGE};
+pub use super::unix::{signals, terminal};
+pub use channel::Channel;
 pub use event::Event;
-pub use event_loop::{EventLoop, Interest, LoopHandle, Token};
 pub use packets::Packets;
-pub use pages::own_blocks;
+pub use pages::{PresentPages, own_blocks, present_pages};
+pub use poller::Source;
 pub use replace::Replacement;
 pub use signal::let_interrupt;
 pub use timer::Timer;
-pub use watch::{EntryChange, FolderWatch};
+pub use watch::FolderWatch;

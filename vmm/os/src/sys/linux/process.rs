@@ -1,16 +1,21 @@
 //! What belongs to this process: its limits, randomness, its clocks.
 
-use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_open, setrlimit};
 use rustix::rand::{GetRandomFlags, getrandom};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
+
+pub use crate::sys::programs::find_program;
+use crate::sys::unix::clocks::duration;
+pub use crate::sys::unix::clocks::{processor_time, thread_time};
+pub use crate::sys::unix::programs::{
+    bare, detach, end_now, end_together, library_path, set_apart, signal_of, silence, user_suffix,
+};
 
 /// Lets this process open as many files as its hard limit allows: a file server holds one descriptor
 /// for each file that its guest knows. To be called by a program, not by a library.
@@ -41,12 +46,6 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
-/// Ends this process now: no destructor runs, nothing is flushed.
-pub fn end_now(status: i32) -> ! {
-    // SAFETY: ends the process; nothing comes after.
-    unsafe { libc::_exit(status) }
-}
-
 /// The path by which a handle of this process is opened again, for as long as it is open.
 pub fn path_of(handle: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
@@ -60,19 +59,10 @@ pub fn learn() {
     let _ = super::pages::pagemap();
 }
 
-/// The file that holds this very code: the program, or the library that it has loaded.
-pub fn library_path() -> Option<PathBuf> {
-    // SAFETY: asks which file an address belongs to; the answer points to memory that stays as long as
-    // the file is loaded, which it is while its code runs.
-    let name = unsafe {
-        let mut info: libc::Dl_info = std::mem::zeroed();
-        let here = library_path as *const libc::c_void;
-        if libc::dladdr(here, &raw mut info) == 0 || info.dli_fname.is_null() {
-            return None;
-        }
-        CStr::from_ptr(info.dli_fname)
-    };
-    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
+/// This program itself, to be started once more: it stays the same when its file is replaced by a newer one.
+#[allow(clippy::unnecessary_wraps, reason = "the same on every system")]
+pub fn own_program() -> io::Result<PathBuf> {
+    Ok("/proc/self/exe".into())
 }
 
 /// Random bytes of the host's generator (`getrandom(2)`).
@@ -104,11 +94,6 @@ pub fn realtime() -> Duration {
     duration(ClockId::Realtime)
 }
 
-fn duration(clock: ClockId) -> Duration {
-    let time = clock_gettime(clock);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,17 +103,5 @@ mod tests {
         raise_open_files().unwrap();
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);
-    }
-
-    #[test]
-    fn random_bytes_differ() {
-        assert_ne!(random_bytes::<32>().unwrap(), random_bytes::<32>().unwrap());
-    }
-
-    #[test]
-    fn the_clock_goes_on() {
-        let before = monotonic();
-        assert!(before > Duration::ZERO);
-        assert!(monotonic() >= before);
     }
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::sys::unix::files::{folder, sync_folder};
+
 /// A file in the making. Until [`Replacement::commit`] the path leads to what it led to before, also when
 /// this process is killed.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl Replacement {
         }
         std::fs::rename(&temporary, &self.path)?;
         self.temporary = None;
-        File::open(folder(&self.path))?.sync_all()
+        sync_folder(&self.path)
     }
 }
 
@@ -65,41 +67,9 @@ impl Drop for Replacement {
     }
 }
 
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 /// A name in the same folder that begins with a dot and is this process's own.
 fn beside(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let name = name.to_string_lossy();
     Ok(folder(path).join(format!(".{name}.{}-unfinished", std::process::id())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    #[test]
-    fn a_file_is_replaced_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        for content in ["one", "two"] {
-            let replacement = Replacement::new(&path).unwrap();
-            replacement.file().write_all(content.as_bytes()).unwrap();
-            assert_ne!(std::fs::read_to_string(&path).unwrap_or_default(), content);
-            replacement.commit().unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
-        }
-        let given_up = Replacement::new(&path).unwrap();
-        given_up.file().write_all(b"three").unwrap();
-        drop(given_up);
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(Replacement::new(&dir.path().join("no/folder")).is_err());
-    }
 }

@@ -51,24 +51,3 @@ impl AsFd for Timer {
         self.fd.as_fd()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Instant;
-
-    #[test]
-    fn it_wakes_once_and_can_be_stopped() {
-        let timer = Timer::new().unwrap();
-        timer.set(Some(Duration::ZERO));
-        let began = Instant::now();
-        while !timer.take() {
-            assert!(began.elapsed() < Duration::from_secs(10));
-            std::thread::yield_now();
-        }
-        assert!(!timer.take());
-        timer.set(Some(Duration::from_secs(3600)));
-        timer.set(None);
-        assert!(!timer.take());
-    }
-}

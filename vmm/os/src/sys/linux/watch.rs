@@ -11,23 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::Event;
-
-/// What happened to an entry of a folder; several may be merged into one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EntryChange {
-    /// The name has come: made, linked, or moved here.
-    pub came: bool,
-    /// The name has gone: removed, or moved away.
-    pub went: bool,
-    /// Content or length.
-    pub content: bool,
-    /// A file that was open for writing was closed.
-    pub closed: bool,
-    /// Permissions, times, links.
-    pub attributes: bool,
-    /// It is a folder itself.
-    pub folder: bool,
-}
+use crate::sys::tree::Handle;
+use crate::sys::watch::EntryChange;
 
 /// Folders that are watched.
 #[derive(Debug)]
@@ -76,7 +61,7 @@ impl FolderWatch {
     }
 
     /// Watches a folder until its inode is forgotten; returns what [`read`](Self::read) calls it.
-    pub fn add(&self, folder: impl AsFd) -> io::Result<Box<[u8]>> {
+    pub fn add(&self, folder: &Handle) -> io::Result<Box<[u8]>> {
         let folder = folder.as_fd();
         let name = name_of(folder)?;
         let path = format!("/proc/self/fd/{}\0", folder.as_raw_fd());
@@ -161,7 +146,7 @@ fn name_of(folder: BorrowedFd<'_>) -> io::Result<Box<[u8]>> {
     let id = rustix::fs::fstatfs(folder)?.f_fsid;
     // SAFETY: a file system's identifier is eight plain bytes, whatever its fields are called.
     let id: [u8; 8] = unsafe { std::mem::transmute(id) };
-    let mut handle = Handle { len: HANDLE_MAX as u32, kind: 0, bytes: [0; HANDLE_MAX] };
+    let mut handle = FileHandle { len: HANDLE_MAX as u32, kind: 0, bytes: [0; HANDLE_MAX] };
     let mut mount = 0;
     let mut ask = |flags: i32| {
         // SAFETY: `handle` has the layout of `struct file_handle` with room for `len` bytes; the
@@ -186,7 +171,7 @@ fn name_of(folder: BorrowedFd<'_>) -> io::Result<Box<[u8]>> {
 
 /// `struct file_handle` with room for the longest.
 #[repr(C)]
-struct Handle {
+struct FileHandle {
     len: u32,
     kind: i32,
     bytes: [u8; HANDLE_MAX],
@@ -202,7 +187,7 @@ mod tests {
     #[test]
     fn what_others_do_is_heard_and_what_this_process_does_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = std::fs::File::open(dir.path()).unwrap();
+        let folder = Handle::of_directory(dir.path()).unwrap();
         let watch = match FolderWatch::new() {
             Ok(watch) => watch,
             Err(error) => return eprintln!("skipped: no fanotify here: {error}"),

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
 /// A pipe that wakes whoever waits for its reading end. Signals that come before anyone looks are merged.
 #[derive(Debug)]
@@ -30,9 +30,11 @@ impl Event {
         Ok(Self { reader: self.reader.try_clone()?, writer: self.writer.try_clone()? })
     }
 
-    /// Wakes the waiter. Never blocks: a full pipe is signalled already.
+    /// Wakes the waiter. Never blocks: a full pipe, of which nobody takes signals, is emptied, so that this one wakes, too.
     pub fn signal(&self) {
-        let _ = rustix::io::write(&self.writer, &[1]);
+        while let Err(Errno::AGAIN) = rustix::io::write(&self.writer, &[1]) {
+            self.take();
+        }
     }
 
     /// Takes the signal: true if there was one since the last call.

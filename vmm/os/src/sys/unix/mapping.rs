@@ -108,6 +108,47 @@ impl Mapping {
         unsafe { host::discard(at, pages.len()) }
     }
 
+    /// Gives the process all pages in `range` as its own now, in place of one by one when it writes to them.
+    pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        let at = self.within(&range)?;
+        // SAFETY: the range lies within this mapping.
+        unsafe { host::populate(at, range.len()) }
+    }
+
+    /// Begins to read what files have of `range`, and does not wait for it.
+    pub fn will_need(&self, range: Range<usize>) -> io::Result<()> {
+        let at = self.within(&range)?;
+        // SAFETY: the range lies within this mapping.
+        unsafe { host::will_need(at, range.len()) }
+    }
+
+    /// Puts what is in `range`, multiples of 2 MiB of one file, into pages of that size: quick if it is already. Where the
+    /// system or the file's cannot, it is an error and nothing has changed.
+    pub fn enlarge(&self, range: Range<usize>) -> io::Result<()> {
+        let at = self.within(&range)?;
+        // SAFETY: the range lies within this mapping.
+        unsafe { host::enlarge(at, range.len()) }
+    }
+
+    /// Lets a page in `range` (whole pages) that is touched come in without its neighbours: what has come in was touched
+    /// then. It costs the system a mapping a page.
+    pub fn bring_in_singly(&self, range: Range<usize>) -> io::Result<()> {
+        let page = rustix::param::page_size();
+        for at in range.step_by(2 * page) {
+            let start = self.within(&(at..at + page))?;
+            // SAFETY: the range lies within this mapping.
+            unsafe { host::separate(start, page, true)? };
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Mapping::bring_in_singly`] began.
+    pub fn bring_in_together(&self, range: Range<usize>) -> io::Result<()> {
+        let at = self.within(&range)?;
+        // SAFETY: the range lies within this mapping.
+        unsafe { host::separate(at, range.len(), false) }
+    }
+
     /// Where a range of this mapping begins.
     fn within(&self, range: &Range<usize>) -> io::Result<*mut u8> {
         if range.start > range.end || range.end > self.len {

@@ -4,8 +4,10 @@ use std::io;
 use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle};
 use std::ptr;
 
-use windows_sys::Win32::Foundation::WAIT_OBJECT_0;
+use windows_sys::Win32::Foundation::{HANDLE, WAIT_OBJECT_0};
 use windows_sys::Win32::System::Threading::{CreateEventW, SetEvent, WaitForSingleObject};
+
+use super::poller::{Source, Watch};
 
 /// A flag that wakes whoever waits for it. Signals that come before anyone looks are merged.
 #[derive(Debug)]
@@ -36,10 +38,26 @@ impl Event {
         unsafe { SetEvent(self.handle.as_raw_handle()) };
     }
 
-    /// Takes the signal: true if there was one since the last call.
+    /// The object itself, for a structure of the system's.
+    pub(super) fn raw(&self) -> HANDLE {
+        self.handle.as_raw_handle()
+    }
+
+    /// Another handle to the object.
+    pub(super) fn object(&self) -> io::Result<OwnedHandle> {
+        self.handle.try_clone()
+    }
+
+    /// Takes the signal: true if there was one since the last call, and no loop has taken it.
     pub fn take(&self) -> bool {
         // SAFETY: the handle is an event's and open; nobody waits.
         unsafe { WaitForSingleObject(self.handle.as_raw_handle(), 0) == WAIT_OBJECT_0 }
+    }
+}
+
+impl Source for Event {
+    fn watch(&self) -> io::Result<Watch> {
+        Ok(Watch::signals(self.object()?))
     }
 }
 

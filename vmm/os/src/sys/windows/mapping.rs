@@ -78,6 +78,33 @@ impl Mapping {
         self.check(&range)
     }
 
+    /// Windows has no such thing.
+    pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        self.check(&range)?;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What was mapped is in memory already.
+    pub fn will_need(&self, range: Range<usize>) -> io::Result<()> {
+        self.check(&range)
+    }
+
+    /// Large pages are a privilege of few users on Windows.
+    pub fn enlarge(&self, range: Range<usize>) -> io::Result<()> {
+        self.check(&range)?;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Windows does not say which pages a process has touched, so that it makes no difference.
+    pub fn bring_in_singly(&self, range: Range<usize>) -> io::Result<()> {
+        self.check(&range)
+    }
+
+    /// Ends what [`Mapping::bring_in_singly`] began.
+    pub fn bring_in_together(&self, range: Range<usize>) -> io::Result<()> {
+        self.check(&range)
+    }
+
     /// Gives the whole pages in `range` back to the host; they read as zeroes again.
     pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
         self.check(&range)?;
