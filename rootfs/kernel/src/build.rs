@@ -14,7 +14,7 @@ use crate::compile::run;
 use crate::fragment::{parse_config, unmet};
 use crate::inputs::Inputs;
 use crate::progress::{Estimate, Progress, Stage, stage_start};
-use crate::{Architecture, Error, Options, edits, elf, image, left_out, source, toolchain};
+use crate::{Architecture, Error, Options, edits, elf, image, left_out, order, source, toolchain};
 
 /// A finished kernel: the files of the output folder.
 #[derive(Clone, Debug)]
@@ -194,7 +194,9 @@ fn install(
     let system_map = read(&root.join("System.map"))?;
     left_out::leave_out(architecture, &options.left_out, &mut bytes, &system_map)
         .and_then(|()| match architecture {
-            Architecture::X86_64 => elf::check_mappable(&bytes),
+            Architecture::X86_64 => {
+                elf::check_mappable(&bytes).and_then(|()| order::check(&system_map))
+            }
             Architecture::Aarch64 => image::check(&bytes),
         })
         .map_err(|reason| Error::BadResult { path: kernel.clone(), reason })?;

@@ -27,6 +27,7 @@ mod fragment;
 mod image;
 mod inputs;
 mod left_out;
+mod order;
 mod progress;
 mod source;
 mod toolchain;
@@ -38,6 +39,7 @@ pub use build::{Built, build};
 pub use error::{Error, Unmet};
 pub use fragment::Fragment;
 pub use inputs::{Inputs, inputs_hash};
+pub use order::boot_order;
 pub use progress::{Progress, Stage};
 pub use source::{DEFAULT_SOURCE, SOURCE_PACKAGE};
 

@@ -4,6 +4,7 @@
 mod exits;
 mod layout;
 mod memory;
+mod order;
 mod shares;
 
 use std::fs;
@@ -20,7 +21,7 @@ struct Edit {
 
 /// All changes.
 fn edits() -> impl Iterator<Item = &'static Edit> {
-    [layout::EDITS, memory::EDITS, shares::EDITS, exits::EDITS].into_iter().flatten()
+    [layout::EDITS, order::EDITS, memory::EDITS, shares::EDITS, exits::EDITS].into_iter().flatten()
 }
 
 /// All that the changes are made of.
