@@ -191,6 +191,9 @@ impl Machine<X86> {
         let Setup { cpus, memory, timeline, .. } = setup;
         let ram = GuestRam::new(&layout::ram_pieces(memory))?;
         ram.advise_huge();
+        for (at, len) in layout::sparse(memory) {
+            ram.advise_small(at, len)?;
+        }
         let control = Arc::new(Control::default());
         let pins = Pins::new(setup.serial.is_some(), setup.devices.len());
         let mut board = Board::new(&vm, &control, pins)?;

@@ -138,6 +138,13 @@ impl GuestRam {
         }
     }
 
+    /// Asks the host for small pages under `len` bytes at `at`. A host that has no choice is no error.
+    pub fn advise_small(&self, at: GuestAddress, len: usize) -> Result<(), MemoryError> {
+        let (mapping, start) = self.locate(at, len)?;
+        let _ = mapping.advise_small(start..start + len);
+        Ok(())
+    }
+
     /// Gives this process `len` bytes at `at` as its own now, in place of page by page when they are written to.
     /// A host that cannot is no error.
     pub fn populate(&self, at: GuestAddress, len: usize) -> Result<(), MemoryError> {

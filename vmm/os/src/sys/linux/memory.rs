@@ -16,6 +16,15 @@ pub(in crate::sys) unsafe fn advise_huge(at: *mut u8, len: usize) -> io::Result<
     Ok(unsafe { madvise(at.cast(), len, Advice::LinuxHugepage) }?)
 }
 
+/// Asks for small pages, whatever the host's rule is.
+///
+/// # Safety
+/// The range is mapped.
+pub(in crate::sys) unsafe fn advise_small(at: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: the caller's promise; the content stays.
+    Ok(unsafe { madvise(at.cast(), len, Advice::LinuxNoHugepage) }?)
+}
+
 /// Gives whole pages back.
 ///
 /// # Safety

@@ -13,6 +13,15 @@ pub(in crate::sys) unsafe fn advise_huge(_at: *mut u8, _len: usize) -> io::Resul
     Ok(())
 }
 
+/// macOS chooses the size of pages by itself.
+///
+/// # Safety
+/// None is needed here; other systems ask for a range that is mapped.
+#[allow(clippy::unnecessary_wraps, reason = "the same on every system")]
+pub(in crate::sys) unsafe fn advise_small(_at: *mut u8, _len: usize) -> io::Result<()> {
+    Ok(())
+}
+
 /// Gives whole pages back: new memory takes their place.
 ///
 /// # Safety

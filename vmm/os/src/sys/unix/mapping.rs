@@ -95,6 +95,13 @@ impl Mapping {
         unsafe { host::advise_huge(at, range.len()) }
     }
 
+    /// Asks for small pages, even where the host prefers large ones.
+    pub fn advise_small(&self, range: Range<usize>) -> io::Result<()> {
+        let at = self.within(&range)?;
+        // SAFETY: the range lies within this mapping.
+        unsafe { host::advise_small(at, range.len()) }
+    }
+
     /// Gives the whole pages in `range` back to the host; they read as zeroes (or as the file) again.
     pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
         self.within(&range)?;

@@ -78,6 +78,11 @@ impl Mapping {
         self.check(&range)
     }
 
+    /// All pages are small.
+    pub fn advise_small(&self, range: Range<usize>) -> io::Result<()> {
+        self.check(&range)
+    }
+
     /// Windows has no such thing.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
         self.check(&range)?;
