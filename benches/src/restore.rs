@@ -152,6 +152,7 @@ impl Restore {
                 network: None,
                 hostname: "fork".to_owned(),
                 timeline: Arc::new(Timeline::new()),
+                alone: false,
             })?;
             let mut process = machine.exec(&GuestCommand::new(["echo", "here"]))?;
             loop {

@@ -1,5 +1,5 @@
-//! What a machine's memory costs its host: what the guest frees is the host's again, and what a suspended machine
-//! has is on the disk.
+//! What a machine's memory costs its host: what the guest frees is the host's again, what a suspended machine
+//! has is on the disk, and what an idle one's process does not need is nobody's.
 
 use std::fs;
 use std::path::Path;
@@ -13,6 +13,9 @@ use cabana_test_guest::host;
 const FILLED: u64 = 1024;
 /// How long the host may have to wait for it. `cargo xtask bench boot` says how long it waits.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What may be mapped of an idle machine's program, in KiB. At the start it is more than twice as much.
+const PROGRAM_LEFT: u64 = 2048;
 
 /// Fills memory, says so, waits for a line, frees it, says so, and waits for the input's end.
 const PROGRAM: &str = "
@@ -32,22 +35,41 @@ fn memory(process: u32) -> u64 {
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") / 1024
 }
 
-/// The same without what is mapped of its program, which this build makes large: all processes of it share that.
-fn memory_without_program(process: u32, program: &Path) -> u64 {
+/// What `smaps` says of a process under this word, in KiB: of what is mapped of its program, or of all else.
+fn mapped(process: u32, program: &Path, of_program: bool, word: &str) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
     let program = program.to_str().expect("a path of text");
-    let (mut kib, mut counts) = (0, true);
+    let (mut kib, mut counts) = (0, false);
     for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("Pss:") if counts => {
-                kib += words.next().and_then(|kib| kib.parse::<u64>().ok()).expect("KiB");
-            }
-            Some(range) if !range.ends_with(':') => counts = !line.ends_with(program),
-            _ => {}
+        let (first, rest) = line.split_once(' ').expect("words");
+        if first == word && counts {
+            let number = rest.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok());
+            kib += number.expect("KiB");
+        } else if !first.ends_with(':') {
+            counts = line.ends_with(program) == of_program;
         }
     }
-    kib / 1024
+    kib
+}
+
+/// A process's memory in MiB, without what is mapped of its program, which this build makes large: all processes of it
+/// share that.
+fn memory_without_program(process: u32, program: &Path) -> u64 {
+    mapped(process, program, false, "Pss:") / 1024
+}
+
+/// Waits until hardly more is mapped of a process's program than is needed for waiting, as it is in the file.
+fn wait_spared(process: u32, program: &Path) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let of_program = |word| mapped(process, program, true, word);
+        let kib = of_program("Rss:").saturating_sub(of_program("Anonymous:"));
+        if kib < PROGRAM_LEFT {
+            return;
+        }
+        assert!(Instant::now() < end, "{kib} KiB of the program after {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn sh(machine: &Machine, script: &str) -> String {
@@ -114,6 +136,26 @@ fn a_ceiling_costs_nothing_until_it_is_used() {
     machine.type_in("\n");
     machine.wait_for("fine");
     machine.end().succeeded();
+}
+
+#[test]
+fn an_idle_machine_lets_go_of_its_program_and_goes_on() {
+    let Some(host) = host() else { return };
+    let script = "echo up; read line; echo $line on";
+    let mut machine = host.cabana(["run", "--", "sh", "-c", script]).open_input().start();
+    machine.wait_for("up");
+    wait_spared(machine.id(), &host.binary);
+    machine.type_in("goes\n");
+    machine.wait_for("goes on");
+    machine.end().succeeded();
+
+    // The same in a process that has confined itself.
+    let worker = WorkerKind::Program(host.binary.clone());
+    let engine = Engine::new(EngineConfig { worker, ..EngineConfig::default() }).unwrap();
+    let machine = engine.machine(MachineSpec::default()).unwrap();
+    sh(&machine, "true");
+    wait_spared(machine.status().worker.unwrap(), &host.binary);
+    assert_eq!(sh(&machine, "echo on"), "on\n");
 }
 
 #[test]

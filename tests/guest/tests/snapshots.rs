@@ -47,6 +47,7 @@ fn restore(host: &Host, file: PathBuf, share: Share, network: Option<NetworkConf
         network,
         hostname: "other".to_owned(),
         timeline: Arc::new(Timeline::new()),
+        alone: false,
     };
     Machine::restore(&config).unwrap()
 }
@@ -462,6 +463,7 @@ fn what_is_no_sound_snapshot_is_refused_in_a_sentence() {
         network: None,
         hostname: "other".to_owned(),
         timeline: std::sync::Arc::new(Timeline::new()),
+        alone: false,
     };
     let error = Machine::restore(&config).unwrap_err();
     assert!(error.to_string().contains("is not the root image that it had"), "{error}");

@@ -228,6 +228,7 @@ fn restore_config(
         network,
         hostname: MachineConfig::default().hostname,
         timeline: Arc::clone(timeline),
+        alone: true,
     })
 }
 
@@ -263,6 +264,7 @@ fn config(
         shares,
         extra_command_line,
         timeline: Arc::clone(timeline),
+        alone: true,
         ..MachineConfig::default()
     })
 }

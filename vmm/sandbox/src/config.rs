@@ -41,6 +41,8 @@ pub struct MachineConfig {
     pub extra_command_line: String,
     /// Where moments of the start are noted.
     pub timeline: Arc<Timeline>,
+    /// The process has nothing to do but this machine, and gives back what it can do without once that is idle.
+    pub alone: bool,
 }
 
 impl Default for MachineConfig {
@@ -58,6 +60,7 @@ impl Default for MachineConfig {
             hostname: "cabana".to_owned(),
             extra_command_line: String::new(),
             timeline: Arc::new(Timeline::new()),
+            alone: false,
         }
     }
 }

@@ -30,6 +30,7 @@ mod error;
 mod fate;
 mod folders;
 mod guest;
+mod idle;
 mod machine;
 mod network;
 mod park;

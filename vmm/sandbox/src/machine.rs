@@ -26,6 +26,7 @@ use cabana_vsock::{VsockConfig, VsockDevice, VsockHost, VsockListener};
 use crate::backend::{Board, COMMAND_LINE, Processor};
 use crate::fate::Fate;
 use crate::folders::Folders;
+use crate::idle::spare_and_wait;
 use crate::touched::Recorder;
 use crate::watch::Watch;
 use crate::{
@@ -173,6 +174,7 @@ impl Vmm {
             card: Card::of(config.network.as_ref(), config.cable.as_ref()),
             disk: scratch(&config.scratch)?,
             recorder: None,
+            alone: config.alone,
         };
         Self::equip(equipment, |devices, device_memory| {
             let setup = Setup {
@@ -195,8 +197,8 @@ impl Vmm {
         equipment: Equipment<'_>,
         start: impl FnOnce(Vec<Box<dyn VirtioDevice>>, Vec<DeviceMemory>) -> Result<Board, Error>,
     ) -> Result<Self, Error> {
-        let Equipment { image, image_path, memory, shares, card, disk: scratch, recorder } =
-            equipment;
+        let Equipment { image, image_path, memory, shares, card, .. } = equipment;
+        let Equipment { disk: scratch, recorder, alone, .. } = equipment;
         let has_card = card.is_some();
         let fate = Arc::new(Fate::default());
         let spawn = |name| EventLoop::spawn(name).map_err(Error::host("a thread"));
@@ -247,7 +249,7 @@ impl Vmm {
         let watched = host.listen(WATCH_PORT)?;
         let machine = Arc::new(start(devices, device_memory)?);
         let board = Arc::new(Mutex::new(Some(Arc::clone(&machine))));
-        let monitor = Some(monitor(machine, Arc::clone(&board), Arc::clone(&fate), recorder)?);
+        let monitor = monitor(machine, Arc::clone(&board), Arc::clone(&fate), recorder, alone)?;
         let local = Arc::new(Local { vsock: host, fate });
         let watch = Watch::start(Arc::clone(shares.server()), watched);
         let watch = watch.map_err(Error::host("a thread"))?;
@@ -261,7 +263,7 @@ impl Vmm {
             disk: scratch_disk,
             image: image_path.to_owned(),
             paused: AtomicBool::new(false),
-            monitor,
+            monitor: Some(monitor),
             _watch: watch,
             _loops: loops,
         })
@@ -400,6 +402,8 @@ pub(crate) struct Equipment<'a> {
     pub(crate) disk: Option<Disk>,
     /// Is to note what the machine touches first.
     pub(crate) recorder: Option<Recorder>,
+    /// The process has nothing else to do.
+    pub(crate) alone: bool,
 }
 
 /// What a network card is plugged into.
@@ -445,12 +449,13 @@ impl Link for Local {
 }
 
 /// Waits for the machine's end, notes it, and takes the machine apart, which ends the conversations
-/// with it.
+/// with it. Until then it does what has its time after the start.
 fn monitor(
     board: Arc<Board>,
     slot: Arc<Mutex<Option<Arc<Board>>>>,
     fate: Arc<Fate>,
     recorder: Option<Recorder>,
+    alone: bool,
 ) -> Result<JoinHandle<()>, Error> {
     let watch = move || {
         if let Some(recorder) = recorder {
@@ -459,7 +464,7 @@ fn monitor(
             }
             recorder.record();
         }
-        fate.seal(board.wait());
+        fate.seal(if alone { spare_and_wait(&board) } else { board.wait() });
         lock(&slot).take();
     };
     let builder = thread::Builder::new().name("monitor".to_owned()).stack_size(128 << 10);

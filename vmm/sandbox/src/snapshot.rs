@@ -76,6 +76,8 @@ pub struct RestoreConfig {
     pub hostname: String,
     /// Where moments of the start are noted.
     pub timeline: Arc<Timeline>,
+    /// As of [`MachineConfig`](crate::MachineConfig).
+    pub alone: bool,
 }
 
 impl Machine {
@@ -159,6 +161,7 @@ impl Vmm {
             card: Card::of(config.network.as_ref(), None),
             disk,
             recorder,
+            alone: config.alone,
         };
         Self::equip(equipment, |devices, device_memory| {
             let restore = Restore { state, ram, devices, device_memory, touched, timeline };

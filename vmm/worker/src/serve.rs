@@ -223,7 +223,11 @@ fn serve_agent(channel: &Arc<Channel>, mut parts: Parts, place: Place) -> io::Re
     let control = control.ok_or_else(|| io::Error::other("no control socket"))?;
     let control = LocalStream::from_handle(control)?;
     let cable = parts.take_cable();
-    let vmm = match Vmm::start(&MachineConfig { cable, ..parts.config() }) {
+    let vmm = match Vmm::start(&MachineConfig {
+        cable,
+        alone: place == Place::Process,
+        ..parts.config()
+    }) {
         Ok(vmm) => Arc::new(vmm),
         Err(error) => {
             return link::send(channel, &Notice::Ended(Err(parts.translate(&error))), &[]);

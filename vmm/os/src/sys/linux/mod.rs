@@ -16,6 +16,7 @@ mod replace;
 mod returns;
 mod signal;
 pub(super) mod socket;
+mod spare;
 mod timer;
 mod watch;
 

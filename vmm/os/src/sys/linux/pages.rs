@@ -72,8 +72,8 @@ pub fn own_blocks(range: Range<usize>, block: usize) -> io::Result<Vec<Range<usi
 /// Calls `each` with every page in `range` and what the kernel says of it.
 fn for_each_page(range: Range<usize>, mut each: impl FnMut(Range<usize>, u64)) -> io::Result<()> {
     let page = rustix::param::page_size();
-    let mut entries = vec![0; AT_ONCE * ENTRY];
     let mut at = range.start / page * page;
+    let mut entries = vec![0; AT_ONCE.min(range.end.saturating_sub(at).div_ceil(page)) * ENTRY];
     while at < range.end {
         let count = AT_ONCE.min((range.end - at).div_ceil(page));
         let entries = &mut entries[..count * ENTRY];

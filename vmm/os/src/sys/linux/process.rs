@@ -10,6 +10,7 @@ use rustix::process::{PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_ope
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::ClockId;
 
+pub use super::spare::release_spare;
 pub use crate::sys::programs::find_program;
 use crate::sys::unix::clocks::duration;
 pub use crate::sys::unix::clocks::{processor_time, thread_time};

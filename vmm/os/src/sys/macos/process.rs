@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-pub use crate::sys::portable::{monotonic, realtime, realtime_coarse};
+pub use crate::sys::portable::{monotonic, realtime, realtime_coarse, release_spare};
 pub use crate::sys::programs::find_program;
 pub use crate::sys::unix::clocks::{processor_time, thread_time};
 pub use crate::sys::unix::programs::{

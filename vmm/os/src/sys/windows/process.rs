@@ -33,7 +33,7 @@ use windows_sys::Win32::System::Threading::{
 
 use super::job::{Job, Limits};
 
-pub use crate::sys::portable::{monotonic, realtime, realtime_coarse};
+pub use crate::sys::portable::{monotonic, realtime, realtime_coarse, release_spare};
 pub use crate::sys::programs::find_program;
 
 /// Characters of the longest path.
