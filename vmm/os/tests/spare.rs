@@ -1,12 +1,16 @@
-//! What a process that has nothing to do gives back, in a process of its own: other threads would bring it in again.
+//! What a process that has nothing to do gives back. A process of its own, since other tests would bring it in again.
 
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use cabana_os::file::FileExt;
-use cabana_os::present_pages;
-use cabana_os::process::{own_program, release_spare};
+use cabana_os::process::{learn, own_program, release_spare};
+use cabana_os::{confine, present_pages};
+
+/// One test at a time: what one gives back is another one's.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Where this program is mapped from its file so that nobody can write there.
 fn fixed(maps: &str) -> Vec<Range<usize>> {
@@ -35,6 +39,7 @@ fn pages_as_in_the_programs_file_go_and_the_program_goes_on() {
     if present_pages(0..0).is_err() {
         return println!("skipped: this system does not tell what is in memory");
     }
+    let _alone = ALONE.lock().unwrap();
     let places = fixed(&fs::read_to_string("/proc/self/maps").unwrap());
     // Reading a process's memory as a file brings it in as touching it does.
     let memory = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
@@ -56,4 +61,17 @@ fn pages_as_in_the_programs_file_go_and_the_program_goes_on() {
     assert!(left < all / 4, "{left} of {all} bytes left");
     assert_eq!(still_own, own);
     assert!(places.iter().map(read).eq(bytes), "other bytes than before");
+}
+
+#[test]
+fn a_machines_process_can_do_so_when_it_is_confined() {
+    if present_pages(0..0).is_err() {
+        return println!("skipped: this system does not tell what is in memory");
+    }
+    let _alone = ALONE.lock().unwrap();
+    learn();
+    // This thread alone.
+    confine::machine(std::iter::empty()).unwrap();
+    assert!(File::open("/proc/self/maps").is_err());
+    release_spare().unwrap();
 }
