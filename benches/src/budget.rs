@@ -81,7 +81,7 @@ fn verdict(row: &Row, most: f64) -> Verdict {
         return Verdict::NotSteady;
     }
     // The least: the end of a process sometimes waits for ticks of the host's clock, which only add.
-    match row.cabana.map(|summary| summary.min) {
+    match row.cabana.as_ref().map(|summary| summary.min) {
         None => Verdict::Missing,
         Some(value) if value > most => Verdict::Exceeded(value),
         Some(value) if value < most * LOOSE => Verdict::Loose(value),

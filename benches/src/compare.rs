@@ -25,7 +25,8 @@ pub fn compare(before: &Report, now: &Report) -> String {
 }
 
 fn cells(row: &Row, before: Option<&Row>, now: Option<&Row>) -> [String; 6] {
-    let median = |row: Option<&Row>| row.and_then(|row| row.cabana).map(|summary| summary.median);
+    let median =
+        |row: Option<&Row>| row.and_then(|row| row.cabana.as_ref()).map(|summary| summary.median);
     let (before, now) = (median(before), median(now));
     let number = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.1}"));
     let change = before.zip(now).map(|(before, now)| now / before - 1.0);

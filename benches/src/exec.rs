@@ -161,11 +161,11 @@ impl Figures {
                          |---|---|---|---|\n"
             .to_owned();
         let rows = [
-            ("`fork` and `exec` of `true` by the guest's shell", self.spawn, None),
-            ("`true` in the machine, there and back", self.in_machine, None),
-            ("`true` in a session, there and back", self.in_session, Some(ROUND_TRIP_TARGET)),
-            ("a session made, and `true` in it", self.create, Some(CREATE_TARGET)),
-            ("a session removed", self.remove, None),
+            ("`fork` and `exec` of `true` by the guest's shell", &self.spawn, None),
+            ("`true` in the machine, there and back", &self.in_machine, None),
+            ("`true` in a session, there and back", &self.in_session, Some(ROUND_TRIP_TARGET)),
+            ("a session made, and `true` in it", &self.create, Some(CREATE_TARGET)),
+            ("a session removed", &self.remove, None),
         ];
         for (what, Summary { min, median, max, .. }, target) in rows {
             let ratio = median / self.spawn.median;

@@ -12,9 +12,9 @@ use crate::kvm_trace::KvmTrace;
 use crate::memory::{Footprint, footprint};
 use crate::peer::{QEMU_EXIT, Qemu};
 use crate::process::{self, Ended};
-use crate::report::{ExitTable, Report, Row, Summary};
+use crate::report::{ExitTable, Report, Row, Summary, Timeline};
 use crate::stage;
-use crate::trace::{Trace, TraceExits};
+use crate::trace::{TraceExits, TracedStart};
 
 /// What both VMMs tell the kernel that boots the trivial init: what `cabana run` says, without a
 /// console, since there is none.
@@ -63,13 +63,6 @@ pub struct Boot {
     pub clock: String,
 }
 
-/// One start with all devices.
-struct FullStart {
-    ready_ms: f64,
-    first_output_ms: f64,
-    exits: Option<TraceExits>,
-}
-
 impl Boot {
     /// Start-up and memory beside QEMU, with `progress` told what comes.
     pub fn measure(&self, progress: &dyn Fn(&str)) -> Result<Report, Error> {
@@ -83,7 +76,9 @@ impl Boot {
         progress("the same kernel with a trivial init");
         report.rows.extend(bench.same_kernel()?);
         progress("cabana run with all of its devices");
-        report.rows.extend(bench.all_devices()?);
+        let (rows, timeline) = bench.all_devices()?;
+        report.rows.extend(rows);
+        report.timelines.extend(timeline);
         progress("memory of idle machines");
         report.rows.extend(bench.idle_memory()?);
         if let Some(trace) = &bench.trace {
@@ -135,13 +130,16 @@ impl Bench<'_> {
     }
 
     /// `cabana run`, traced, and as a user runs it.
-    fn all_devices(&self) -> Result<Vec<Row>, Error> {
-        let starts = self.warm(|| self.full_start())?;
-        let of = |value: &dyn Fn(&FullStart) -> Option<f64>| {
+    fn all_devices(&self) -> Result<(Vec<Row>, Option<Timeline>), Error> {
+        let file = self.boot.work.join("trace.json");
+        let starts = self.warm(|| {
+            TracedStart::run(self.run_verb().arg("--share").arg(&self.boot.work), &file)
+        })?;
+        let of = |value: &dyn Fn(&TracedStart) -> Option<f64>| {
             Summary::of(&starts.iter().filter_map(value).collect::<Vec<_>>())
         };
         let exits = |value: fn(&TraceExits) -> Option<u64>| {
-            of(&|start| Some(value(start.exits.as_ref()?)? as f64))
+            of(&|start| Some(value(start.trace.exits.as_ref()?)? as f64))
         };
         let whole = self.warm(|| process::run(self.run_verb().args(["--", "true"]), 0))?;
         let whole = Summary::of(&whole.iter().map(Ended::ms).collect::<Vec<_>>());
@@ -166,7 +164,8 @@ impl Bench<'_> {
                 .values(whole, None)
                 .target(WHOLE_MS),
         ];
-        Ok(rows)
+        let what = "cabana run, cold, all devices, a share";
+        Ok((rows, TracedStart::timeline(&starts, what, &self.boot.clock)))
     }
 
     /// PSS without guest RAM, once the guest sleeps.
@@ -240,27 +239,6 @@ impl Bench<'_> {
         (0..self.boot.runs).map(|_| run()).collect()
     }
 
-    /// `cabana run` with a share and a trace. The trace counts from the program's first line; what
-    /// comes before (loading it) is the difference at the first output, which both sides see.
-    fn full_start(&self) -> Result<FullStart, Error> {
-        let file = self.boot.work.join("trace.json");
-        let mut command = self.run_verb();
-        command.arg("--trace-boot").arg(&file).arg("--share").arg(&self.boot.work);
-        let ended = process::run(command.args(["--", "echo", "here"]), 0)?;
-        let trace = Trace::read(&file)?;
-        let mark = |name: &str| {
-            let found = trace.marks.iter().find(|mark| mark.name == name);
-            found.map(|mark| mark.ms).ok_or_else(|| Error::Content {
-                path: file.clone(),
-                why: format!("it has no mark `{name}`"),
-            })
-        };
-        let (ready, output) = (mark("ready")?, mark("first output")?);
-        let first_output_ms = ended.ms_to(ended.first_output.unwrap_or(ended.end));
-        let ready_ms = ready + (first_output_ms - output).max(0.0);
-        Ok(FullStart { ready_ms, first_output_ms, exits: trace.exits })
-    }
-
     fn run_verb(&self) -> Command {
         let mut command = Command::new(&self.boot.cabana);
         command.args(["run", "--cpus", "1", "--memory", &format!("{RUN_MIB}M")]);
@@ -331,7 +309,7 @@ pub fn start_up(cabana: &Path, work: &Path, runs: usize) -> Result<Report, Error
             .target(START_UP_MS),
             Row::new("– to the process's end", "ms", clock).values(end, None),
         ],
-        exits: Vec::new(),
+        ..Report::default()
     })
 }
 

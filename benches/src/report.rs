@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 /// Least, middle and greatest of several runs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The least.
     pub min: f64,
@@ -15,6 +15,9 @@ pub struct Summary {
     pub max: f64,
     /// How many there were.
     pub runs: usize,
+    /// All of them in the order of the runs; none in files from before they were kept.
+    #[serde(default)]
+    pub values: Vec<f64>,
 }
 
 /// One figure, of Cabana and where it can be of QEMU.
@@ -57,6 +60,41 @@ pub struct ExitTable {
     pub to_user: Vec<Count>,
 }
 
+/// One moment with a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moment {
+    /// What has just happened.
+    pub name: String,
+    /// When, in milliseconds.
+    pub ms: f64,
+}
+
+/// The moments of one start, in their order, in milliseconds since its process was started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Timeline {
+    /// What started, and which run it is.
+    pub of: String,
+    /// The clock.
+    pub clock: String,
+    /// The moments.
+    pub moments: Vec<Moment>,
+}
+
+/// What one process took, over time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Series {
+    /// What was looked at, and in which run.
+    pub of: String,
+    /// The clock.
+    pub clock: String,
+    /// `MiB`.
+    pub unit: String,
+    /// Milliseconds since the process was started, and how much it was then.
+    pub points: Vec<(f64, f64)>,
+    /// What happened meanwhile, on the same clock.
+    pub moments: Vec<Moment>,
+}
+
 /// Everything that one program measured in one place.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
@@ -66,6 +104,12 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Exits by kind.
     pub exits: Vec<ExitTable>,
+    /// Starts, moment by moment; none in files from before they were kept.
+    #[serde(default)]
+    pub timelines: Vec<Timeline>,
+    /// Memory over time; the same.
+    #[serde(default)]
+    pub series: Vec<Series>,
 }
 
 impl Summary {
@@ -80,10 +124,10 @@ impl Summary {
         } else {
             f64::midpoint(sorted[half - 1], sorted[half])
         };
-        Some(Self { min, median, max, runs })
+        Some(Self { min, median, max, runs, values: values.to_vec() })
     }
 
-    fn text(self, unit: &str) -> String {
+    fn text(&self, unit: &str) -> String {
         let number = |value: f64| match unit {
             "exits" => format!("{value:.0}"),
             _ => format!("{value:.1}"),
@@ -124,19 +168,20 @@ impl Row {
 
     /// Whether the median reaches the target, if there are both.
     pub fn reached(&self) -> Option<bool> {
-        Some(self.cabana?.median <= self.target?)
+        Some(self.cabana.as_ref()?.median <= self.target?)
     }
 
     fn cells(&self) -> [String; 7] {
+        let (cabana, qemu) = (self.cabana.as_ref(), self.qemu.as_ref());
         let text =
-            |summary: Option<Summary>| summary.map_or("–".to_owned(), |s| s.text(&self.unit));
-        let ratio = self.cabana.zip(self.qemu).map(|(cabana, qemu)| cabana.median / qemu.median);
+            |summary: Option<&Summary>| summary.map_or("–".to_owned(), |s| s.text(&self.unit));
+        let ratio = cabana.zip(qemu).map(|(cabana, qemu)| cabana.median / qemu.median);
         [
             self.figure.clone(),
             self.clock.clone(),
             self.unit.clone(),
-            text(self.cabana),
-            text(self.qemu),
+            text(cabana),
+            text(qemu),
             ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
             match (self.target, self.reached()) {
                 (Some(target), Some(true)) => format!("≤ {target} ✓"),
@@ -156,14 +201,26 @@ impl Report {
         self.environment.extend(other.environment);
         self.rows.extend(other.rows);
         self.exits.extend(other.exits);
+        self.timelines.extend(other.timelines);
+        self.series.extend(other.series);
+    }
+
+    /// As Markdown with the facts.
+    pub fn markdown(&self) -> String {
+        let mut text = self.usual_table();
+        let facts = self.environment.iter().map(|(name, value)| format!("{name}: {value}"));
+        let _ = write!(text, "\n{}.\n", facts.collect::<Vec<_>>().join("; "));
+        text
     }
 
     /// As Markdown, whose columns are also straight on a terminal. Where several runs were made:
     /// least / middle / greatest.
-    pub fn markdown(&self) -> String {
+    fn usual_table(&self) -> String {
         let rows: Vec<_> = self.rows.iter().map(Row::cells).collect();
         let mut text = table(HEADINGS, &rows);
-        if self.rows.iter().any(|row| row.cabana.or(row.qemu).is_some_and(|s| s.runs > 1)) {
+        let several =
+            |row: &Row| row.cabana.as_ref().or(row.qemu.as_ref()).is_some_and(|s| s.runs > 1);
+        if self.rows.iter().any(several) {
             text += "\nLeast / middle / greatest of several warm runs; the ratio and the target are \
                      of the middle ones.\n";
         }
@@ -181,10 +238,15 @@ impl Report {
                 list(&exits.to_user)
             );
         }
-        let facts = self.environment.iter().map(|(name, value)| format!("{name}: {value}"));
-        let _ = write!(text, "\n{}.\n", facts.collect::<Vec<_>>().join("; "));
         text
     }
+}
+
+/// The run in the middle by what `value` says of each; of an even number, the better of the two.
+pub(crate) fn middle<T>(runs: &[T], value: impl Fn(&T) -> f64) -> Option<&T> {
+    let mut sorted: Vec<&T> = runs.iter().collect();
+    sorted.sort_by(|one, other| value(one).total_cmp(&value(other)));
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied()
 }
 
 /// A Markdown table with columns of equal width.
@@ -229,6 +291,32 @@ mod tests {
         assert_eq!((odd.min, odd.median, odd.max, odd.runs), (1.0, 2.0, 3.0, 3));
         assert!((Summary::of(&[4.0, 1.0]).unwrap().median - 2.5).abs() < 1e-9);
         assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn the_run_in_the_middle_is_one_of_the_runs() {
+        let of = |values: &[f64]| middle(values, |value| *value).copied();
+        assert_eq!(of(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(of(&[4.0, 3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!((of(&[7.0]), of(&[])), (Some(7.0), None));
+    }
+
+    #[test]
+    fn files_from_before_there_were_pictures_are_read() {
+        let old = r#"{ "environment": [["Cabana", "abc"]], "exits": [], "rows": [ { "key": null,
+            "figure": "start", "unit": "ms", "clock": "ordinary", "qemu": null, "target": 5.0,
+            "cabana": { "min": 1.0, "median": 2.0, "max": 3.0, "runs": 3 } } ] }"#;
+        let report: Report = serde_json::from_str(old).unwrap();
+        assert_eq!(report.rows[0].cabana.as_ref().unwrap().values, [0.0; 0]);
+        assert!(report.timelines.is_empty() && report.series.is_empty());
+        assert!(report.markdown().contains("1.0 / 2.0 / 3.0"));
+    }
+
+    #[test]
+    fn all_runs_stay_in_their_order() {
+        let json = serde_json::to_string(&row(&[3.0, 1.0, 2.0], 5.0)).unwrap();
+        let row: Row = serde_json::from_str(&json).unwrap();
+        assert_eq!(row.cabana.unwrap().values, [3.0, 1.0, 2.0]);
     }
 
     #[test]

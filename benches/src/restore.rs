@@ -11,8 +11,8 @@ use cabana_sandbox::{Command as GuestCommand, Machine, ProcessEvent, RestoreConf
 use crate::Error;
 use crate::kvm_trace::KvmTrace;
 use crate::process::{self, Running, now};
-use crate::report::{ExitTable, Report, Row, Summary};
-use crate::trace::{Trace, TraceExits};
+use crate::report::{self, ExitTable, Report, Row, Summary};
+use crate::trace::{TraceExits, TracedStart};
 use crate::{memory, stage};
 
 /// Runs that are made and thrown away: in the first every file comes into the page cache.
@@ -58,7 +58,8 @@ impl Restore {
         progress("starts from it, and cold ones");
         rows.extend(self.starts(&snapshot)?);
         progress("what a start is made of");
-        rows.extend(self.phases(&snapshot)?);
+        let (phases, timeline) = self.phases(&snapshot)?;
+        rows.extend(phases);
         progress("machines of one process");
         rows.extend(self.forks(&snapshot)?);
         progress("memory of machines side by side");
@@ -72,7 +73,7 @@ impl Restore {
             let of = "cabana run --from -- echo, to its end".to_owned();
             exits.push(ExitTable { of, by_reason: counted.by_reason, to_user: counted.to_user });
         }
-        Ok(Report { rows, exits, environment: Vec::new() })
+        Ok(Report { rows, exits, timelines: timeline.into_iter().collect(), ..Report::default() })
     }
 
     fn from(&self, snapshot: &Path) -> Command {
@@ -107,17 +108,15 @@ impl Restore {
     }
 
     /// The marks of the timeline, each as the time since the one before.
-    fn phases(&self, snapshot: &Path) -> Result<Vec<Row>, Error> {
+    fn phases(&self, snapshot: &Path) -> Result<(Vec<Row>, Option<report::Timeline>), Error> {
         let file = self.work.join("trace.json");
-        let traces = self.warm(|| {
-            let mut command = self.from(snapshot);
-            process::run(command.arg("--trace-boot").arg(&file).args(["--", "echo", "here"]), 0)?;
-            Trace::read(&file)
-        })?;
-        let Some(first) = traces.first() else { return Ok(Vec::new()) };
+        let starts = self.warm(|| TracedStart::run(&mut self.from(snapshot), &file))?;
+        let timeline = TracedStart::timeline(&starts, "cabana run --from a snapshot", &self.clock);
+        let traces = || starts.iter().map(|start| &start.trace);
+        let Some(first) = traces().next() else { return Ok((Vec::new(), None)) };
         let mut rows = Vec::new();
         for (index, mark) in first.marks.iter().enumerate().skip(1) {
-            let took = traces.iter().filter_map(|trace| {
+            let took = traces().filter_map(|trace| {
                 let (before, this) = (trace.marks.get(index - 1)?, trace.marks.get(index)?);
                 Some(this.ms - before.ms)
             });
@@ -125,14 +124,13 @@ impl Restore {
             rows.push(self.row(&format!("– of it, to: {}", mark.name), "ms", Summary::of(&took)));
         }
         let exits = |value: fn(&TraceExits) -> Option<u64>| {
-            let values =
-                traces.iter().filter_map(|trace| Some(value(trace.exits.as_ref()?)? as f64));
+            let values = traces().filter_map(|trace| Some(value(trace.exits.as_ref()?)? as f64));
             Summary::of(&values.collect::<Vec<_>>())
         };
         rows.push(self.row("– all exits until ready", "exits", exits(|exits| exits.total)));
         let user = exits(|exits| Some(exits.to_user_space));
         rows.push(self.row("– exits to user space until ready", "exits", user));
-        Ok(rows)
+        Ok((rows, timeline))
     }
 
     /// As an engine does it: the process is there already.

@@ -26,7 +26,7 @@ const MEMORY_MIB: u64 = 128;
 const TARGET: f64 = 2.0;
 
 /// MiB a second in each direction.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Rates {
     /// From the guest to the host.
     pub up: Summary,
@@ -35,7 +35,7 @@ pub struct Rates {
 }
 
 /// What was measured.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Streams {
     /// Cabana's vsock.
     pub cabana: Rates,
@@ -144,14 +144,14 @@ impl Streams {
                          |---|---|---|---|---|\n"
             .to_owned();
         let rows = [
-            ("guest to host", self.cabana.up, self.qemu.up),
-            ("host to guest", self.cabana.down, self.qemu.down),
+            ("guest to host", &self.cabana.up, &self.qemu.up),
+            ("host to guest", &self.cabana.down, &self.qemu.down),
         ];
         for (what, cabana, qemu) in rows {
             let times = cabana.median / qemu.median;
             let reached = if times >= TARGET { "✓" } else { "✗" };
             let of =
-                |rate: Summary| format!("{:.0} / {:.0} / {:.0}", rate.min, rate.median, rate.max);
+                |rate: &Summary| format!("{:.0} / {:.0} / {:.0}", rate.min, rate.median, rate.max);
             let (cabana, qemu) = (of(cabana), of(qemu));
             table +=
                 &format!("| {what} | {cabana} | {qemu} | {times:.1} | ≥ {TARGET} {reached} |\n");

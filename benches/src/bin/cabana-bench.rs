@@ -12,6 +12,7 @@ use cabana_benches::fs::{device, journal};
 use cabana_benches::machine_memory::MachineMemory;
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
+use cabana_benches::plot::plots;
 use cabana_benches::report::Report;
 use cabana_benches::restore::Restore;
 use cabana_benches::{Error, exec, net, stream};
@@ -210,7 +211,7 @@ enum Task {
         /// The report of now.
         now: PathBuf,
     },
-    /// Makes a page for a browser.
+    /// Makes a page for a browser, and beside it the pictures of each JSON report as SVG files.
     Page {
         /// The file to write.
         #[arg(long, value_name = "FILE")]
@@ -365,7 +366,13 @@ fn whole_page(to: &Path, parts: &[String]) -> Result<(), Error> {
         let (title, path) = part.split_once('=').unwrap_or(("", part));
         let path = PathBuf::from(path);
         if path.extension().is_some_and(|extension| extension == "json") {
-            return Ok(Section::Figures(title.to_owned(), read(&path)?));
+            let report = read(&path)?;
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            for plot in plots(&report) {
+                let picture = to.with_file_name(format!("{stem}-{}.svg", plot.kind));
+                fs::write(&picture, plot.file()).map_err(Error::file(&picture))?;
+            }
+            return Ok(Section::Figures(title.to_owned(), report));
         }
         let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
         Ok(Section::Table(title.to_owned(), text))

@@ -67,7 +67,7 @@ pub struct Guest {
 }
 
 /// Mbit/s each way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rates {
     /// Guest to host.
     up: Summary,
@@ -76,7 +76,7 @@ pub struct Rates {
 }
 
 /// What was measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Figures {
     cabana: Rates,
     passt: Rates,
@@ -213,15 +213,15 @@ impl Figures {
             .to_owned();
         let of = |rate: &Summary| format!("{:.0} / {:.0} / {:.0}", rate.min, rate.median, rate.max);
         for (way, pick) in [
-            ("guest to host", (|rates: &Rates| rates.up) as fn(&Rates) -> Summary),
-            ("host to guest", |rates: &Rates| rates.down),
+            ("guest to host", (|rates: &Rates| &rates.up) as fn(&Rates) -> &Summary),
+            ("host to guest", |rates: &Rates| &rates.down),
         ] {
             let [cabana, passt, slirp] = [&self.cabana, &self.passt, &self.slirp].map(pick);
-            table += &format!("| {way} | {} |", of(&cabana));
+            table += &format!("| {way} | {} |", of(cabana));
             for (other, target) in [(passt, 1.0), (slirp, 2.0)] {
                 let times = cabana.median / other.median;
                 let mark = if times >= target { '✓' } else { '✗' };
-                table += &format!(" {} | {times:.2} | ≥ {target} {mark} |", of(&other));
+                table += &format!(" {} | {times:.2} | ≥ {target} {mark} |", of(other));
             }
             table.push('\n');
         }
@@ -247,7 +247,8 @@ mod tests {
             "{rates:?}"
         );
         assert!(super::rates("up \ndown \n").is_err());
-        let table = Figures { cabana: rates, passt: rates, slirp: rates }.markdown();
+        let table =
+            Figures { cabana: rates.clone(), passt: rates.clone(), slirp: rates }.markdown();
         assert!(
             table.contains("| 1.00 | ≥ 1 ✓ |") && table.contains("| 1.00 | ≥ 2 ✗ |"),
             "{table}"
