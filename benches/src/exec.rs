@@ -11,11 +11,10 @@ use cabana_sandbox::{
     SessionSpec,
 };
 use cabana_store::{Kind, Store};
-use serde::Serialize;
 
 use crate::Error;
 use crate::memory::pss;
-use crate::report::Summary;
+use crate::report::{Report, Row, Summary};
 
 /// Processes of one run of the guest's shell.
 const LOOP: u32 = 20;
@@ -30,7 +29,7 @@ const ROUND_TRIP_TARGET: f64 = 5.0;
 const IDLE_TARGET: f64 = 1.0;
 
 /// What was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Figures {
     /// `fork` and `exec` of `true` by the guest's shell, microseconds.
     pub spawn: Summary,
@@ -155,19 +154,38 @@ fn nothing() -> Error {
 }
 
 impl Figures {
-    /// A table for people.
-    pub fn markdown(&self) -> String {
-        let mut table = "| | least / median / greatest, µs | times fork and exec | target |\n\
-                         |---|---|---|---|\n"
-            .to_owned();
-        let rows = [
+    /// All of it, with a table of its own.
+    pub fn report(&self, clock: &str) -> Report {
+        let mut rows: Vec<Row> = Vec::new();
+        for (what, summary, target) in self.times() {
+            let row = Row::new(what, "µs", clock).values(Some(summary.clone()), None);
+            rows.push(match target {
+                Some(most) => row.target(most * self.spawn.median),
+                None => row,
+            });
+        }
+        let idle = Row::new(&format!("memory of one of {IDLE} idle sessions"), "MiB", "–");
+        rows.push(idle.values(Summary::of(&[self.idle]), None).target(IDLE_TARGET));
+        Report { rows, table: Some(self.markdown()), ..Report::default() }
+    }
+
+    /// What takes time, and how many times fork and exec it may take.
+    fn times(&self) -> [(&'static str, &Summary, Option<f64>); 5] {
+        [
             ("`fork` and `exec` of `true` by the guest's shell", &self.spawn, None),
             ("`true` in the machine, there and back", &self.in_machine, None),
             ("`true` in a session, there and back", &self.in_session, Some(ROUND_TRIP_TARGET)),
             ("a session made, and `true` in it", &self.create, Some(CREATE_TARGET)),
             ("a session removed", &self.remove, None),
-        ];
-        for (what, Summary { min, median, max, .. }, target) in rows {
+        ]
+    }
+
+    /// A table for people.
+    fn markdown(&self) -> String {
+        let mut table = "| | least / median / greatest, µs | times fork and exec | target |\n\
+                         |---|---|---|---|\n"
+            .to_owned();
+        for (what, Summary { min, median, max, .. }, target) in self.times() {
             let ratio = median / self.spawn.median;
             let target = target.map_or_else(String::new, |most| verdict(ratio, most));
             table += &format!(
@@ -202,9 +220,12 @@ mod tests {
             remove: of(900.0),
             idle: 0.25,
         };
-        let table = figures.markdown();
+        let report = figures.report("ordinary");
+        let table = report.markdown();
         assert!(table.contains("| 600 / 600 / 600 | 6.0 | ≤ 5 ✗ |"), "{table}");
         assert!(table.contains("| 1500 / 1500 / 1500 | 15.0 | ≤ 15 ✓ |"), "{table}");
         assert!(table.contains("0.25 MiB | | ≤ 1 ✓"), "{table}");
+        let reached: Vec<_> = report.rows.iter().map(Row::reached).collect();
+        assert_eq!(reached, [None, None, Some(false), Some(true), None, Some(true)]);
     }
 }

@@ -110,6 +110,9 @@ pub struct Report {
     /// Memory over time; the same.
     #[serde(default)]
     pub series: Vec<Series>,
+    /// A table of its own in place of the usual one, as Markdown.
+    #[serde(default)]
+    pub table: Option<String>,
 }
 
 impl Summary {
@@ -203,11 +206,12 @@ impl Report {
         self.exits.extend(other.exits);
         self.timelines.extend(other.timelines);
         self.series.extend(other.series);
+        self.table = self.table.take().or(other.table);
     }
 
     /// As Markdown with the facts.
     pub fn markdown(&self) -> String {
-        let mut text = self.usual_table();
+        let mut text = self.table.clone().unwrap_or_else(|| self.usual_table());
         let facts = self.environment.iter().map(|(name, value)| format!("{name}: {value}"));
         let _ = write!(text, "\n{}.\n", facts.collect::<Vec<_>>().join("; "));
         text
@@ -310,6 +314,16 @@ mod tests {
         assert_eq!(report.rows[0].cabana.as_ref().unwrap().values, [0.0; 0]);
         assert!(report.timelines.is_empty() && report.series.is_empty());
         assert!(report.markdown().contains("1.0 / 2.0 / 3.0"));
+    }
+
+    #[test]
+    fn a_table_of_its_own_stands_in_place_of_the_usual_one() {
+        let own = Report { table: Some("| own |\n".to_owned()), ..Report::default() };
+        let mut report = Report { environment: vec![("at".to_owned(), "x".to_owned())], ..own };
+        report.rows.push(row(&[1.0], 5.0));
+        let mut joined = Report::default();
+        joined.join(report);
+        assert_eq!(joined.markdown(), "| own |\n\nat: x.\n");
     }
 
     #[test]

@@ -8,11 +8,10 @@ use std::time::Instant;
 
 use cabana_agent::initramfs;
 use cabana_sandbox::{MachineConfig, Stream, Vmm};
-use serde::Serialize;
 
 use crate::Error;
 use crate::peer::Qemu;
-use crate::report::Summary;
+use crate::report::{Report, Row, Summary};
 
 /// Bytes of one run.
 const BYTES: usize = 16 << 20;
@@ -26,7 +25,7 @@ const MEMORY_MIB: u64 = 128;
 const TARGET: f64 = 2.0;
 
 /// MiB a second in each direction.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Rates {
     /// From the guest to the host.
     pub up: Summary,
@@ -35,7 +34,7 @@ pub struct Rates {
 }
 
 /// What was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Streams {
     /// Cabana's vsock.
     pub cabana: Rates,
@@ -138,16 +137,28 @@ fn rate(begun: Instant) -> f64 {
 }
 
 impl Streams {
+    /// All of it, with a table of its own; more is better, so no row has a target.
+    pub fn report(&self, clock: &str) -> Report {
+        let row = |(what, cabana, qemu): (&str, &Summary, &Summary)| {
+            Row::new(what, "MiB/s", clock).values(Some(cabana.clone()), Some(qemu.clone()))
+        };
+        let rows = self.ways().map(row).into();
+        Report { rows, table: Some(self.markdown()), ..Report::default() }
+    }
+
+    fn ways(&self) -> [(&'static str, &Summary, &Summary); 2] {
+        [
+            ("guest to host", &self.cabana.up, &self.qemu.up),
+            ("host to guest", &self.cabana.down, &self.qemu.down),
+        ]
+    }
+
     /// A table for people.
-    pub fn markdown(&self) -> String {
+    fn markdown(&self) -> String {
         let mut table = "| | Cabana's vsock, least / median / greatest, MiB/s | QEMU microvm's virtio-serial | times | target |\n\
                          |---|---|---|---|---|\n"
             .to_owned();
-        let rows = [
-            ("guest to host", &self.cabana.up, &self.qemu.up),
-            ("host to guest", &self.cabana.down, &self.qemu.down),
-        ];
-        for (what, cabana, qemu) in rows {
+        for (what, cabana, qemu) in self.ways() {
             let times = cabana.median / qemu.median;
             let reached = if times >= TARGET { "✓" } else { "✗" };
             let of =
@@ -169,7 +180,10 @@ mod tests {
         let of = |value| Summary::of(&[value]).unwrap();
         let cabana = Rates { up: of(900.0), down: of(300.0) };
         let qemu = Rates { up: of(300.0), down: of(200.0) };
-        let table = Streams { cabana, qemu }.markdown();
+        let report = Streams { cabana, qemu }.report("ordinary");
+        let table = report.markdown();
         assert!(table.contains("| 3.0 | ≥ 2 ✓ |") && table.contains("| 1.5 | ≥ 2 ✗ |"), "{table}");
+        let medians = report.rows.iter().map(|row| row.cabana.as_ref().unwrap().median);
+        assert_eq!(medians.collect::<Vec<_>>(), [900.0, 300.0]);
     }
 }

@@ -22,8 +22,8 @@ const PARTS: [(&str, &str); 8] = [
     ("Start-up, exits and memory", "boot.json"),
     ("Snapshots", "restore.json"),
     ("Memory of machines", "memory.json"),
-    ("Commands and sessions", "exec.md"),
-    ("Streams", "stream.md"),
+    ("Commands and sessions", "exec.json"),
+    ("Streams", "stream.json"),
     ("Network stack", "net.md"),
     ("Shared folders", "fs.md"),
     ("Journals of shared folders", "journal.md"),
@@ -138,9 +138,7 @@ fn exec(runs: usize) -> Result<(), Failure> {
     let bench = program("cabana-bench")?;
     let runs = runs.to_string();
     let words = vec![bench.into(), "exec".into(), "--runs".into(), runs.into()];
-    let table =
-        String::from_utf8_lossy(&where_linux_runs(words, Clock::Instructions, &[])?).into_owned();
-    leave("exec", &table)
+    report("exec", &where_linux_runs(words, Clock::Instructions, &["--clock", "instructions"])?)
 }
 
 /// In two guests, one after the other.
@@ -158,15 +156,17 @@ fn stream(runs: usize) -> Result<(), Failure> {
         words.extend([option.into(), path.into()]);
     }
     words.extend(["--runs".into(), runs.to_string().into()]);
-    leave("stream", &String::from_utf8_lossy(&where_linux_runs(words, Clock::Instructions, &[])?))
+    report("stream", &where_linux_runs(words, Clock::Instructions, &["--clock", "instructions"])?)
 }
 
-/// Prints a table, and leaves it beside the others.
-fn leave(name: &str, table: &str) -> Result<(), Failure> {
-    let text = format!("{table}\nCabana: {}\n", commit());
-    let path = keep(&folder()?.join(format!("{name}.md")), text.as_bytes())?;
-    print!("{table}");
-    say(&format!("bench: written to {}", path.display()));
+/// Prints the table of one program's figures, and leaves both beside the others.
+fn report(of: &str, figures: &[u8]) -> Result<(), Failure> {
+    let folder = folder()?;
+    let figures = keep(&folder.join(format!("{of}-guests.json")), figures)?;
+    let mut report = Command::new(program("cabana-bench")?);
+    report.args(["report", "--of", of, "--to"]).arg(&folder).arg(figures);
+    succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
+    say(&format!("bench: written to {}", folder.display()));
     Ok(())
 }
 
@@ -267,20 +267,13 @@ fn boot(runs: usize, gate: bool) -> Result<(), Failure> {
 fn in_guests(what: &str, runs: usize, clock: Clock) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
     let bench = program("cabana-bench")?;
-    let folder = folder()?;
-    let mut measure: Vec<OsString> = vec![bench.clone().into(), what.into()];
+    let mut measure: Vec<OsString> = vec![bench.into(), what.into()];
     measure.extend(["--cabana".into(), cabana.into(), "--runs".into(), runs.to_string().into()]);
     let name = match clock {
         Clock::Instructions => "instructions",
         Clock::Ordinary => "ordinary, in the lab",
     };
-    let figures = where_linux_runs(measure, clock, &["--stage", "--clock", name])?;
-    let figures = keep(&folder.join(format!("{what}-guests.json")), &figures)?;
-    let mut report = Command::new(&bench);
-    report.args(["report", "--of", what, "--to"]).arg(&folder).arg(figures);
-    succeed(report.args(["--fact", &format!("Cabana={}", commit())]))?;
-    say(&format!("bench: written to {}", folder.display()));
-    Ok(())
+    report(what, &where_linux_runs(measure, clock, &["--stage", "--clock", name])?)
 }
 
 /// Makes the page of what has been measured since `target/bench` was last removed.

@@ -84,13 +84,16 @@ enum Task {
         #[arg(long, value_name = "NAME", default_value = "ordinary")]
         clock: String,
     },
-    /// Commands and sessions in a guest, where KVM runs Linux; prints the table.
+    /// Commands and sessions in a guest, where KVM runs Linux.
     Exec {
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 21)]
         runs: usize,
+        /// What the clock is called in the report.
+        #[arg(long, value_name = "NAME", default_value = "ordinary")]
+        clock: String,
     },
-    /// A stream between guest and host beside QEMU's virtio-serial, where KVM runs Linux; prints the table.
+    /// A stream between guest and host beside QEMU's virtio-serial, where KVM runs Linux.
     Stream {
         /// The program of the guests, static.
         #[arg(long, value_name = "FILE")]
@@ -107,6 +110,9 @@ enum Task {
         /// How often.
         #[arg(long, value_name = "N", default_value_t = 5)]
         runs: usize,
+        /// What the clock is called in the report.
+        #[arg(long, value_name = "NAME", default_value = "ordinary")]
+        clock: String,
     },
     /// VMM start-up alone, with a bare-metal kernel, on any /dev/kvm.
     StartUp {
@@ -242,13 +248,13 @@ fn main() -> ExitCode {
         .and_then(|report| print(&report)),
         Task::StartUp { cabana, runs } => in_folder(|work| measure::start_up(&cabana, work, runs))
             .and_then(|report| print(&report)),
-        Task::Exec { runs } => exec::measure(runs, &|what| eprintln!("bench: {what}"))
-            .map(|figures| print!("{}", figures.markdown())),
-        Task::Stream { program, kernel, image, qemu, runs } => {
+        Task::Exec { runs, clock } => exec::measure(runs, &|what| eprintln!("bench: {what}"))
+            .and_then(|figures| print(&figures.report(&clock))),
+        Task::Stream { program, kernel, image, qemu, runs, clock } => {
             let files =
                 stream::Files { kernel: &kernel, image: &image, program: &program, qemu: &qemu };
             stream::measure(files, runs, &|what| eprintln!("bench: {what}"))
-                .map(|streams| print!("{}", streams.markdown()))
+                .and_then(|streams| print(&streams.report(&clock)))
         }
         Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::FsGuest { cabana, qemu, virtiofsd, kernel, image, hundreds, small, runs, stage } => {
