@@ -19,6 +19,7 @@ pub mod page;
 pub mod peer;
 pub mod plot;
 pub mod process;
+pub mod products;
 pub mod report;
 pub mod restore;
 mod sampler;

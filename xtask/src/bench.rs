@@ -15,11 +15,12 @@ use cabana_kernel::Architecture;
 use crate::artifacts::musl;
 use crate::failure::{Failure, output, succeed};
 use crate::progress::say;
-use crate::{cargo, kvm, setup};
+use crate::{cargo, kvm, setup, wheel};
 
 /// What `target/bench` may hold for the page, and its titles there.
-const PARTS: [(&str, &str); 8] = [
+const PARTS: [(&str, &str); 9] = [
     ("Start-up, exits and memory", "boot.json"),
+    ("A command, beside other products", "products.md"),
     ("Snapshots", "restore.json"),
     ("Memory of machines", "memory.json"),
     ("Commands and sessions", "exec.json"),
@@ -29,6 +30,10 @@ const PARTS: [(&str, &str); 8] = [
     ("Journals of shared folders", "journal.md"),
 ];
 
+/// Other products for sandboxes, from Python's package index.
+const PRODUCTS: [(&str, &str); 2] =
+    [("microsandbox", "microsandbox==0.7.11"), ("boxlite", "boxlite==0.10.8")];
+
 /// The most runs of what takes a minute each in the lab.
 const GUEST_RUNS: usize = 3;
 
@@ -37,6 +42,8 @@ const GUEST_RUNS: usize = 3;
 pub(crate) enum Bench {
     /// Start-up, exits and memory.
     Boot,
+    /// A command in a machine of its own, beside microsandbox and boxlite.
+    Products,
     /// Starts from a snapshot, forks and their memory.
     Restore,
     /// What machines take of the host's memory, and how soon they give it back.
@@ -122,6 +129,7 @@ pub(crate) fn compare(
 fn measure(bench: Bench, runs: usize, gate: bool) -> Result<(), Failure> {
     match bench {
         Bench::Boot => boot(runs, gate),
+        Bench::Products => products(runs),
         Bench::Restore => in_guests("restore", runs, Clock::Instructions),
         Bench::Memory => in_guests("memory", runs, Clock::Ordinary),
         Bench::Exec => exec(runs),
@@ -220,6 +228,29 @@ fn shared_folders(runs: usize) -> Result<(), Failure> {
     print!("\n{in_guest}");
     table += &format!("\n{in_guest}\nCabana: {}\n", commit());
     let path = keep(&folder.join("fs.md"), table.as_bytes())?;
+    say(&format!("bench: written to {}", path.display()));
+    Ok(())
+}
+
+/// On the ordinary clock: they wait for things, with limits of time.
+fn products(runs: usize) -> Result<(), Failure> {
+    let cabana = setup::cabana()?;
+    let mut measure: Vec<OsString> = vec![program("cabana-bench")?.into(), "products".into()];
+    measure.extend(["--cabana".into(), cabana.into()]);
+    for (name, wheel) in PRODUCTS {
+        let folder = cargo::target_folder().join("tools").join(name);
+        if let Err(failure) = wheel::install(wheel, &folder) {
+            say(&format!("bench: SKIPPED, since {name} cannot be had: {failure}"));
+            return Ok(());
+        }
+        measure.extend([format!("--{name}").into(), folder.into()]);
+    }
+    measure.extend(["--runs".into(), runs.min(GUEST_RUNS).to_string().into()]);
+    let table = where_linux_runs(measure, Clock::Ordinary, &[])?;
+    let table = String::from_utf8_lossy(&table).into_owned();
+    print!("{table}");
+    let text = format!("{table}\nCabana: {}\n", commit());
+    let path = keep(&folder()?.join("products.md"), text.as_bytes())?;
     say(&format!("bench: written to {}", path.display()));
     Ok(())
 }

@@ -13,6 +13,7 @@ use cabana_benches::machine_memory::MachineMemory;
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
 use cabana_benches::plot::plots;
+use cabana_benches::products::Products;
 use cabana_benches::report::Report;
 use cabana_benches::restore::Restore;
 use cabana_benches::{Error, exec, net, stream};
@@ -192,6 +193,24 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,
     },
+    /// A command in a machine of its own, beside microsandbox and boxlite, where KVM runs Linux; prints the table.
+    Products {
+        /// The `cabana` program.
+        #[arg(long, value_name = "FILE")]
+        cabana: PathBuf,
+        /// What microsandbox's wheel has.
+        #[arg(long, value_name = "DIR")]
+        microsandbox: PathBuf,
+        /// What boxlite's wheel has.
+        #[arg(long, value_name = "DIR")]
+        boxlite: PathBuf,
+        /// A static busybox, which is all that their machines have.
+        #[arg(long, value_name = "FILE", default_value = "/bin/busybox")]
+        busybox: PathBuf,
+        /// How often.
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        runs: usize,
+    },
     /// Joins JSON reports; prints the table, and writes it and the whole as JSON.
     Report {
         /// What they are of: the files' name.
@@ -287,6 +306,12 @@ fn main() -> ExitCode {
                 print!("{}", figures.markdown());
                 Ok(())
             })
+        }
+        Task::Products { cabana, microsandbox, boxlite, busybox, runs } => {
+            let products = Products { cabana, microsandbox, boxlite, busybox };
+            products
+                .measure(runs, &|what| eprintln!("bench: {what}"))
+                .map(|figures| print!("{}", figures.markdown()))
         }
         Task::Journal { folder, runs } => journal_cost(folder, runs),
         Task::Compare { before, now } => read(&before)
