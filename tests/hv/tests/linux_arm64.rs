@@ -29,7 +29,7 @@ use cabana_vsock::{VsockConfig, VsockDevice, VsockHost};
 
 const LINUX: Needs = Needs::Processor("Linux would take minutes");
 /// No guest here takes longer, and none says nothing for so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 const MEMORY: u64 = 512 << 20;
 /// The init, and a command.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cabana-test-init");
