@@ -167,6 +167,14 @@ fn stream(runs: usize) -> Result<(), Failure> {
     report("stream", &where_linux_runs(words, Clock::Instructions, &["--clock", "instructions"])?)
 }
 
+/// Leaves a table beside the others, with the commit that it is of.
+fn leave(name: &str, table: &str) -> Result<(), Failure> {
+    let text = format!("{table}\nCabana: {}\n", commit());
+    let path = keep(&folder()?.join(format!("{name}.md")), text.as_bytes())?;
+    say(&format!("bench: written to {}", path.display()));
+    Ok(())
+}
+
 /// Prints the table of one program's figures, and leaves both beside the others.
 fn report(of: &str, figures: &[u8]) -> Result<(), Failure> {
     let folder = folder()?;
@@ -200,17 +208,14 @@ fn net(runs: usize) -> Result<(), Failure> {
     let in_guest = where_linux_runs(measure, Clock::Instructions, &["--stage"])?;
     let in_guest = String::from_utf8_lossy(&in_guest).into_owned();
     print!("{in_guest}");
-    table += &format!("\n\n{in_guest}\nCabana: {}\n", commit());
-    let path = keep(&folder.join("net.md"), table.as_bytes())?;
-    say(&format!("bench: written to {}", path.display()));
-    Ok(())
+    table += &format!("\n\n{in_guest}");
+    leave("net", &table)
 }
 
 /// The device alone, then a folder in a guest, beside QEMU's.
 fn shared_folders(runs: usize) -> Result<(), Failure> {
     let cabana = setup::cabana()?;
     let bench = program("cabana-bench")?;
-    let folder = folder()?;
     let store = Store::open()?;
     let kernel = store.find(Kind::Kernel, "default")?.file("vmlinux")?;
     let image = store.find(Kind::Image, "default")?.file(cabana_builder::ROOT)?;
@@ -226,10 +231,8 @@ fn shared_folders(runs: usize) -> Result<(), Failure> {
     let in_guest = where_linux_runs(measure, Clock::Instructions, &["--stage", "--hundreds", "2"])?;
     let in_guest = String::from_utf8_lossy(&in_guest).into_owned();
     print!("\n{in_guest}");
-    table += &format!("\n{in_guest}\nCabana: {}\n", commit());
-    let path = keep(&folder.join("fs.md"), table.as_bytes())?;
-    say(&format!("bench: written to {}", path.display()));
-    Ok(())
+    table += &format!("\n{in_guest}");
+    leave("fs", &table)
 }
 
 /// On the ordinary clock: they wait for things, with limits of time.
@@ -249,10 +252,7 @@ fn products(runs: usize) -> Result<(), Failure> {
     let table = where_linux_runs(measure, Clock::Ordinary, &[])?;
     let table = String::from_utf8_lossy(&table).into_owned();
     print!("{table}");
-    let text = format!("{table}\nCabana: {}\n", commit());
-    let path = keep(&folder()?.join("products.md"), text.as_bytes())?;
-    say(&format!("bench: written to {}", path.display()));
-    Ok(())
+    leave("products", &table)
 }
 
 /// Needs no guest: what a share's journal costs.
