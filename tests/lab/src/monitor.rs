@@ -46,6 +46,8 @@ impl Monitor {
             }
             thread::sleep(PAUSE);
         }
+        // Whether its timer still runs, and what interrupts wait for. Arm has no such thing, and says so.
+        text += &self.ask("info lapic")?;
         self.0.write_all(b"nmi\n")?;
         // The panic is QEMU's end, after which the console has its words.
         let _ = io::copy(&mut self.0, &mut io::sink());

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::architecture::Architecture;
 use crate::machine::Options;
-use crate::tunnel::PORTS;
+use crate::tunnel::BELL;
 
 /// Initcalls of Debian's kernel that cost an emulated CPU most and that nothing here needs: a random
 /// number self-test, the module certificates, and two users of BTF, whose parsing they cause.
@@ -18,7 +18,7 @@ const SKIPPED_INITCALLS: &str =
 pub(crate) struct Inherited {
     /// The connected vhost-user sockets of the shares, with their mount tags.
     pub shares: [(&'static str, RawFd); 2],
-    /// QEMU's ends of the ports' sockets.
+    /// QEMU's ends of the ports' sockets, the bell's last.
     pub ports: Vec<RawFd>,
     /// QEMU's end of the socket of its monitor.
     pub monitor: RawFd,
@@ -60,7 +60,7 @@ pub(crate) fn arguments(
         Architecture::Arm64 => "console=ttyAMA0".to_owned(),
     };
     arguments.path("-append", Path::new(&format!("{command_line} {}", common_words(options))));
-    arguments.words(&format!("-device virtio-serial-pci,max_ports={},vectors=2", PORTS + 1));
+    arguments.words(&format!("-device virtio-serial-pci,max_ports={},vectors=2", BELL + 1));
     for (index, fd) in inherited.ports.iter().enumerate() {
         let number = index + 1;
         arguments.words(&format!("-chardev socket,id=port{number},fd={fd}"));
@@ -119,7 +119,7 @@ mod tests {
     fn command_line(options: &Options) -> String {
         let inherited = Inherited {
             shares: [("root", 10), ("shared", 11)],
-            ports: (20..20 + PORTS as RawFd).collect(),
+            ports: (20..20 + BELL as RawFd).collect(),
             monitor: 13,
             initramfs: 12,
         };

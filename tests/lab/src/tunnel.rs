@@ -10,6 +10,13 @@ use std::io::{self, Read, Write};
 /// How many ports the outer machine has, each for one command at a time: `/dev/vport0p1` and on.
 pub const PORTS: usize = 8;
 
+/// The number of one more port, on which the host writes a byte now and then: an interrupt, and nothing else.
+///
+/// QEMU's software processor can lose an interrupt: it clears a bit of those that wait when a nested guest exits, without
+/// the lock under which another thread sets one (`do_vmexit` in `target/i386/tcg`, up to 10.1). If that was the timer's and the
+/// machine waits for nothing else, it waits for ever; at the next interrupt of any device QEMU finds both.
+pub const BELL: usize = PORTS + 1;
+
 /// The first byte on every port, from the init: it is ready for connections.
 pub const READY: u8 = 0x06;
 

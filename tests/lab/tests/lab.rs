@@ -237,4 +237,15 @@ fn an_autopsy_says_where_the_kernel_was() {
     assert!(autopsy.matches("RIP=").count() >= 3, "{autopsy}");
     assert!(autopsy.contains("Kernel panic - not syncing: NMI"), "{autopsy}");
     assert!(autopsy.contains("Call Trace:"), "{autopsy}");
+    assert!(autopsy.contains("IRR"), "its interrupt controller's state: {autopsy}");
+}
+
+#[test]
+fn the_bell_rings_while_nothing_happens() {
+    let Some(lab) = lab() else { return };
+    let script = "mount -t debugfs none /mnt && cd /mnt/virtio-ports && heard() { \
+        sed -n 's/^bytes_received: //p' *p9; }; heard && sleep 2 && heard; cd / && umount /mnt";
+    let heard = lab.output(shell(script)).unwrap();
+    let heard: Vec<u32> = text(&heard).lines().map(|line| line.parse().unwrap()).collect();
+    assert!(heard[1] > heard[0], "{heard:?}");
 }

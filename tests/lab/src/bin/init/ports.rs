@@ -12,6 +12,11 @@ use cabana_lab::tunnel::{self, Receiver, Sender};
 
 /// Serves all ports; returns when every one of them is broken.
 pub(crate) fn serve() {
+    thread::spawn(|| {
+        let heard =
+            open_port(tunnel::BELL).and_then(|mut bell| io::copy(&mut bell, &mut io::sink()));
+        heard.inspect_err(|error| eprintln!("lab-init: its bell: {error}"))
+    });
     let ports: Vec<_> = (1..=tunnel::PORTS)
         .map(|number| {
             thread::spawn(move || {
