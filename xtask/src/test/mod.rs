@@ -12,6 +12,7 @@ mod summary;
 use std::cell::RefCell;
 use std::panic::resume_unwind;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -24,12 +25,14 @@ use crate::progress::{Board, say};
 use crate::{cargo, kvm, setup};
 use build::Binary;
 use cases::Cases;
-use libtest::Report;
 use runner::Place;
 use summary::Row;
 
 /// The version whose exceptions `devices/fs/tests/pjdfstest` lists.
 const PJDFSTEST: &str = "0.2.2";
+
+/// The suites that take long in a lab.
+const LONG: [&str; 4] = ["tools", "torture", "shares", "engine"];
 
 /// A suite of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -93,19 +96,70 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     let mut results = Results::default();
     for (suite, name) in [(Suite::Unit, "unit"), (Suite::Hv, "hv"), (Suite::Lab, "lab")] {
         if suites.contains(&suite) {
-            results.run(name, &Place::Here, &of(suite), long)?;
+            results.run(&Queue::of(name, &of(suite)), &Place::Here, long)?;
         }
     }
-    // The lab's machine has one processor: what runs elsewhere has the others meanwhile.
-    let (linux, elsewhere) = thread::scope(|scope| {
-        let elsewhere = scope.spawn(|| elsewhere(suites));
-        let linux = where_linux_runs(suites, &of(Suite::Hv), &of(Suite::Guest), long);
-        (linux, elsewhere.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    let here = kvm::runs_linux();
+    let kvm = Queue::default();
+    let rows: &[_] = match here {
+        Ok(()) => &[(Suite::Guest, "guest")],
+        Err(_) => &[(Suite::Hv, "hv (lab)"), (Suite::Guest, "guest (lab)")],
+    };
+    for (suite, name) in rows {
+        if suites.contains(suite) {
+            kvm.add(name, &of(*suite));
+        }
+    }
+    // A lab has one processor, so what runs elsewhere has the others meanwhile, and a second lab after that.
+    let (first, elsewhere, second) = thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            // In a thread of its own, which is the one that is considerate.
+            let elsewhere = scope.spawn(|| elsewhere(suites)).join();
+            (
+                elsewhere.unwrap_or_else(|panic| resume_unwind(panic)),
+                where_linux_runs(&kvm, &here, long),
+            )
+        });
+        let first = where_linux_runs(&kvm, &here, long);
+        let (elsewhere, second) = others.join().unwrap_or_else(|panic| resume_unwind(panic));
+        (first, elsewhere, second)
     });
-    results.add(linux?);
+    results.add(first?);
+    results.add(second?);
     results.add(elsewhere?);
     print!("{}", results.cases.table());
     Ok(summary::print(&results.rows))
+}
+
+/// Test binaries that wait for a place, each with its row in the summary.
+#[derive(Default)]
+struct Queue<'a>(Mutex<Vec<(&'static str, &'a Binary)>>);
+
+impl<'a> Queue<'a> {
+    fn of(row: &'static str, binaries: &[&'a Binary]) -> Self {
+        let queue = Self::default();
+        queue.add(row, binaries);
+        queue
+    }
+
+    fn add(&self, row: &'static str, binaries: &[&'a Binary]) {
+        self.lock().extend(binaries.iter().map(|binary| (row, *binary)));
+    }
+
+    /// The next one: first those that take long, so that two places end together.
+    fn take(&self) -> Option<(&'static str, &'a Binary)> {
+        let mut waiting = self.lock();
+        let long = waiting.iter().position(|(_, binary)| LONG.contains(&binary.target.as_str()));
+        (!waiting.is_empty()).then(|| waiting.remove(long.unwrap_or(0)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, &'a Binary)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What came of the suites so far.
@@ -116,57 +170,53 @@ struct Results {
 }
 
 impl Results {
-    /// Runs a suite's binaries in a place.
-    fn run(
-        &mut self,
-        name: &'static str,
-        place: &Place,
-        binaries: &[&Binary],
-        long: bool,
-    ) -> Result<(), Failure> {
-        let start = Instant::now();
-        let mut report = Report::default();
-        for binary in binaries {
-            let (found, output) = runner::run(binary, place, long)?;
-            report.add(found);
+    /// Runs what waits in a place, until nothing does.
+    fn run(&mut self, queue: &Queue<'_>, place: &Place, long: bool) -> Result<(), Failure> {
+        while let Some((name, binary)) = queue.take() {
+            let start = Instant::now();
+            let (report, output) = runner::run(binary, place, long)?;
             self.cases.read(&binary.target, place.name(), &output);
+            self.row(Row { name, report, seconds: start.elapsed().as_secs_f64() });
         }
-        self.rows.push(Row { name, report, seconds: start.elapsed().as_secs_f64() });
         Ok(())
     }
 
     fn add(&mut self, other: Self) {
-        self.rows.extend(other.rows);
+        other.rows.into_iter().for_each(|row| self.row(row));
         self.cases.add(other.cases);
+    }
+
+    /// Adds a row, or to the one that has its name.
+    fn row(&mut self, row: Row) {
+        match self.rows.iter_mut().find(|own| own.name == row.name) {
+            Some(own) => {
+                own.report.add(row.report);
+                own.seconds += row.seconds;
+            }
+            None => self.rows.push(row),
+        }
     }
 }
 
-/// What needs KVM: on this machine if its KVM runs Linux, else in the lab.
+/// What needs KVM: on this machine if its KVM runs Linux, else in a lab.
 fn where_linux_runs(
-    suites: &[Suite],
-    bare: &[&Binary],
-    guest: &[&Binary],
+    queue: &Queue<'_>,
+    here: &Result<(), String>,
     long: bool,
 ) -> Result<Results, Failure> {
     let mut results = Results::default();
-    if !needs_kvm(suites) {
+    if queue.is_empty() {
         return Ok(results);
     }
-    let Err(why) = kvm::runs_linux() else {
-        if suites.contains(&Suite::Guest) {
-            results.run("guest", &Place::Here, guest, long)?;
+    let place = match here {
+        Ok(()) => Place::Here,
+        Err(why) => {
+            say(&format!("xtask: a lab for the tests that need KVM, because {why}"));
+            let architecture = Architecture::default();
+            Place::Lab(architecture, RefCell::new(start_lab(architecture)?))
         }
-        return Ok(results);
     };
-    say(&format!("xtask: the tests that need KVM run in the lab, because {why}"));
-    let architecture = Architecture::default();
-    let lab = Place::Lab(architecture, RefCell::new(start_lab(architecture)?));
-    if suites.contains(&Suite::Hv) {
-        results.run("hv (lab)", &lab, bare, long)?;
-    }
-    if suites.contains(&Suite::Guest) {
-        results.run("guest (lab)", &lab, guest, long)?;
-    }
+    results.run(queue, &place, long)?;
     Ok(results)
 }
 
@@ -175,17 +225,13 @@ fn elsewhere(suites: &[Suite]) -> Result<Results, Failure> {
     // Of this thread and what it starts. A refusal only makes it less considerate.
     let _ = rustix::process::nice(10);
     let mut results = Results::default();
-    if needs_kvm(suites) {
+    if suites.iter().any(|suite| matches!(suite, Suite::Hv | Suite::Guest)) {
         results.rows.extend(arm::run(suites, &mut results.cases)?);
     }
     if suites.contains(&Suite::Cross) {
         results.rows.extend(cross::run()?);
     }
     Ok(results)
-}
-
-fn needs_kvm(suites: &[Suite]) -> bool {
-    suites.iter().any(|suite| matches!(suite, Suite::Hv | Suite::Guest))
 }
 
 /// Installs the test suite of POSIX file systems into `target/tools`, static, so that it runs in any guest.
@@ -213,4 +259,41 @@ fn start_lab(architecture: Architecture) -> Result<Lab, Failure> {
     let writable = vec![cargo::workspace().to_owned(), cargo::target_folder()];
     let options = Options { writable, ..Options::default() };
     Ok(Lab::start(&parts, &options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binary(target: &str) -> Binary {
+        Binary {
+            package: "cabana-test-guest".into(),
+            target: target.into(),
+            is_integration_test: true,
+            executable: "/nowhere".into(),
+            folder: "/".into(),
+        }
+    }
+
+    #[test]
+    fn what_takes_long_comes_first_and_everything_once() {
+        let binaries = ["boot", "tools", "run", "torture"].map(binary);
+        let queue = Queue::of("guest", &binaries.iter().collect::<Vec<_>>());
+        let taken: Vec<_> = std::iter::from_fn(|| queue.take()).collect();
+        let names: Vec<_> = taken.iter().map(|(_, binary)| binary.target.as_str()).collect();
+        assert_eq!(names, ["tools", "torture", "boot", "run"]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_two_places_ran_of_a_suite_is_one_row() {
+        let row = |passed, seconds| {
+            let report = libtest::Report { passed, ..libtest::Report::default() };
+            Results { rows: vec![Row { name: "guest", report, seconds }], ..Results::default() }
+        };
+        let mut results = row(2, 1.0);
+        results.add(row(3, 0.5));
+        assert_eq!(results.rows.len(), 1);
+        assert_eq!((results.rows[0].report.passed, results.rows[0].seconds), (5, 1.5));
+    }
 }
