@@ -1,11 +1,12 @@
 //! A VM: memory slots, doorbells, interrupts by events.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cabana_hv::{Doorbell, HvError, MemorySlot, VcpuSeat, Vm};
 use cabana_os::Event;
+use cabana_os::process::close_behind;
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_ioeventfd, kvm_irqfd,
     kvm_userspace_memory_region,
@@ -72,6 +73,14 @@ impl KvmVm {
 }
 
 impl Vm<Guest> for KvmVm {
+    /// KVM waits for whoever may still be reading its page tables (`kvm_mmu_uninit_tdp_mmu`): some ticks of the host's clock.
+    fn end_with_process(&self) {
+        // SAFETY: the VM's file is open as long as the VM is there.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.shared.fd.as_raw_fd()) };
+        // Refused, for instance to a confined process, the end takes its time.
+        let _ = close_behind(fd);
+    }
+
     unsafe fn map(&self, slot: &MemorySlot) -> Result<(), HvError> {
         let aligned = slot.guest.is_multiple_of(PAGE)
             && (slot.host as u64).is_multiple_of(PAGE)

@@ -55,13 +55,21 @@ pub fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
     pieces
 }
 
+/// A large page of x86-64's.
+const LARGE: u64 = 2 << 20;
+/// Where [`sparse`] RAM is in every machine: address and length.
+const SPARSE: [(u64, usize); 2] = [
+    // Page tables and the like, between the first free memory and what is allocated from the end.
+    (LARGE, 2 * LARGE as usize),
+    // What comes behind the kernel, into which the first programs hardly get.
+    (14 * LARGE, LARGE as usize),
+];
+
 /// Where the guest's kernel touches little of RAM during a start. A page of 2 MiB is cleared whole, and costs time and
 /// memory for what nobody uses: with fewer than some 170 touched pages of 4 KiB in it those are cheaper. Found by
 /// looking at machines of 512 MiB and of 4 GiB (docs/measurements.md); a kernel that places things otherwise is only slower.
 pub(crate) fn sparse(memory: u64) -> Vec<(GuestAddress, usize)> {
-    const LARGE: u64 = 2 << 20;
-    // Page tables and the like, between the first free memory and what is allocated from the end.
-    let mut sparse = vec![(GuestAddress(LARGE), 2 * LARGE as usize)];
+    let mut sparse: Vec<_> = SPARSE.iter().map(|(at, len)| (GuestAddress(*at), *len)).collect();
     // Linux keeps 64 bytes for each page, before the last large page of RAM. It uses those of what lies at the end of
     // RAM below the gap long before those of the RAM around it.
     let structs = |bytes: u64| bytes.next_multiple_of(128 << 20) / 64;
@@ -104,12 +112,15 @@ mod tests {
     #[test]
     fn sparse_ram_is_where_it_was_seen() {
         const MIB: u64 = 1 << 20;
-        let low = (GuestAddress(2 * MIB), 4 << 20);
-        let at = |address| (GuestAddress(address), 2 << 20);
-        assert_eq!(sparse(512 * MIB), [low, at(0x1fc0_0000)]);
-        assert_eq!(sparse(4096 * MIB), [low, at((4096 + 1004) * MIB)]);
+        let low = |last: &[u64]| {
+            let at = |address: &u64| (GuestAddress(*address), 2 << 20);
+            let fixed = [(2, 4), (28, 2)].map(|(at, mib)| (GuestAddress(at * MIB), mib << 20));
+            fixed.into_iter().chain(last.iter().map(at)).collect::<Vec<_>>()
+        };
+        assert_eq!(sparse(512 * MIB), low(&[0x1fc0_0000]));
+        assert_eq!(sparse(4096 * MIB), low(&[(4096 + 1004) * MIB]));
         // Too little for a large page of its own.
-        assert_eq!(sparse(128 * MIB), [low]);
+        assert_eq!(sparse(128 * MIB), low(&[]));
         assert_eq!(sparse(4 * MIB), []);
         for mib in [1, 5, 6, 7, 255, 256, 257, 1000, 3071, 3072, 3073, 3100, 3200, 70_000] {
             for (at, len) in sparse(mib * MIB) {

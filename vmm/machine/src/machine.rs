@@ -326,6 +326,11 @@ impl<P: Platform> Machine<P> {
         self.shared.control.ended()
     }
 
+    /// Says that the process ends with the machine, which is about to be dropped ([`Vm::end_with_process`]).
+    pub fn end_with_process(&self) {
+        self.vm.end_with_process();
+    }
+
     /// Ends the machine now, whatever the guest does; whoever waits learns of it.
     pub fn stop(&self) {
         self.shared.control.end(Outcome::Stopped);

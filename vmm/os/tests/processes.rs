@@ -138,3 +138,40 @@ fn a_child_learns_that_its_parent_is_gone() {
     drop(channel);
     assert_eq!(child.wait().unwrap().code(), Some(7));
 }
+
+/// The child that stays behind holds what it is given, and nothing else of the process's.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_closed_behind_is_open_to_the_processs_end_and_not_for_long_after() {
+    const TEST: &str = "what_is_closed_behind_is_open_to_the_processs_end_and_not_for_long_after";
+    use std::os::fd::AsFd;
+    use std::time::Instant;
+
+    if env::var_os(PART).is_some() {
+        let standing = io::stderr().as_fd().try_clone_to_owned().unwrap();
+        cabana_os::process::close_behind(standing.as_fd()).unwrap();
+        drop(standing);
+        // Of the three streams it has none, only the copy of the last one.
+        let mut said = String::new();
+        io::stdin().read_to_string(&mut said).unwrap();
+        println!("{said}");
+        end_now(7);
+    }
+    let mut child = play(TEST, "leaver")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut stderr = child.stderr.take().unwrap();
+    stdin.write_all(b"go on").unwrap();
+    drop(stdin);
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert!(said.contains("go on"), "{said}");
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    let start = Instant::now();
+    stderr.read_to_string(&mut said).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}

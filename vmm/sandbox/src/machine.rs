@@ -465,6 +465,9 @@ fn monitor(
             recorder.record();
         }
         fate.seal(if alone { spare_and_wait(&board) } else { board.wait() });
+        if alone {
+            board.end_with_process();
+        }
         lock(&slot).take();
     };
     let builder = thread::Builder::new().name("monitor".to_owned()).stack_size(128 << 10);

@@ -1,5 +1,6 @@
 //! Linux: mmap, eventfd, timerfd, epoll, fallocate, sockets with handles.
 
+mod behind;
 mod channel;
 pub mod confine;
 mod event;

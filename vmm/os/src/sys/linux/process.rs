@@ -10,6 +10,7 @@ use rustix::process::{PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_ope
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::ClockId;
 
+pub use super::behind::close_behind;
 pub use super::spare::release_spare;
 pub use crate::sys::programs::find_program;
 use crate::sys::unix::clocks::duration;
