@@ -62,6 +62,16 @@ static void io_apic_write(unsigned int apic, unsigned int reg,
 	return entry;
 ",
     },
+    // The last leaf of a range is asked for once, and not for each of the features that stand in the range.
+    Edit {
+        file: "arch/x86/kernel/cpu/scattered.c",
+        from: "		max_level = cpuid_eax(cb->level & 0xffff0000);\n",
+        to: "\
+		if (cb == cpuid_bits ||
+		    ((cb[-1].level ^ cb->level) & 0xffff0000))
+			max_level = cpuid_eax(cb->level & 0xffff0000);
+",
+    },
     // A device of Cabana's takes a queue as devices of the legacy interface do, by one write of its place in place of
     // eight; the kernel lays out all of its queues as that says.
     Edit {

@@ -138,8 +138,17 @@ extern unsigned long later_pages;
         from: "	x = global_zone_page_state(NR_FREE_PAGES);\n",
         to: "	x = global_zone_page_state(NR_FREE_PAGES) + later_pages;\n",
     },
-    // The `struct page`s of a DAX device are made where a file is mapped, 64 at a time (a page of them), and
-    // not for all of the root image at the start.
+    // The `struct page`s of a DAX device are made where a file is mapped, 64 at a time, which are a page of their own that
+    // has no memory before, and not for all of the root image at the start.
+    Edit {
+        file: "mm/sparse-vmemmap.c",
+        from: "	if (vmemmap_can_optimize(altmap, pgmap))\n		r = vmemmap_populate_compound_pages(",
+        to: "\
+	if (pgmap && pgmap->later)
+		r = 0;
+	else if (vmemmap_can_optimize(altmap, pgmap))
+		r = vmemmap_populate_compound_pages(",
+    },
     Edit {
         file: "include/linux/memremap.h",
         from: "	void *owner;\n	int nr_range;\n",
@@ -154,8 +163,9 @@ extern unsigned long later_pages;
         file: "include/linux/memremap.h",
         from: "static inline bool pgmap_has_memory_failure(",
         to: "\
-void make_later_pages(struct dev_pagemap *pgmap, unsigned long pfn,
-		      unsigned long nr_pages);
+void leave_pages_for_later(struct dev_pagemap *pgmap);
+int make_later_pages(struct dev_pagemap *pgmap, unsigned long pfn,
+		     unsigned long nr_pages);
 
 static inline bool pgmap_has_memory_failure(",
     },
@@ -171,21 +181,22 @@ static inline bool pgmap_has_memory_failure(",
         file: "mm/mm_init.c",
         from: "	for (pfn = start_pfn; pfn < end_pfn; pfn += pfns_per_compound) {\n",
         to: "\
-	if (pgmap->type == MEMORY_DEVICE_FS_DAX && !altmap &&
-	    pfns_per_compound == 1 && pgmap->nr_range == 1)
-		leave_pages_for_later(pgmap, nr_pages);
-
 	for (pfn = start_pfn; pfn < end_pfn && !pgmap->later;
 	     pfn += pfns_per_compound) {
 ",
     },
     Edit {
         file: "drivers/nvdimm/pmem.c",
+        from: "		pmem->pgmap.nr_range = 1;\n",
+        to: "		pmem->pgmap.nr_range = 1;\n		leave_pages_for_later(&pmem->pgmap);\n",
+    },
+    Edit {
+        file: "drivers/nvdimm/pmem.c",
         from: "		*pfn = phys_to_pfn_t(pmem->phys_addr + offset, pmem->pfn_flags);\n",
         to: "\
 		*pfn = phys_to_pfn_t(pmem->phys_addr + offset, pmem->pfn_flags);
-	if (pfn)
-		make_later_pages(&pmem->pgmap, pfn_t_to_pfn(*pfn), nr_pages);
+	if (pfn && make_later_pages(&pmem->pgmap, pfn_t_to_pfn(*pfn), nr_pages))
+		return -ENOMEM;
 ",
     },
 ];

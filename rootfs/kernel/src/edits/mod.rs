@@ -1,6 +1,7 @@
 //! Changes to the kernel's source for what no option says. Each one is small, has a reason, and stops
 //! the build when the source no longer has the text that it replaces.
 
+mod boot;
 mod exits;
 mod layout;
 mod memory;
@@ -21,7 +22,9 @@ struct Edit {
 
 /// All changes.
 fn edits() -> impl Iterator<Item = &'static Edit> {
-    [layout::EDITS, order::EDITS, memory::EDITS, shares::EDITS, exits::EDITS].into_iter().flatten()
+    [layout::EDITS, order::EDITS, memory::EDITS, shares::EDITS, exits::EDITS, boot::EDITS]
+        .into_iter()
+        .flatten()
 }
 
 /// All that the changes are made of.
