@@ -9,6 +9,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::Error;
 
+/// How long the kernel may take to take apart what a process has left behind, such as a VM; the next one is not to pay for it.
+const REST: Duration = Duration::from_millis(50);
+
 /// The monotonic clock: in the lab's instruction clock one nanosecond an instruction.
 pub fn now() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
@@ -111,6 +114,7 @@ impl Running {
         }
         let status = self.child.wait().map_err(failed)?;
         let end = now();
+        thread::sleep(REST);
         let stderr = errors.join().unwrap_or_default();
         let stdout = String::from_utf8_lossy(&stdout).into_owned();
         Ok(Ended { start: self.start, first_output, end, status, stdout, stderr })

@@ -127,6 +127,7 @@ fn run_in(args: RunArgs, started: Start, keep: Option<&Path>) -> Result<u8, Fail
         machine.snapshot(path)?;
     }
     let disk_failure = machine.disk_failure();
+    machine.end_with_process();
     if orderly {
         machine.shutdown()?;
     }

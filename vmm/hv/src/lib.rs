@@ -87,8 +87,7 @@ pub trait Vm<A: Arch>: Send + Sync {
     /// How many vCPUs one VM may have on this host.
     fn max_vcpus(&self) -> u32;
 
-    /// The VM is about to be dropped, and the process about to end: what the hypervisor then takes long for need not hold
-    /// up either.
+    /// The process is about to end, and the VM with it: what the hypervisor then takes long for need not hold up either.
     fn end_with_process(&self) {}
 }
 

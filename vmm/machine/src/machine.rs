@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io::{self, Write};
+use std::mem;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -180,7 +181,7 @@ pub struct Machine<P: Platform = X86> {
     kept: P::Kept,
     // In this order: the VM is gone before the memory that it sees.
     vm: Arc<P::Vm>,
-    _device_memory: Vec<Arc<dyn Any + Send + Sync>>,
+    device_memory: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Machine<X86> {
@@ -297,7 +298,7 @@ impl<P: Platform> Machine<P> {
             ram,
             kept,
             vm,
-            _device_memory: device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect(),
+            device_memory: device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect(),
         }
     }
 
@@ -326,9 +327,12 @@ impl<P: Platform> Machine<P> {
         self.shared.control.ended()
     }
 
-    /// Says that the process ends with the machine, which is about to be dropped ([`Vm::end_with_process`]).
+    /// Says that the process ends with the machine ([`Vm::end_with_process`]). Memory is not unmapped any more: it goes with
+    /// the process.
     pub fn end_with_process(&self) {
         self.vm.end_with_process();
+        mem::forget(self.ram.clone());
+        mem::forget(self.device_memory.clone());
     }
 
     /// Ends the machine now, whatever the guest does; whoever waits learns of it.
