@@ -68,27 +68,22 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     let suites = if suites.is_empty() { &Suite::ALL[..] } else { suites };
     if suites.contains(&Suite::Guest) {
         setup::cabana()?;
-        if let Err(failure) = artifacts::tools_image(&Guests::of(Processor::HOST)?, &Board::new()) {
-            say(&format!(
-                "xtask: no image for tools on shares, whose tests are skipped: {failure}"
-            ));
-        }
-        // The guest suite boots it, wherever it runs.
-        cabana_lab::debian_kernel(Architecture::default(), &mut |step| {
-            say(&format!("guest suite: {step}"));
-        })?;
     } else {
         setup::tools()?;
     }
-    if suites.iter().any(|suite| matches!(suite, Suite::Unit | Suite::Guest)) {
-        pjdfstest();
-    }
-    say("xtask: building the tests");
-    let binaries = match suites {
-        [Suite::Hv] => build::of(&["--package", "cabana-test-hv"])?,
-        [Suite::Cross] => Vec::new(),
-        _ => build::of(&["--workspace"])?,
-    };
+    // What the tests work with comes by the network while they are built.
+    let (binaries, material) = thread::scope(|scope| {
+        let material = scope.spawn(|| material(suites));
+        say("xtask: building the tests");
+        let binaries = match suites {
+            [Suite::Hv] => build::of(&["--package", "cabana-test-hv"]),
+            [Suite::Cross] => Ok(Vec::new()),
+            _ => build::of(&["--workspace"]),
+        };
+        (binaries, material.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    material?;
+    let binaries = binaries?;
     let of = |suite| -> Vec<&Binary> {
         binaries.iter().filter(|binary| Suite::of(binary) == suite).collect()
     };
@@ -129,6 +124,25 @@ pub(crate) fn test(suites: &[Suite], long: bool) -> Result<ExitCode, Failure> {
     results.add(elsewhere?);
     print!("{}", results.cases.table());
     Ok(summary::print(&results.rows))
+}
+
+/// Gets ready what the suites work with, beside what machines are made of.
+fn material(suites: &[Suite]) -> Result<(), Failure> {
+    if suites.contains(&Suite::Guest) {
+        if let Err(failure) = artifacts::tools_image(&Guests::of(Processor::HOST)?, &Board::new()) {
+            say(&format!(
+                "xtask: no image for tools on shares, whose tests are skipped: {failure}"
+            ));
+        }
+        // The guest suite boots it, wherever it runs.
+        cabana_lab::debian_kernel(Architecture::default(), &mut |step| {
+            say(&format!("guest suite: {step}"));
+        })?;
+    }
+    if suites.iter().any(|suite| matches!(suite, Suite::Unit | Suite::Guest)) {
+        pjdfstest();
+    }
+    Ok(())
 }
 
 /// Test binaries that wait for a place, each with its row in the summary.
