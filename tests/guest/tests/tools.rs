@@ -111,13 +111,11 @@ cases! {
     system_calls_in_a_session: "calls.py", Some(SESSION), 1;
     cargo_builds: "cargo.sh", None, 1;
     git_keeps_its_repositories: "git.sh", None, 1;
-    git_keeps_its_repositories_in_a_session: "git.sh", Some(SESSION), 1;
     make_and_compilers: "make.sh", None, 1;
     npm_installs: "npm.sh", None, 1;
     pip_installs: "pip.sh", None, 1;
     sqlite_has_many_writers: "sqlite.py", None, 1;
     trees_are_copied: "trees.sh", None, 1;
-    trees_are_copied_in_a_session: "trees.sh", Some(SESSION), 1;
 }
 
 /// The same with more to do, and the others in a session too.
@@ -128,10 +126,12 @@ mod long {
         #[ignore = "runs with --long"] system_calls: "calls.py", None, 20;
         #[ignore = "runs with --long"] cargo_builds: "cargo.sh", Some(SESSION), 2;
         #[ignore = "runs with --long"] git_keeps_its_repositories: "git.sh", None, 4;
+        #[ignore = "runs with --long"] git_in_a_session: "git.sh", Some(SESSION), 1;
         #[ignore = "runs with --long"] make_and_compilers: "make.sh", Some(SESSION), 4;
         #[ignore = "runs with --long"] npm_installs: "npm.sh", Some(SESSION), 3;
         #[ignore = "runs with --long"] pip_installs: "pip.sh", Some(SESSION), 2;
         #[ignore = "runs with --long"] sqlite_has_many_writers: "sqlite.py", Some(SESSION), 10;
         #[ignore = "runs with --long"] trees_are_copied: "trees.sh", None, 20;
+        #[ignore = "runs with --long"] trees_in_a_session: "trees.sh", Some(SESSION), 1;
     }
 }

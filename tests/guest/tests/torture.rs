@@ -325,7 +325,7 @@ fn cycles(count: u64) {
 
 #[test]
 fn whatever_is_killed_leaves_nothing_behind() {
-    cycles(30);
+    cycles(15);
 }
 
 #[test]
