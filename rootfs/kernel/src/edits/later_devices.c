@@ -7,7 +7,9 @@ void leave_pages_for_later(struct dev_pagemap *pgmap)
 	unsigned int pieces = DIV_ROUND_UP(PHYS_PFN(range_len(&pgmap->range)),
 					   LATER_PIECE);
 
-	if (!IS_ALIGNED(PHYS_PFN(pgmap->range.start), LATER_PIECE))
+	/* On arm64 nobody has tried it */
+	if (!IS_ENABLED(CONFIG_X86) ||
+	    !IS_ALIGNED(PHYS_PFN(pgmap->range.start), LATER_PIECE))
 		return;
 	pgmap->later = bitmap_alloc(pieces, GFP_KERNEL);
 	if (pgmap->later)
