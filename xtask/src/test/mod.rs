@@ -32,7 +32,7 @@ use summary::Row;
 const PJDFSTEST: &str = "0.2.2";
 
 /// The suites that take long in a lab.
-const LONG: [&str; 4] = ["tools", "torture", "shares", "engine"];
+const LONG: [&str; 4] = ["snapshots", "tools", "torture", "shares"];
 
 /// A suite of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
