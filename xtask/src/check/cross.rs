@@ -40,12 +40,12 @@ const EVERYWHERE: &[&str] = &[
     "cabana-vsock",
 ];
 
-/// The targets, and what compiles there beside [`EVERYWHERE`].
-const TARGETS: &[(&str, &[&str])] = &[
-    ("x86_64-pc-windows-gnu", WINDOWS),
-    ("aarch64-apple-darwin", &[]),
-    ("x86_64-apple-darwin", &[]),
-    ("aarch64-unknown-linux-musl", LINUX),
+/// The targets, with what compiles there beside [`EVERYWHERE`], and where C does, beside [`PRODUCT`].
+const TARGETS: &[(&str, &[&str], &[&str])] = &[
+    ("x86_64-pc-windows-gnu", WINDOWS, &[]),
+    ("aarch64-apple-darwin", &[], &[]),
+    ("x86_64-apple-darwin", &[], &[]),
+    ("aarch64-unknown-linux-musl", LINUX, &["cabana-test-guest"]),
 ];
 
 /// The backend, beside what is everywhere.
@@ -65,24 +65,16 @@ const PRODUCT: &[&str] = &[
     "cabana-worker",
 ];
 
-/// Where that is looked at, where C can be compiled, and what else of the kind is.
-const PRODUCTS: &[(&str, &[&str])] = &[
-    ("x86_64-pc-windows-gnu", &[]),
-    ("aarch64-apple-darwin", &[]),
-    ("x86_64-apple-darwin", &[]),
-    ("aarch64-unknown-linux-musl", &["cabana-test-guest"]),
-];
-
 /// What compiles for a target.
 pub(crate) fn crates(target: &str) -> impl Iterator<Item = &'static str> {
-    let of = TARGETS.iter().find(|(name, _)| *name == target);
-    EVERYWHERE.iter().chain(of.into_iter().flat_map(|(_, beside)| *beside)).copied()
+    let of = TARGETS.iter().find(|(name, ..)| *name == target);
+    EVERYWHERE.iter().chain(of.into_iter().flat_map(|(_, beside, _)| *beside)).copied()
 }
 
 /// What of the product compiles for a target, where C does.
 pub(crate) fn product(target: &str) -> impl Iterator<Item = &'static str> {
-    let of = PRODUCTS.iter().find(|(name, _)| *name == target);
-    of.into_iter().flat_map(|(_, beside)| PRODUCT.iter().chain(*beside)).copied()
+    let of = TARGETS.iter().find(|(name, ..)| *name == target);
+    of.into_iter().flat_map(|(.., beside)| PRODUCT.iter().chain(*beside)).copied()
 }
 
 /// What of that is linked for Macs: the tests that a person with one runs first, and for today's all programs.
@@ -93,7 +85,7 @@ const LINKED: &[(&str, &[&str])] = &[
 
 /// Lints every target that can be had, and names those that cannot.
 pub(super) fn check() -> Result<(), Failure> {
-    for (target, _) in TARGETS {
+    for (target, ..) in TARGETS {
         if let Some(why) = missing(target)? {
             say(&format!("check Cross: SKIPPED {target}: {why}"));
             continue;

@@ -234,7 +234,7 @@ fn where_linux_runs(
     Ok(results)
 }
 
-/// What runs for other systems and processors; what has to meet deadlines in the lab goes before it.
+/// What runs for other systems and processors; what has to meet deadlines in a lab goes before it.
 fn elsewhere(suites: &[Suite]) -> Result<Results, Failure> {
     // Of this thread and what it starts. A refusal only makes it less considerate.
     let _ = rustix::process::nice(10);
@@ -266,7 +266,7 @@ fn pjdfstest() {
     }
 }
 
-/// One outer machine for all suites. The workspace is writable like here, and is there even if it
+/// An outer machine for any number of suites. The workspace is writable like here, and is there even if it
 /// lies under `/tmp`, of which the machine has its own.
 fn start_lab(architecture: Architecture) -> Result<Lab, Failure> {
     let parts = Parts::prepare_for(architecture, &mut |step| say(&format!("lab: {step}")))?;

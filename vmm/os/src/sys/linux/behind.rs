@@ -43,8 +43,9 @@ pub fn close_behind(descriptor: BorrowedFd<'_>) -> io::Result<()> {
 /// The child's life: it has copies of all descriptors, closes those that it is not for, and waits for the process's end. Its
 /// own end closes the rest.
 extern "C" fn stay(left: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: `close_behind` leaves it for ever. The calls touch no memory but `poll`, which is this stack's; none fails
-    // here, so that `errno`, which is another thread's, is left alone.
+    // SAFETY: `close_behind` leaves it for ever. The calls touch no memory but `poll`, which is this stack's. `errno` is the
+    // other thread's, and written if a call fails: before Linux 5.9, which has no `close_range`. The descriptors that then
+    // stay open are closed at the end, too.
     unsafe {
         let Left { descriptor, process } = *left.cast::<Left>();
         let (low, high) = (descriptor.min(process), descriptor.max(process));
@@ -54,7 +55,8 @@ extern "C" fn stay(left: *mut libc::c_void) -> libc::c_int {
             }
         }
         let mut poll = libc::pollfd { fd: process, events: libc::POLLIN, revents: 0 };
-        libc::syscall(libc::SYS_ppoll, &raw mut poll, 1, 0, 0, 0);
+        let (for_ever, mask) = (ptr::null::<libc::timespec>(), ptr::null::<libc::sigset_t>());
+        libc::syscall(libc::SYS_ppoll, &raw mut poll, 1_usize, for_ever, mask, 0_usize);
     }
     0
 }
