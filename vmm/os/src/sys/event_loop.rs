@@ -493,6 +493,26 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_is_heard_while_others_come_and_go() {
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let events = EventLoop::spawn("test").unwrap();
+                    for _ in 0..1000 {
+                        let event = Event::new().unwrap();
+                        let (sender, receiver) = mpsc::channel();
+                        let handler = move || sender.send(()).unwrap();
+                        let token = events.handle().add_event(&event, handler).unwrap();
+                        event.signal();
+                        receiver.recv_timeout(SOON).unwrap();
+                        events.handle().remove(token);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
     fn an_end_wakes_who_waits_for_nothing_else() {
         let events = EventLoop::spawn("test").unwrap();
         let (reader, writer) = Packets::pair().unwrap();

@@ -5,7 +5,9 @@ use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle,
 use std::ptr;
 
 use windows_sys::Win32::Foundation::{HANDLE, WAIT_OBJECT_0};
-use windows_sys::Win32::System::Threading::{CreateEventW, SetEvent, WaitForSingleObject};
+use windows_sys::Win32::System::Threading::{
+    CreateEventW, ResetEvent, SetEvent, WaitForSingleObject,
+};
 
 use super::poller::{Source, Watch};
 
@@ -18,8 +20,8 @@ pub struct Event {
 impl Event {
     /// A new event, not signalled.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: no security attributes and no name: nothing is pointed to. It resets itself when taken.
-        let handle = unsafe { CreateEventW(ptr::null(), 0, 0, ptr::null()) };
+        // SAFETY: no security attributes and no name: nothing is pointed to. It stays signalled until it is reset.
+        let handle = unsafe { CreateEventW(ptr::null(), 1, 0, ptr::null()) };
         if handle.is_null() {
             return Err(io::Error::last_os_error());
         }
@@ -50,14 +52,15 @@ impl Event {
 
     /// Takes the signal: true if there was one since the last call, and no loop has taken it.
     pub fn take(&self) -> bool {
+        let handle = self.handle.as_raw_handle();
         // SAFETY: the handle is an event's and open; nobody waits.
-        unsafe { WaitForSingleObject(self.handle.as_raw_handle(), 0) == WAIT_OBJECT_0 }
+        unsafe { WaitForSingleObject(handle, 0) == WAIT_OBJECT_0 && ResetEvent(handle) != 0 }
     }
 }
 
 impl Source for Event {
     fn watch(&self) -> io::Result<Watch> {
-        Ok(Watch::signals(self.object()?))
+        Ok(Watch::event(self.object()?))
     }
 }
 

@@ -15,7 +15,7 @@ use windows_sys::Win32::Networking::WinSock::{
     WSAPOLLFD, WSAPoll,
 };
 use windows_sys::Win32::System::Threading::{
-    INFINITE, RegisterWaitForSingleObject, UnregisterWaitEx, WT_EXECUTEINWAITTHREAD,
+    INFINITE, RegisterWaitForSingleObject, ResetEvent, UnregisterWaitEx, WT_EXECUTEINWAITTHREAD,
 };
 
 use super::event::Event;
@@ -28,7 +28,7 @@ pub trait Source {
     fn watch(&self) -> io::Result<Watch>;
 }
 
-/// Objects that are signalled when something may have changed, and reset themselves; and what to ask then.
+/// Objects that are signalled when something may have changed, and what to ask then.
 pub struct Watch {
     objects: Vec<OwnedHandle>,
     state: State,
@@ -36,15 +36,20 @@ pub struct Watch {
 
 enum State {
     /// Nothing: the signal is all there is.
-    Signal,
+    Event,
+    /// The same, of an object that resets itself.
+    Timer,
     Socket(Selected),
     Pipe(Arc<Pipe>),
 }
 
 impl Watch {
-    /// An object that is nothing but its signals.
-    pub(super) fn signals(object: OwnedHandle) -> Self {
-        Self { objects: vec![object], state: State::Signal }
+    pub(super) fn event(object: OwnedHandle) -> Self {
+        Self { objects: vec![object], state: State::Event }
+    }
+
+    pub(super) fn timer(object: OwnedHandle) -> Self {
+        Self { objects: vec![object], state: State::Timer }
     }
 
     /// A pipe with the objects of its reads and writes.
@@ -200,7 +205,7 @@ impl Watching {
     /// One of the objects was signalled.
     fn signalled(&self) {
         let news = match &self.state {
-            State::Signal => Interest::READ,
+            State::Event | State::Timer => Interest::READ,
             State::Socket(socket) => socket.news(),
             State::Pipe(_) => Interest::NONE,
         };
@@ -213,7 +218,7 @@ impl Watching {
     /// Queues what is possible now.
     fn look(&self) {
         let possible = match &self.state {
-            State::Signal => Possible::NOTHING,
+            State::Event | State::Timer => Possible::NOTHING,
             State::Socket(socket) => socket.possible(),
             State::Pipe(pipe) => pipe.possible(),
         };
@@ -230,9 +235,14 @@ impl Watching {
 /// A wait of the thread pool, ended on drop.
 struct Wait {
     handle: HANDLE,
-    /// What its calls look at, and what it waits for.
-    _watching: Arc<Watching>,
-    _object: OwnedHandle,
+    /// What its calls look at.
+    _awaited: Arc<Awaited>,
+}
+
+/// An object, and what to do when it is signalled.
+struct Awaited {
+    object: OwnedHandle,
+    watching: Arc<Watching>,
 }
 
 // SAFETY: a wait is named by a number that any thread may use.
@@ -240,25 +250,23 @@ unsafe impl Send for Wait {}
 
 impl Wait {
     fn new(object: OwnedHandle, watching: Arc<Watching>) -> io::Result<Self> {
+        let awaited = Arc::new(Awaited { object, watching });
         let mut wait = ptr::null_mut();
-        let context = Arc::as_ptr(&watching).cast();
         // SAFETY: the object is open and the context is there for as long as the wait is: both go with this value,
         // whose drop waits for the last call.
         let registered = unsafe {
-            let flags = WT_EXECUTEINWAITTHREAD;
-            let object = object.as_raw_handle();
             RegisterWaitForSingleObject(
                 &raw mut wait,
-                object,
+                awaited.object.as_raw_handle(),
                 Some(signalled),
-                context,
+                Arc::as_ptr(&awaited).cast(),
                 INFINITE,
-                flags,
+                WT_EXECUTEINWAITTHREAD,
             )
         };
         match registered {
             0 => Err(io::Error::last_os_error()),
-            _ => Ok(Self { handle: wait, _watching: watching, _object: object }),
+            _ => Ok(Self { handle: wait, _awaited: awaited }),
         }
     }
 }
@@ -272,8 +280,16 @@ impl Drop for Wait {
 }
 
 unsafe extern "system" fn signalled(context: *mut c_void, _timed_out: bool) {
-    // SAFETY: it is the `Watching` that the wait was made with, which outlives it.
-    unsafe { &*context.cast::<Watching>() }.signalled();
+    // SAFETY: it is the `Awaited` that the wait was made with, which outlives it.
+    let Awaited { object, watching } = unsafe { &*context.cast::<Awaited>() };
+    // Only here, and not by the wait itself: under Wine the thread that waits may come late to a wait that has ended, find
+    // another event under the number of its handle and take its signal away. Before the look, so that what comes after it
+    // is heard.
+    if !matches!(watching.state, State::Timer) {
+        // SAFETY: the handle is an event's and open.
+        unsafe { ResetEvent(object.as_raw_handle()) };
+    }
+    watching.signalled();
 }
 
 pub(in crate::sys) struct Poller {
@@ -296,7 +312,7 @@ impl Poller {
         let Watch { objects, state } = source.watch()?;
         // Nobody can ask whether a signal is still there, or what is new with a pipe.
         let other = match state {
-            State::Signal => trigger == Trigger::Level,
+            State::Event | State::Timer => trigger == Trigger::Level,
             State::Pipe(_) => trigger == Trigger::Edge,
             State::Socket(_) => false,
         };

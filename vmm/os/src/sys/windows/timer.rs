@@ -68,6 +68,6 @@ impl Timer {
 
 impl Source for Timer {
     fn watch(&self) -> io::Result<Watch> {
-        Ok(Watch::signals(self.handle.try_clone()?))
+        Ok(Watch::timer(self.handle.try_clone()?))
     }
 }
