@@ -12,12 +12,9 @@ const ORDER: &str = include_str!("edits/boot_order.lds");
 const TOGETHER: u64 = 2 << 20;
 /// So many of them at least, in per cent. Assembly and what has places of its own in the text stay where they are.
 const AT_LEAST: usize = 90;
-/// `struct alt_instr` (`arch/x86/include/asm/alternative.h`) and `struct static_call_site`
-/// (`include/linux/static_call_types.h`): both begin with the distance to what is patched.
-const PATCHES: [(&str, &str, u64); 2] = [
-    ("__alt_instructions", "__alt_instructions_end", 14),
-    ("__start_static_call_sites", "__stop_static_call_sites", 8),
-];
+/// A table of `struct alt_instr` (`arch/x86/include/asm/alternative.h`), which begins with the distance to what is patched.
+const PATCHES: (&str, &str) = ("__alt_instructions", "__alt_instructions_end");
+const PATCH_LEN: usize = 14;
 
 /// Checks that a kernel's functions lie in the order.
 pub(crate) fn check(system_map: &str) -> Result<(), String> {
@@ -121,16 +118,14 @@ impl<'a> Text<'a> {
     /// The functions with places that are patched at boot.
     fn patched(&self, kernel: &[u8]) -> Result<HashSet<usize>, String> {
         let mut found = HashSet::new();
-        for (start, end, size) in PATCHES {
-            let (start, end) = (self.symbol(start)?, self.symbol(end)?);
-            for entry in (start..end).step_by(size as usize) {
-                let offset = elf::file_offset(kernel, entry, 4);
-                let bytes = offset.and_then(|at| kernel.get(at..at + 4));
-                let bytes = bytes.ok_or("a table is not in the file")?;
-                let distance = i32::from_le_bytes(bytes.try_into().expect("four bytes"));
-                let place = entry.wrapping_add_signed(distance.into());
-                found.extend(self.at(place));
-            }
+        let (start, end) = (self.symbol(PATCHES.0)?, self.symbol(PATCHES.1)?);
+        for entry in (start..end).step_by(PATCH_LEN) {
+            let offset = elf::file_offset(kernel, entry, 4);
+            let bytes = offset.and_then(|at| kernel.get(at..at + 4));
+            let bytes = bytes.ok_or("the table of patches is not in the file")?;
+            let distance = i32::from_le_bytes(bytes.try_into().expect("four bytes"));
+            let place = entry.wrapping_add_signed(distance.into());
+            found.extend(self.at(place));
         }
         Ok(found)
     }
@@ -174,9 +169,7 @@ ffffffff81000500 t late.cold
 ffffffff81000600 T _etext
 ffffffff81000600 T initialization
 ffffffff81000800 D __alt_instructions
-ffffffff8100081c D __alt_instructions_end
-ffffffff8100081c D __start_static_call_sites
-ffffffff81000824 D __stop_static_call_sites
+ffffffff8100082a D __alt_instructions_end
 ";
         // One segment that holds all of it.
         let mut kernel = vec![0; 0x1000];
