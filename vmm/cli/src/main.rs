@@ -50,6 +50,8 @@ impl Failure {
 
 fn main() -> ExitCode {
     let started = trace::Start::now();
+    #[cfg(panic = "unwind")]
+    end_with_panics();
     cabana_sandbox::share_heap();
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
@@ -91,4 +93,14 @@ fn main() -> ExitCode {
             ExitCode::from(status)
         }
     }
+}
+
+/// A panic in any thread ends the process where it unwinds, in builds for tests, as it does where it aborts.
+#[cfg(panic = "unwind")]
+fn end_with_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }

@@ -382,6 +382,7 @@ pub(crate) fn report_panics(channel: &Arc<Channel>) {
     std::panic::set_hook(Box::new(move |panic| {
         let fault = Fault { code: "worker-died".to_owned(), message: panic.to_string() };
         let _ = link::send(&channel, &Notice::Ended(Err(fault)), &[]);
+        std::process::abort();
     }));
 }
 
