@@ -4,24 +4,20 @@
 //! A connection that the guest opens costs little until the other side is there: the first segment is kept,
 //! [`Event::Open`] says so, and only [`Stack::accept`] makes buffers and lets the guest see an answer.
 
+mod flows;
+mod input;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use smoltcp::wire::{EthernetAddress, IpProtocol};
+use smoltcp::wire::EthernetAddress;
 
 use crate::config::{self, GUEST_MAC, Limits, MAX_MTU, MIN_MTU};
 use crate::gate::{Flow, FlowId, Protocol};
-use crate::packet::{self, Content, Echo, Ip, Unreachable};
+use crate::packet::{self, Echo, Unreachable};
 use crate::refused::Refused;
 use crate::tcp::{Connection, Outbox, Shape};
-
-/// Replies that wait for the guest to take them; beyond that they are lost, as on any link.
-const MAX_REPLIES: usize = 512;
-/// Room for one direction of a connection, at least.
-const MIN_BUFFER: usize = 4 << 10;
-/// The largest first segment with all its options: two headers of 60 bytes.
-const MAX_OPENING: usize = 128;
 
 /// Something that happened.
 #[derive(Debug, PartialEq, Eq)]
@@ -180,141 +176,6 @@ impl Stack {
             entry.told = false;
         }
         Some(event)
-    }
-
-    /// Takes a frame of the guest's.
-    pub fn input(&mut self, now: Duration, frame: &[u8]) {
-        self.counters.frames_in += 1;
-        match packet::parse(frame) {
-            Some(Content::Arp(sender, request)) => {
-                let reply = packet::arp_reply(request, sender);
-                self.answer(reply);
-            }
-            Some(Content::Ip(ip)) => self.input_ip(now, &ip),
-            None => self.counters.ignored += 1,
-        }
-    }
-
-    fn input_ip(&mut self, now: Duration, ip: &Ip<'_>) {
-        // A guest that asks for a neighbour may do so from a link-local address, or from none.
-        if ip.protocol == IpProtocol::Icmpv6
-            && let Some(reply) = packet::neighbor_reply(ip)
-        {
-            return self.answer(Some(reply));
-        }
-        if is_for_many(ip.destination) {
-            self.counters.ignored += 1;
-            return;
-        }
-        if config::hardware_of(ip.source) != Some(ip.sender) {
-            self.counters.forged += 1;
-            return;
-        }
-        match ip.protocol {
-            IpProtocol::Tcp => self.input_tcp(now, ip),
-            IpProtocol::Udp => {
-                let Some((source, destination, payload)) = packet::udp(ip) else {
-                    self.counters.ignored += 1;
-                    return;
-                };
-                let flow = flow(Protocol::Udp, ip, source, destination);
-                self.input_datagram(now, flow, payload.to_vec());
-            }
-            IpProtocol::Icmp | IpProtocol::Icmpv6 => self.input_echo(now, ip),
-            _ => {
-                self.counters.ignored += 1;
-                let error = packet::unreachable(Unreachable::Prohibited, ip.whole, ip.sender);
-                self.answer(error);
-            }
-        }
-    }
-
-    fn input_tcp(&mut self, now: Duration, ip: &Ip<'_>) {
-        let Some(segment) = packet::tcp(ip) else {
-            self.counters.ignored += 1;
-            return;
-        };
-        let flow = flow(Protocol::Tcp, ip, segment.source_port, segment.destination_port);
-        match self.by_key.get(&flow) {
-            Some(&id) => self.input_segment(now, id, ip.whole),
-            None if segment.opens && !self.refused.holds(now, &flow, segment.sequence) => {
-                self.open_tcp(now, flow, ip.whole);
-            }
-            None => {
-                let reset = packet::reset(ip.whole, ip.sender);
-                self.answer(reset);
-            }
-        }
-    }
-
-    fn open_tcp(&mut self, now: Duration, flow: Flow, whole: &[u8]) {
-        // A silent loss: the guest tries again, and by then there may be room.
-        if self.half_open >= self.limits.half_open
-            || self.flows.len() >= self.limits.flows
-            || whole.len() > MAX_OPENING
-        {
-            self.counters.over_limit += 1;
-            return;
-        }
-        let id = self.insert(now, flow, State::Opening(whole.to_vec()));
-        self.set_deadline(id, Some(now + self.limits.handshake));
-        self.events.push_back(Event::Open(id, flow));
-    }
-
-    fn input_segment(&mut self, now: Duration, id: FlowId, packet: &[u8]) {
-        let Some(entry) = self.flows.get_mut(&id) else { return };
-        let State::Live(connection) = &mut entry.state else {
-            // The guest repeats its first segment, or gives up.
-            if is_reset(packet) {
-                self.remove(id, true);
-            }
-            return;
-        };
-        let guest = hardware(&entry.flow);
-        connection.input(now, packet, &mut self.outbox);
-        if let Some(reply) = self.outbox.take() {
-            let mut reply = reply.to_vec();
-            packet::put_ethernet(&mut reply, guest);
-            self.answer(Some(reply));
-        }
-        self.touch(id);
-        self.tell(id);
-    }
-
-    fn input_datagram(&mut self, now: Duration, flow: Flow, payload: Vec<u8>) {
-        let id = match self.by_key.get(&flow) {
-            Some(&id) => id,
-            None if self.datagrams >= self.limits.datagram_flows
-                || self.flows.len() >= self.limits.flows =>
-            {
-                self.counters.over_limit += 1;
-                return;
-            }
-            None => {
-                let id = self.insert(now, flow, State::Datagrams);
-                self.set_deadline(id, Some(now + self.limits.idle));
-                self.events.push_back(Event::Open(id, flow));
-                id
-            }
-        };
-        if let Some(entry) = self.flows.get_mut(&id) {
-            entry.used = now;
-        }
-        self.events.push_back(Event::Datagram(id, payload));
-    }
-
-    fn input_echo(&mut self, now: Duration, ip: &Ip<'_>) {
-        let Some(echo) = packet::echo_request(ip) else {
-            self.counters.ignored += 1;
-            return;
-        };
-        if config::is_gateway(ip.destination) {
-            let reply = packet::echo_reply(ip.destination, ip.source, &echo, ip.sender);
-            return self.answer(reply);
-        }
-        let mut message = echo.sequence.to_be_bytes().to_vec();
-        message.extend_from_slice(echo.data);
-        self.input_datagram(now, flow(Protocol::Icmp, ip, echo.ident, 0), message);
     }
 
     /// The other side of a connection is there: the guest gets its answer. False, with the flow gone, if
@@ -561,158 +422,12 @@ impl Stack {
             }
         }
     }
-
-    /// Notes where a connection stands after it had nothing to send.
-    fn settle(&mut self, now: Duration, id: FlowId) {
-        let Some(entry) = self.flows.get_mut(&id) else { return };
-        let State::Live(connection) = &mut entry.state else { return };
-        if let Some(broken) = connection.is_over() {
-            self.remove(id, broken);
-            return;
-        }
-        let established = connection.is_established();
-        let mut deadline = connection.deadline(now);
-        if entry.half_open {
-            if established {
-                entry.half_open = false;
-                self.half_open -= 1;
-            } else {
-                let last = entry.used + self.limits.handshake;
-                deadline = Some(deadline.map_or(last, |at| at.min(last)));
-            }
-        }
-        // What smoltcp could not do at once it does a little later, never in a tight loop.
-        let soonest = now + Duration::from_millis(1);
-        self.set_deadline(id, deadline.map(|at| at.max(soonest)));
-    }
-
-    fn insert(&mut self, now: Duration, flow: Flow, state: State) -> FlowId {
-        let id = self.next_id;
-        self.next_id += 1;
-        let half_open = !matches!(state, State::Datagrams);
-        self.half_open += usize::from(half_open);
-        self.datagrams += usize::from(!half_open);
-        self.counters.flows_opened += 1;
-        self.by_key.insert(flow, id);
-        let entry =
-            Entry { flow, state, queued: false, told: false, half_open, deadline: None, used: now };
-        self.flows.insert(id, entry);
-        id
-    }
-
-    fn remove(&mut self, id: FlowId, broken: bool) {
-        let Some(entry) = self.flows.remove(&id) else { return };
-        self.by_key.remove(&entry.flow);
-        if let Some(at) = entry.deadline {
-            self.timers.remove(&(at, id));
-        }
-        self.half_open -= usize::from(entry.half_open);
-        match entry.state {
-            State::Live(connection) => self.memory -= connection.memory,
-            State::Datagrams => self.datagrams -= 1,
-            State::Opening(_) => {}
-        }
-        self.events.push_back(Event::Closed { id, broken });
-    }
-
-    fn set_deadline(&mut self, id: FlowId, deadline: Option<Duration>) {
-        let Some(entry) = self.flows.get_mut(&id) else { return };
-        if entry.deadline == deadline {
-            return;
-        }
-        if let Some(before) = std::mem::replace(&mut entry.deadline, deadline) {
-            self.timers.remove(&(before, id));
-        }
-        if let Some(at) = deadline {
-            self.timers.insert((at, id));
-        }
-    }
-
-    /// The connection may have a packet for the guest.
-    fn touch(&mut self, id: FlowId) {
-        if let Some(entry) = self.flows.get_mut(&id)
-            && !std::mem::replace(&mut entry.queued, true)
-        {
-            self.ready.push_back(id);
-        }
-    }
-
-    fn tell(&mut self, id: FlowId) {
-        if let Some(entry) = self.flows.get_mut(&id)
-            && !std::mem::replace(&mut entry.told, true)
-        {
-            self.events.push_back(Event::Ready(id));
-        }
-    }
-
-    fn answer(&mut self, frame: Option<Vec<u8>>) {
-        let Some(frame) = frame else { return };
-        if self.replies.len() < MAX_REPLIES {
-            self.replies.push_back(frame);
-        } else {
-            self.counters.over_limit += 1;
-        }
-    }
-
-    /// How large a new connection's buffers are: less as memory runs out, so that many small ones fit where
-    /// few large ones did not.
-    fn buffer(&self) -> usize {
-        let left = self.limits.memory.saturating_sub(self.memory);
-        (left / 1024).clamp(MIN_BUFFER, self.limits.buffer.max(MIN_BUFFER))
-    }
-
-    fn next_seed(&mut self) -> u64 {
-        // SplitMix64: distinct seeds from one.
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.seed;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn live(&self, id: FlowId) -> Option<&Connection> {
-        match &self.flows.get(&id)?.state {
-            State::Live(connection) => Some(connection),
-            _ => None,
-        }
-    }
-
-    fn live_mut(&mut self, id: FlowId) -> Option<&mut Connection> {
-        match &mut self.flows.get_mut(&id)?.state {
-            State::Live(connection) => Some(connection),
-            _ => None,
-        }
-    }
-}
-
-fn flow(protocol: Protocol, ip: &Ip<'_>, source: u16, destination: u16) -> Flow {
-    Flow {
-        protocol,
-        source: SocketAddr::new(ip.source, source),
-        destination: SocketAddr::new(ip.destination, destination),
-    }
 }
 
 /// Where frames of a flow go.
 fn hardware(flow: &Flow) -> EthernetAddress {
     // A flow begins at an address of the guest's only.
     config::hardware_of(flow.source.ip()).unwrap_or(GUEST_MAC)
-}
-
-/// Whether an address means nobody or more than one: such packets never leave.
-fn is_for_many(address: IpAddr) -> bool {
-    address.is_multicast()
-        || address.is_unspecified()
-        || match address {
-            IpAddr::V4(v4) => v4.is_broadcast(),
-            // Link-local: there is nobody on the link but the gateway.
-            IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80,
-        }
-}
-
-/// Whether a TCP packet is a reset.
-fn is_reset(whole: &[u8]) -> bool {
-    segment(whole).and_then(|segment| segment.get(13)).is_some_and(|flags| flags & 4 != 0)
 }
 
 /// Where a TCP packet stands in its stream.
