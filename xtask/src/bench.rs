@@ -1,12 +1,12 @@
 //! `cargo xtask bench`: measures Cabana beside QEMU, and prints a table.
 
+mod lab;
+
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use cabana_lab::{Lab, Options, Parts};
 use cabana_store::{Kind, Store};
 use clap::ValueEnum;
 
@@ -343,27 +343,8 @@ fn where_linux_runs(
         Err(why) => {
             say(&format!("bench: measuring in the lab, because {why}"));
             argv.extend(in_a_lab.iter().map(OsString::from));
-            in_lab(&argv, clock)
+            lab::run(&argv, clock)
         }
-    }
-}
-
-/// Runs a command in the lab and returns its standard output.
-fn in_lab(argv: &[OsString], clock: Clock) -> Result<Vec<u8>, Failure> {
-    let parts = Parts::prepare(&mut |step| say(&format!("lab: {step}")))?;
-    // The programs to measure lie there, perhaps under `/tmp`, of which the machine has its own.
-    let writable = vec![cargo::target_folder()];
-    let instruction_clock = clock == Clock::Instructions;
-    let options = Options { instruction_clock, writable, ..Options::default() };
-    let lab = Lab::start(&parts, &options)?;
-    let (reader, writer) = io::pipe().map_err(Failure::file("a pipe"))?;
-    let command = cabana_lab::Command::new(argv).cwd("/").stdout(writer).stderr(io::stderr());
-    let running = lab.spawn(command)?;
-    let mut figures = Vec::new();
-    { reader }.read_to_end(&mut figures).map_err(Failure::file("a pipe"))?;
-    match running.wait()?.shell_code() {
-        0 => Ok(figures),
-        status => Err(Failure::Sentence(format!("the benchmark in the lab ended with {status}"))),
     }
 }
 
