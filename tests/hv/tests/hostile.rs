@@ -4,7 +4,7 @@
 // Payloads are assembled.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -88,26 +88,27 @@ case!(a_storm_of_exits_stays_stoppable, |backend| {
         let guest = Guest::new(backend, payload);
         let seat = guest.seat(0);
         let kicker = seat.kicker();
-        let stopped = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let vcpu = scope.spawn(|| {
-                let mut runner = Runner::bind(seat);
-                runner.vcpu.set_boot_state(&boot_state()).unwrap();
-                let mut exits = 0u64;
-                while runner.run() != VmExit::Kicked {
-                    exits += 1;
-                }
-                stopped.store(true, Ordering::Release);
-                exits
-            });
-            thread::sleep(Duration::from_millis(50));
+        let (exits, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
+        let soon = |done: &dyn Fn() -> bool| {
             let begin = Instant::now();
-            kicker.kick();
-            while !stopped.load(Ordering::Acquire) && begin.elapsed() < Duration::from_secs(5) {
+            while !done() && begin.elapsed() < Duration::from_secs(5) {
                 thread::sleep(Duration::from_millis(1));
             }
-            assert!(begin.elapsed() < Duration::from_secs(5), "the kick came through");
-            assert!(vcpu.join().unwrap() > 10, "it was a storm");
+            done()
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut runner = Runner::bind(seat);
+                runner.vcpu.set_boot_state(&boot_state()).unwrap();
+                while runner.run() != VmExit::Kicked {
+                    exits.fetch_add(1, Ordering::Relaxed);
+                }
+                stopped.store(true, Ordering::Release);
+            });
+            let storm = soon(&|| exits.load(Ordering::Relaxed) > 10);
+            kicker.kick();
+            assert!(soon(&|| stopped.load(Ordering::Acquire)), "the kick came through");
+            assert!(storm, "it was a storm");
         });
     }
 });
