@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::build;
@@ -19,8 +19,7 @@ use crate::target::missing;
 
 /// Debian's, which are not on the path.
 const WINE: &str = "/usr/lib/wine/wine64";
-/// Waits until the server of the program before has gone, which the next one would still find while it leaves.
-const WINE_REST: &[&str] = &["/usr/lib/wine/wineserver64", "--wait"];
+const WINE_SERVER: &str = "/usr/lib/wine/wineserver64";
 const QEMU: &str = "/usr/bin/qemu-aarch64-static";
 const MINGW: &str = "x86_64-w64-mingw32-gcc";
 
@@ -118,8 +117,6 @@ pub(super) struct Interpreter {
     pub name: &'static str,
     pub program: &'static Path,
     pub environment: Vec<(&'static str, OsString)>,
-    /// What is run before each program, if anything.
-    pub before: &'static [&'static str],
     /// Tests that it cannot run, each with the reason.
     pub unable: &'static [(&'static str, &'static str)],
 }
@@ -136,11 +133,11 @@ fn windows() -> Result<Row, Failure> {
     }
     let prefix = cargo::target_folder().join("tools/wine/prefix");
     random_bytes(&prefix)?;
+    one_server(&prefix)?;
     let interpreter = Interpreter {
         name,
         program: Path::new(WINE),
         environment: vec![("WINEPREFIX", prefix.into()), ("WINEDEBUG", "-all".into())],
-        before: WINE_REST,
         unable: NOT_IN_WINE,
     };
     let packages: Vec<_> = crates(target).chain(product(target)).collect();
@@ -152,13 +149,8 @@ fn arm64() -> Result<Row, Failure> {
     if let Some(why) = lacks(target, &[QEMU])? {
         return Ok(Row::skipped(name, &why));
     }
-    let interpreter = Interpreter {
-        name,
-        program: Path::new(QEMU),
-        environment: Vec::new(),
-        before: &[],
-        unable: NO_TEST,
-    };
+    let interpreter =
+        Interpreter { name, program: Path::new(QEMU), environment: Vec::new(), unable: NO_TEST };
     let packages = crates(target).filter(|package| {
         let unable = NO_PACKAGE.iter().find(|(unable, _)| unable == package);
         if let Some((package, why)) = unable {
@@ -202,6 +194,20 @@ fn lacks(target: &str, programs: &[&str]) -> Result<Option<String>, Failure> {
         }
     }
     missing(target)
+}
+
+/// Starts the server that all programs have, until a minute after the last one. By itself it would end with each, take
+/// seconds for it, and be found by the next one while it leaves.
+fn one_server(prefix: &Path) -> Result<(), Failure> {
+    let server = |word: &str| {
+        let mut server = Command::new(WINE_SERVER);
+        server.arg(word).env("WINEPREFIX", prefix);
+        server
+    };
+    // One of before, if there is any; else it fails.
+    let _ = server("--kill").stderr(Stdio::null()).status();
+    let _ = server("--wait").status();
+    succeed(&mut server("--persistent=60"))
 }
 
 /// Builds the library of which Wine has none, where programs without an environment find it, too.
