@@ -133,15 +133,14 @@ fn windows() -> Result<Row, Failure> {
     }
     let prefix = cargo::target_folder().join("tools/wine/prefix");
     random_bytes(&prefix)?;
-    one_server(&prefix)?;
     let interpreter = Interpreter {
         name,
         program: Path::new(WINE),
-        environment: vec![("WINEPREFIX", prefix.into()), ("WINEDEBUG", "-all".into())],
+        environment: vec![("WINEPREFIX", prefix.clone().into()), ("WINEDEBUG", "-all".into())],
         unable: NOT_IN_WINE,
     };
     let packages: Vec<_> = crates(target).chain(product(target)).collect();
-    test(interpreter, target, &packages, &[])
+    test(interpreter, target, &packages, &[], || one_server(&prefix))
 }
 
 fn arm64() -> Result<Row, Failure> {
@@ -159,14 +158,16 @@ fn arm64() -> Result<Row, Failure> {
         unable.is_none()
     });
     // Tests in folders of their own start processes and have deadlines of a processor.
-    test(interpreter, target, &packages.collect::<Vec<_>>(), &["--lib"])
+    test(interpreter, target, &packages.collect::<Vec<_>>(), &["--lib"], || Ok(()))
 }
 
+/// Builds, makes ready what the programs need, and runs them.
 fn test(
     interpreter: Interpreter,
     target: &str,
     packages: &[&str],
     which: &[&str],
+    ready: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<Row, Failure> {
     let start = Instant::now();
     let name = interpreter.name;
@@ -180,7 +181,9 @@ fn test(
         report.reasons.push(format!("{name}: {test}: {why}"));
     }
     let place = Place::Through(interpreter);
-    for binary in build::of(&words)? {
+    let binaries = build::of(&words)?;
+    ready()?;
+    for binary in binaries {
         report.add(runner::run(&binary, &place, false)?.0);
     }
     Ok(Row { name, report, seconds: start.elapsed().as_secs_f64() })
