@@ -199,8 +199,9 @@ fn lacks(target: &str, programs: &[&str]) -> Result<Option<String>, Failure> {
     missing(target)
 }
 
-/// Starts the server that all programs have, until a minute after the last one. By itself it would end with each, take
-/// seconds for it, and be found by the next one while it leaves.
+/// Starts the server that all programs have, until a minute after the last one, and by a first program its services.
+/// By themselves they would end with each, take seconds for it, hold its output open meanwhile, and be found by the next
+/// one while they leave.
 fn one_server(prefix: &Path) -> Result<(), Failure> {
     let server = |word: &str| {
         let mut server = Command::new(WINE_SERVER);
@@ -210,7 +211,10 @@ fn one_server(prefix: &Path) -> Result<(), Failure> {
     // One of before, if there is any; else it fails.
     let _ = server("--kill").stderr(Stdio::null()).status();
     let _ = server("--wait").status();
-    succeed(&mut server("--persistent=60"))
+    succeed(&mut server("--persistent=60"))?;
+    let mut first = Command::new(WINE);
+    first.args(["cmd", "/c", "exit"]).env("WINEPREFIX", prefix).env("WINEDEBUG", "-all");
+    succeed(first.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
 /// Builds the library of which Wine has none, where programs without an environment find it, too.
