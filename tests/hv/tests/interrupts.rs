@@ -4,6 +4,7 @@
 // Payloads are assembled.
 #![allow(unsafe_code)]
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -229,12 +230,14 @@ case!(a_second_processor_starts_by_init_and_sipi, |backend| {
     guest.real_mode(payload_other());
     let seat = guest.seat(1);
     let kicker = seat.kicker();
-    let other = thread_of(seat, |mut runner| {
+    let (spoken, has_spoken) = mpsc::channel();
+    let other = thread_of(seat, move |mut runner| {
         let said = [runner.run(), runner.run()];
+        spoken.send(()).unwrap();
         (said, runner.run())
     });
     guest.start().expect_end();
-    thread::sleep(Duration::from_millis(50));
+    has_spoken.recv().unwrap();
     kicker.kick();
     let (said, end) = other.join().unwrap();
     assert_eq!(

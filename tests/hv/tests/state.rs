@@ -4,6 +4,7 @@
 // Payloads are assembled.
 #![allow(unsafe_code)]
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -233,12 +234,15 @@ case!(a_halted_vcpu_stays_halted_and_wakes_in_the_new_vm, |backend| {
     guest.handler(VECTOR, payload_end());
     let seat = guest.seat(0);
     let kicker = seat.kicker();
-    let halted = thread_of(seat, |mut runner| {
+    let (begun, has_begun) = mpsc::channel();
+    let halted = thread_of(seat, move |mut runner| {
         runner.vcpu.set_boot_state(&boot_state()).unwrap();
         assert_eq!(runner.run(), said(1));
+        begun.send(()).unwrap();
         assert_eq!(runner.run(), VmExit::Kicked);
         runner.vcpu.state().unwrap()
     });
+    has_begun.recv().unwrap();
     thread::sleep(Duration::from_millis(50));
     kicker.kick();
     let state = halted.join().unwrap();
