@@ -7,6 +7,7 @@ mod check;
 mod failure;
 mod in_lab;
 mod kvm;
+mod lines;
 mod node;
 mod packages;
 mod progress;

@@ -1,8 +1,8 @@
 //! A benchmark in the lab: begun once more where it says nothing any more.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::io::{self, Read};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use cabana_lab::{Lab, Options, Parts};
 use super::Clock;
 use crate::cargo;
 use crate::failure::Failure;
+use crate::lines::follow;
 use crate::progress::say;
 
 /// No figure takes as long. It is more likely the lab's software processor that hangs.
@@ -42,23 +43,14 @@ fn once(lab: &Lab, argv: &[OsString], silence: Duration) -> Result<Option<Vec<u8
     let (progress, stderr) = io::pipe().map_err(Failure::file("a pipe"))?;
     let command = cabana_lab::Command::new(argv).cwd("/").stdout(stdout).stderr(stderr);
     let running = lab.spawn(command)?;
-    let (signs, life) = mpsc::channel();
-    let of_progress = signs.clone();
-    thread::spawn(move || {
-        for line in BufReader::new(progress).lines().map_while(Result::ok) {
-            eprintln!("{line}");
-            let _ = of_progress.send(());
-        }
-    });
     let figures = thread::spawn(move || {
         let mut figures = Vec::new();
-        let read = output.read_to_end(&mut figures);
-        drop(signs);
-        read.map(|_| figures)
+        output.read_to_end(&mut figures).map(|_| figures)
     });
+    let progress = follow(progress);
     loop {
-        match life.recv_timeout(silence) {
-            Ok(()) => {}
+        match progress.recv_timeout(silence) {
+            Ok(line) => say(&line),
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 // To wait for it would be to wait for ever.

@@ -1,10 +1,9 @@
 //! Runs one test binary, here or in the lab.
 
 use std::cell::RefCell;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use cabana_lab::{Architecture, Lab};
@@ -13,6 +12,7 @@ use super::build::Binary;
 use super::cross::Interpreter;
 use super::libtest::Report;
 use crate::failure::Failure;
+use crate::lines::follow;
 use crate::progress::say;
 
 /// A binary that says nothing for this long hangs: libtest speaks at each test's end. The slowest
@@ -183,19 +183,6 @@ fn in_lab(lab: &Lab, binary: &Binary, arguments: &[&str]) -> Result<Option<Ended
 
 fn hung_for(silence: Duration) -> String {
     format!("it said nothing for {} minutes", silence.as_secs() / 60)
-}
-
-/// Sends every line of a pipe to a channel.
-fn follow(pipe: io::PipeReader) -> Receiver<String> {
-    let (send, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-            if send.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }
 
 /// Gathers lines to their end, or until none comes any more; whether it was so.
