@@ -4,7 +4,7 @@
 // Payloads are assembled.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ case!(a_storm_of_exits_stays_stoppable, |backend| {
         let guest = Guest::new(backend, payload);
         let seat = guest.seat(0);
         let kicker = seat.kicker();
-        let (exits, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
+        let exits = AtomicU64::new(0);
         let soon = |done: &dyn Fn() -> bool| {
             let begin = Instant::now();
             while !done() && begin.elapsed() < Duration::from_secs(5) {
@@ -97,17 +97,16 @@ case!(a_storm_of_exits_stays_stoppable, |backend| {
             done()
         };
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let vcpu = scope.spawn(|| {
                 let mut runner = Runner::bind(seat);
                 runner.vcpu.set_boot_state(&boot_state()).unwrap();
                 while runner.run() != VmExit::Kicked {
                     exits.fetch_add(1, Ordering::Relaxed);
                 }
-                stopped.store(true, Ordering::Release);
             });
             let storm = soon(&|| exits.load(Ordering::Relaxed) > 10);
             kicker.kick();
-            assert!(soon(&|| stopped.load(Ordering::Acquire)), "the kick came through");
+            assert!(soon(&|| vcpu.is_finished()), "the kick came through");
             assert!(storm, "it was a storm");
         });
     }
