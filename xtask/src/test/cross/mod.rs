@@ -136,11 +136,11 @@ fn windows() -> Result<Row, Failure> {
     let interpreter = Interpreter {
         name,
         program: Path::new(WINE),
-        environment: vec![("WINEPREFIX", prefix.clone().into()), ("WINEDEBUG", "-all".into())],
+        environment: vec![("WINEPREFIX", prefix.into()), ("WINEDEBUG", "-all".into())],
         unable: NOT_IN_WINE,
     };
     let packages: Vec<_> = crates(target).chain(product(target)).collect();
-    test(interpreter, target, &packages, &[], || one_server(&prefix))
+    test(interpreter, target, &packages, &[], one_server)
 }
 
 fn arm64() -> Result<Row, Failure> {
@@ -158,7 +158,7 @@ fn arm64() -> Result<Row, Failure> {
         unable.is_none()
     });
     // Tests in folders of their own start processes and have deadlines of a processor.
-    test(interpreter, target, &packages.collect::<Vec<_>>(), &["--lib"], || Ok(()))
+    test(interpreter, target, &packages.collect::<Vec<_>>(), &["--lib"], |_| Ok(()))
 }
 
 /// Builds, makes ready what the programs need, and runs them.
@@ -167,7 +167,7 @@ fn test(
     target: &str,
     packages: &[&str],
     which: &[&str],
-    ready: impl FnOnce() -> Result<(), Failure>,
+    ready: impl FnOnce(&Interpreter) -> Result<(), Failure>,
 ) -> Result<Row, Failure> {
     let start = Instant::now();
     let name = interpreter.name;
@@ -180,9 +180,9 @@ fn test(
         report.skipped += 1;
         report.reasons.push(format!("{name}: {test}: {why}"));
     }
-    let place = Place::Through(interpreter);
     let binaries = build::of(&words)?;
-    ready()?;
+    ready(&interpreter)?;
+    let place = Place::Through(interpreter);
     for binary in binaries {
         report.add(runner::run(&binary, &place, false)?.0);
     }
@@ -202,18 +202,18 @@ fn lacks(target: &str, programs: &[&str]) -> Result<Option<String>, Failure> {
 /// Starts the server that all programs have, until a minute after the last one, and by a first program its services.
 /// By themselves they would end with each, take seconds for it, hold its output open meanwhile, and be found by the next
 /// one while they leave.
-fn one_server(prefix: &Path) -> Result<(), Failure> {
-    let server = |word: &str| {
-        let mut server = Command::new(WINE_SERVER);
-        server.arg(word).env("WINEPREFIX", prefix);
-        server
+fn one_server(wine: &Interpreter) -> Result<(), Failure> {
+    let run = |program: &Path, words: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(words).envs(wine.environment.iter().cloned());
+        command
     };
+    let server = |word| run(Path::new(WINE_SERVER), &[word]);
     // One of before, if there is any; else it fails.
     let _ = server("--kill").stderr(Stdio::null()).status();
     let _ = server("--wait").status();
     succeed(&mut server("--persistent=60"))?;
-    let mut first = Command::new(WINE);
-    first.args(["cmd", "/c", "exit"]).env("WINEPREFIX", prefix).env("WINEDEBUG", "-all");
+    let mut first = run(wine.program, &["cmd", "/c", "exit"]);
     succeed(first.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
