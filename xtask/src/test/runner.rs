@@ -11,7 +11,7 @@ use cabana_lab::{Architecture, Lab};
 use super::build::Binary;
 use super::cross::Interpreter;
 use super::libtest::Report;
-use crate::failure::Failure;
+use crate::failure::{Failure, succeed};
 use crate::lines::follow;
 use crate::progress::say;
 
@@ -61,6 +61,10 @@ pub(super) fn run(binary: &Binary, place: &Place, long: bool) -> Result<(Report,
         Place::Here => here(Command::new(&binary.executable), binary, &arguments)?,
         Place::Through(interpreter) => {
             let run = || {
+                if let [program, arguments @ ..] = interpreter.before {
+                    let mut before = Command::new(program);
+                    succeed(before.args(arguments).envs(interpreter.environment.iter().cloned()))?;
+                }
                 let mut command = Command::new(interpreter.program);
                 command.arg(&binary.executable).envs(interpreter.environment.iter().cloned());
                 command.args(interpreter.unable.iter().flat_map(|(test, _)| ["--skip", test]));

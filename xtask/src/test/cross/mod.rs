@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use super::build;
@@ -19,7 +19,8 @@ use crate::target::missing;
 
 /// Debian's, which are not on the path.
 const WINE: &str = "/usr/lib/wine/wine64";
-const WINE_SERVER: &str = "/usr/lib/wine/wineserver64";
+/// Waits until the server of the program before has gone, which the next one would still find while it leaves.
+const WINE_REST: &[&str] = &["/usr/lib/wine/wineserver64", "--wait"];
 const QEMU: &str = "/usr/bin/qemu-aarch64-static";
 const MINGW: &str = "x86_64-w64-mingw32-gcc";
 
@@ -117,6 +118,8 @@ pub(super) struct Interpreter {
     pub name: &'static str,
     pub program: &'static Path,
     pub environment: Vec<(&'static str, OsString)>,
+    /// What is run before each program, if anything.
+    pub before: &'static [&'static str],
     /// Tests that it cannot run, each with the reason.
     pub unable: &'static [(&'static str, &'static str)],
 }
@@ -137,10 +140,11 @@ fn windows() -> Result<Row, Failure> {
         name,
         program: Path::new(WINE),
         environment: vec![("WINEPREFIX", prefix.into()), ("WINEDEBUG", "-all".into())],
+        before: WINE_REST,
         unable: NOT_IN_WINE,
     };
     let packages: Vec<_> = crates(target).chain(product(target)).collect();
-    test(interpreter, target, &packages, &[], one_server)
+    test(interpreter, target, &packages, &[])
 }
 
 fn arm64() -> Result<Row, Failure> {
@@ -148,8 +152,13 @@ fn arm64() -> Result<Row, Failure> {
     if let Some(why) = lacks(target, &[QEMU])? {
         return Ok(Row::skipped(name, &why));
     }
-    let interpreter =
-        Interpreter { name, program: Path::new(QEMU), environment: Vec::new(), unable: NO_TEST };
+    let interpreter = Interpreter {
+        name,
+        program: Path::new(QEMU),
+        environment: Vec::new(),
+        before: &[],
+        unable: NO_TEST,
+    };
     let packages = crates(target).filter(|package| {
         let unable = NO_PACKAGE.iter().find(|(unable, _)| unable == package);
         if let Some((package, why)) = unable {
@@ -158,16 +167,14 @@ fn arm64() -> Result<Row, Failure> {
         unable.is_none()
     });
     // Tests in folders of their own start processes and have deadlines of a processor.
-    test(interpreter, target, &packages.collect::<Vec<_>>(), &["--lib"], |_| Ok(()))
+    test(interpreter, target, &packages.collect::<Vec<_>>(), &["--lib"])
 }
 
-/// Builds, makes ready what the programs need, and runs them.
 fn test(
     interpreter: Interpreter,
     target: &str,
     packages: &[&str],
     which: &[&str],
-    ready: impl FnOnce(&Interpreter) -> Result<(), Failure>,
 ) -> Result<Row, Failure> {
     let start = Instant::now();
     let name = interpreter.name;
@@ -180,10 +187,8 @@ fn test(
         report.skipped += 1;
         report.reasons.push(format!("{name}: {test}: {why}"));
     }
-    let binaries = build::of(&words)?;
-    ready(&interpreter)?;
     let place = Place::Through(interpreter);
-    for binary in binaries {
+    for binary in build::of(&words)? {
         report.add(runner::run(&binary, &place, false)?.0);
     }
     Ok(Row { name, report, seconds: start.elapsed().as_secs_f64() })
@@ -197,24 +202,6 @@ fn lacks(target: &str, programs: &[&str]) -> Result<Option<String>, Failure> {
         }
     }
     missing(target)
-}
-
-/// Starts the server that all programs have, until a minute after the last one, and by a first program its services.
-/// By themselves they would end with each, take seconds for it, hold its output open meanwhile, and be found by the next
-/// one while they leave.
-fn one_server(wine: &Interpreter) -> Result<(), Failure> {
-    let run = |program: &Path, words: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(words).envs(wine.environment.iter().cloned());
-        command
-    };
-    let server = |word| run(Path::new(WINE_SERVER), &[word]);
-    // One of before, if there is any; else it fails.
-    let _ = server("--kill").stderr(Stdio::null()).status();
-    let _ = server("--wait").status();
-    succeed(&mut server("--persistent=60"))?;
-    let mut first = run(wine.program, &["cmd", "/c", "exit"]);
-    succeed(first.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
 /// Builds the library of which Wine has none, where programs without an environment find it, too.
