@@ -8,18 +8,26 @@ use crate::elf;
 
 /// The functions' sections in order, as the linker script has them.
 const ORDER: &str = include_str!("edits/boot_order.lds");
-/// They lie within so many bytes of the text's begin. That is more than they need, and less than half of the text.
+/// Those that only run lie within so many bytes of the text's begin: a large page, of which they need two thirds.
 const TOGETHER: u64 = 2 << 20;
 /// So many of them at least, in per cent. Assembly and what has places of its own in the text stay where they are.
 const AT_LEAST: usize = 90;
-/// A table of `struct alt_instr` (`arch/x86/include/asm/alternative.h`), which begins with the distance to what is patched.
-const PATCHES: (&str, &str) = ("__alt_instructions", "__alt_instructions_end");
-const PATCH_LEN: usize = 14;
+/// Behind the functions that only run: what is patched begins at another large page.
+const APART: &str = ". = ALIGN(0x200000);\n";
+/// Tables whose entries begin with the distance to what is patched, and the length of an entry: `struct alt_instr`
+/// (`arch/x86/include/asm/alternative.h`), and places of constants that are known at boot (`asm/runtime-const.h`).
+const PATCHES: [(&str, &str, usize); 4] = [
+    ("__alt_instructions", "__alt_instructions_end", 14),
+    ("__start_runtime_shift_d_hash_shift", "__stop_runtime_shift_d_hash_shift", 4),
+    ("__start_runtime_ptr_dentry_hashtable", "__stop_runtime_ptr_dentry_hashtable", 4),
+    ("__start_runtime_ptr_USER_PTR_MAX", "__stop_runtime_ptr_USER_PTR_MAX", 4),
+];
 
 /// Checks that a kernel's functions lie in the order.
 pub(crate) fn check(system_map: &str) -> Result<(), String> {
     let text = Text::parse(system_map)?;
-    let listed: HashSet<_> = ORDER.lines().filter_map(function).collect();
+    let run = ORDER.split_once(APART).map_or(ORDER, |(run, _)| run);
+    let listed: HashSet<_> = run.lines().filter_map(function).collect();
     let end = text.start + TOGETHER;
     let found: Vec<_> = text.functions.iter().filter(|(_, name)| listed.contains(name)).collect();
     let together = found.iter().filter(|(at, _)| *at < end).count();
@@ -59,9 +67,12 @@ pub fn boot_order(log: impl BufRead, system_map: &str, kernel: &[u8]) -> io::Res
     let mut still: Vec<_> = patched.into_iter().filter(|at| !seen.contains(at)).collect();
     still.sort_unstable();
     let mut named = HashSet::new();
-    let sections =
-        still.into_iter().chain(both).chain(only).map(|at| section(text.functions[at].1));
-    Ok(sections.filter(|line| named.insert(line.clone())).collect())
+    let mut lines = |functions: &mut dyn Iterator<Item = usize>| -> String {
+        let sections = functions.map(|at| section(text.functions[at].1));
+        sections.filter(|line| named.insert(line.clone())).collect()
+    };
+    let run = lines(&mut only.into_iter());
+    Ok(run + APART + &lines(&mut still.into_iter().chain(both)))
 }
 
 /// The linker's line for a function. The compiler puts the unlikely part of one into a section of its own.
@@ -118,8 +129,11 @@ impl<'a> Text<'a> {
     /// The functions with places that are patched at boot.
     fn patched(&self, kernel: &[u8]) -> Result<HashSet<usize>, String> {
         let mut found = HashSet::new();
-        let (start, end) = (self.symbol(PATCHES.0)?, self.symbol(PATCHES.1)?);
-        for entry in (start..end).step_by(PATCH_LEN) {
+        let mut entries = Vec::new();
+        for (start, end, len) in PATCHES {
+            entries.extend((self.symbol(start)?..self.symbol(end)?).step_by(len));
+        }
+        for entry in entries {
             let offset = elf::file_offset(kernel, entry, 4);
             let bytes = offset.and_then(|at| kernel.get(at..at + 4));
             let bytes = bytes.ok_or("the table of patches is not in the file")?;
@@ -139,7 +153,8 @@ mod tests {
 
     /// A map of a kernel whose functions are `listed`, each `apart` bytes from the one before.
     fn map(apart: u64) -> String {
-        let functions = ORDER.lines().filter_map(function).enumerate();
+        let run = ORDER.split_once(APART).unwrap().0;
+        let functions = run.lines().filter_map(function).enumerate();
         let lines =
             functions.map(|(at, name)| format!("{:x} t {name}\n", BASE + at as u64 * apart));
         format!("{BASE:x} T _stext\n{:x} T _etext\n", BASE + (64 << 20))
@@ -169,7 +184,13 @@ ffffffff81000500 t late.cold
 ffffffff81000600 T _etext
 ffffffff81000600 T initialization
 ffffffff81000800 D __alt_instructions
-ffffffff8100082a D __alt_instructions_end
+ffffffff8100081c D __alt_instructions_end
+ffffffff81000820 D __start_runtime_shift_d_hash_shift
+ffffffff81000820 D __stop_runtime_shift_d_hash_shift
+ffffffff81000820 D __start_runtime_ptr_dentry_hashtable
+ffffffff81000824 D __stop_runtime_ptr_dentry_hashtable
+ffffffff81000824 D __start_runtime_ptr_USER_PTR_MAX
+ffffffff81000824 D __stop_runtime_ptr_USER_PTR_MAX
 ";
         // One segment that holds all of it.
         let mut kernel = vec![0; 0x1000];
@@ -180,7 +201,7 @@ ffffffff8100082a D __alt_instructions_end
         for (at, value) in [(8, 0), (16, BASE), (32, 0x1000_u64)] {
             put(64 + at, &value.to_le_bytes());
         }
-        for (entry, place) in [(0x800, 0x110), (0x80e, 0x310), (0x81c, 0x320_i32)] {
+        for (entry, place) in [(0x800, 0x110), (0x80e, 0x120), (0x820, 0x310_i32)] {
             put(entry as usize, &(place - entry).to_le_bytes());
         }
         let log = "\
@@ -194,10 +215,11 @@ IN:
 ";
         let order = boot_order(log.as_bytes(), map, &kernel).unwrap();
         let lines = [
-            "*(.text.patched_alone)",
-            "*(.text.patched_and_runs)",
             "*(.text.late.part.0)",
             "*(.text.unlikely.late)",
+            ". = ALIGN(0x200000);",
+            "*(.text.patched_alone)",
+            "*(.text.patched_and_runs)",
         ];
         assert_eq!(order.lines().collect::<Vec<_>>(), lines);
         let cut = boot_order(log.as_bytes(), map, &kernel[..0x700]);

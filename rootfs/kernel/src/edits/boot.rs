@@ -16,6 +16,39 @@ pub(super) const EDITS: &[Edit] = &[
 	return dash2underscore(*a) == dash2underscore(*b);
 ",
     },
+    // Most levels of initcalls have no parameter.
+    Edit {
+        file: "init/main.c",
+        from: "\
+	parse_args(initcall_level_names[level],
+		   command_line, __start___param,
+		   __stop___param - __start___param,
+		   level, level,
+		   NULL, ignore_unknown_bootoption);
+
+	trace_initcall_level",
+        to: "\
+	const struct kernel_param *param = __start___param;
+
+	while (param < __stop___param && param->level != level)
+		param++;
+	if (param < __stop___param)
+		parse_args(initcall_level_names[level],
+			   command_line, __start___param,
+			   __stop___param - __start___param,
+			   level, level,
+			   NULL, ignore_unknown_bootoption);
+
+	trace_initcall_level",
+    },
+    Edit {
+        file: "init/main.c",
+        from: "		int n = strlen(p->str);\n		if (parameqn(line, p->str, n)) {\n",
+        to: "\
+		int n = *p->str == *line ? strlen(p->str) : 0;
+		if (n && parameqn(line, p->str, n)) {
+",
+    },
     // Behind the end of RAM a new page table is empty, and need not be emptied entry by entry, each after three searches of
     // the memory map.
     Edit {
@@ -69,5 +102,11 @@ pub(super) const EDITS: &[Edit] = &[
         file: "include/linux/poison.h",
         from: "#define POISON_FREE_INITMEM	0xcc\n",
         to: "#define POISON_FREE_INITMEM	-1\n",
+    },
+    // No machine has expansion ROMs, which would be looked for in 48 pages.
+    Edit {
+        file: "arch/x86/kernel/x86_init.c",
+        from: "		.probe_roms		= probe_roms,\n",
+        to: "		.probe_roms		= x86_init_noop,\n",
     },
 ];

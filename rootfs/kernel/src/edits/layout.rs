@@ -25,6 +25,38 @@ pub(super) const EDITS: &[Edit] = &[
 	__start_bss_decrypted_unused = .;			\\
 ",
     },
+    // Data that is read-only after the start is written until then, and lies in the midst of what never is. It begins the
+    // large page of the data, so that the one before it is the file's, and a large page of the host's too.
+    Edit {
+        file: "include/asm-generic/vmlinux.lds.h",
+        from: "\
+#define RO_AFTER_INIT_DATA						\\
+	. = ALIGN(8);							\\
+",
+        to: "\
+#ifdef CONFIG_X86_64
+#define RO_AFTER_INIT_ALIGN 0x200000
+#else
+#define RO_AFTER_INIT_ALIGN 8
+#endif
+#define RO_AFTER_INIT_DATA						\\
+	. = ALIGN(RO_AFTER_INIT_ALIGN);					\\
+",
+    },
+    // What a program may see of the kernel where Meltdown is to be feared ends before it.
+    Edit {
+        file: "arch/x86/kernel/vmlinux.lds.S",
+        from: "\
+		. = ALIGN(HPAGE_SIZE);				\\
+		__end_rodata_hpage_align = .;			\\
+		__end_rodata_aligned = .;
+",
+        to: "\
+		. = ALIGN(PAGE_SIZE);				\\
+		__end_rodata_hpage_align = .;			\\
+		__end_rodata_aligned = __start_ro_after_init;
+",
+    },
     // What lies between read-only data and data would be free memory. Left alone, the read-only data
     // stays what it is in the file, which all machines share.
     Edit {

@@ -18,9 +18,27 @@ pub(super) const EDITS: &[Edit] = &[
     // What a device has a 32-bit address for is no concern of any device here, and without a zone for it the zone
     // whose pages wait (below) is all of RAM.
     Edit { file: "arch/x86/Kconfig", from: "	select ZONE_DMA32\n", to: "" },
+    // The first two MiB, page 0 of which is no RAM, were left to what never moves, and so the first that gets filled, instead
+    // of one more of the large pages that the kernel takes for that.
+    Edit {
+        file: "mm/mm_init.c",
+        from: "\
+		__init_single_page(pfn_to_page(pfn), pfn, zone, node);
+		__SetPageReserved(pfn_to_page(pfn));
+		pgcnt++;
+",
+        to: "\
+		__init_single_page(pfn_to_page(pfn), pfn, zone, node);
+		__SetPageReserved(pfn_to_page(pfn));
+		if (pageblock_aligned(pfn))
+			set_pageblock_migratetype(pfn_to_page(pfn),
+						  MIGRATE_MOVABLE);
+		pgcnt++;
+",
+    },
     // The kernel can put off making the `struct page`s of RAM until later in the boot. Here it does so until
     // the RAM is needed, however late: the ceiling of a machine costs neither time nor memory. It begins with
-    // 64 MiB of RAM, and takes 32 MiB more at a time.
+    // 32 MiB of RAM, and takes as much more at a time.
     Edit {
         file: "mm/mm_init.c",
         from: "\
@@ -28,7 +46,8 @@ pub(super) const EDITS: &[Edit] = &[
 	    (pfn & (PAGES_PER_SECTION - 1)) == 0) {
 ",
         to: "\
-	if (nr_initialised > SZ_64M / PAGE_SIZE && IS_MAX_ORDER_ALIGNED(pfn)) {
+	if (nr_initialised > SZ_32M / PAGE_SIZE - MAX_ORDER_NR_PAGES &&
+	    IS_MAX_ORDER_ALIGNED(pfn)) {
 ",
     },
     Edit {
