@@ -132,14 +132,21 @@ impl Elf {
             .unwrap_or(0)
     }
 
+    /// The large pages of RAM that are mapped from the file as a whole.
+    pub(crate) fn large_pages(&self) -> Vec<GuestAddress> {
+        let of = |segment: &Segment| {
+            let end = segment.address.saturating_add(self.mapped(segment));
+            (segment.address..end & !(HUGE_PAGE - 1)).step_by(HUGE_PAGE as usize).map(GuestAddress)
+        };
+        self.segments.iter().flat_map(of).collect()
+    }
+
     /// Puts the segments into RAM. What the kernel only reads is mapped from the file and shared with
     /// the host's page cache; what it writes, and the last part of a page, is copied, since a copy into
     /// one page of 2 MiB costs less than the faults of its small pages.
     pub(crate) fn load(&self, path: &Path, file: &File, ram: &GuestRam) -> Result<(), BootError> {
         for segment in &self.segments {
-            let aligned = segment.offset % PAGE == 0 && segment.address % HUGE_PAGE == 0;
-            let mapped =
-                if aligned && !segment.writable { segment.in_file & !(PAGE - 1) } else { 0 };
+            let mapped = self.mapped(segment);
             if mapped > 0 {
                 let at = GuestAddress(segment.address);
                 ram.map_file(at, mapped as usize, file, segment.offset)?;
@@ -149,6 +156,21 @@ impl Elf {
                 .map_err(|error| error.of(path))?;
         }
         Ok(())
+    }
+
+    /// Bytes from a segment's begin that are mapped from the file. The last large page is not, if another segment begins in
+    /// it: that one's is to be a large page as well.
+    fn mapped(&self, segment: &Segment) -> u64 {
+        let aligned =
+            segment.offset.is_multiple_of(PAGE) && segment.address.is_multiple_of(HUGE_PAGE);
+        if !aligned || segment.writable {
+            return 0;
+        }
+        let last = segment.address.saturating_add(segment.in_file) & !(HUGE_PAGE - 1);
+        let shared = self.segments.iter().any(|other| {
+            other.address > segment.address && other.address & !(HUGE_PAGE - 1) == last
+        });
+        segment.in_file & !(if shared { HUGE_PAGE } else { PAGE } - 1)
     }
 }
 
@@ -245,6 +267,27 @@ mod tests {
         notes.extend(note(b"Linux\0", 257, &[0]));
         expected.linux = true;
         assert_eq!(read(&notes), expected);
+    }
+
+    #[test]
+    fn a_large_page_that_another_segment_needs_is_not_mapped() {
+        let segment = |address, in_file, writable| Segment {
+            offset: 0x1000,
+            address,
+            in_file,
+            in_memory: in_file,
+            writable,
+        };
+        let constants = segment(0x100_0000, 0x40_4800, false);
+        let mapped = |others: &[Segment]| {
+            let segments = [&[constants][..], others].concat();
+            let elf = Elf { entry: 0, segments, notes: Notes::default() };
+            assert_eq!(elf.large_pages(), [0x100_0000, 0x120_0000].map(GuestAddress));
+            elf.mapped(&constants)
+        };
+        assert_eq!(mapped(&[]), 0x40_4000);
+        assert_eq!(mapped(&[segment(0x140_5000, 0x1000, true)]), 0x40_0000);
+        assert_eq!(mapped(&[segment(0x160_0000, 0x1000, true)]), 0x40_4000);
     }
 
     #[test]

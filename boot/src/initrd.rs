@@ -39,6 +39,11 @@ impl Initrd {
         Ok(Self { path: path.to_owned(), file, len: metadata.len() })
     }
 
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.len
+    }
+
     /// Maps it below `top`, above `bottom` (the kernel's end).
     pub(crate) fn place(&self, ram: &GuestRam, bottom: u64, top: u64) -> Result<Placed, BootError> {
         if self.len == 0 {

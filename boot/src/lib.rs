@@ -74,6 +74,14 @@ impl Kernel {
         };
         Ok(Self { path: path.to_owned(), file, format })
     }
+
+    /// Where in RAM a whole large page (2 MiB) is mapped from the file, of which the kernel writes little or nothing.
+    pub fn large_pages(&self) -> Vec<GuestAddress> {
+        match &self.format {
+            Format::X86(X86Format::Elf(elf)) => elf.large_pages(),
+            Format::X86(X86Format::BzImage(_)) | Format::Arm64(_) => Vec::new(),
+        }
+    }
 }
 
 /// Says what the file is in place of a kernel.

@@ -47,6 +47,7 @@ fn run() -> Result<Infallible, Failure> {
     for mark in timeline.marks() {
         println!("{} {}", mark.at.as_nanos(), mark.name);
     }
+    machine.enlarge_kernel();
     match outcome {
         // As in `cabana`, the process's end takes the machine apart.
         Outcome::Exit(status) => exit(status.into()),

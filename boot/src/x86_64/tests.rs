@@ -68,6 +68,18 @@ fn an_elf_kernel_is_mapped_with_its_tail() {
 }
 
 #[test]
+fn whole_large_pages_of_the_file_are_named() {
+    let named = |bytes: &[u8]| Kernel::open(file(bytes).path()).unwrap().large_pages();
+    assert_eq!(named(&elf(false)), [GuestAddress(0x100_0000)]);
+    let mut small = elf(false);
+    small[64 + 32..64 + 40].copy_from_slice(&0x1f_f000_u64.to_le_bytes());
+    assert_eq!(named(&small), []);
+    let mut written = elf(false);
+    written[68] = 2;
+    assert_eq!(named(&written), []);
+}
+
+#[test]
 fn a_kernel_with_the_note_starts_through_pvh() {
     let ram = ram(32);
     let start = boot_file(&elf(true), &ram, "").unwrap();

@@ -55,31 +55,44 @@ pub fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
     pieces
 }
 
-/// A large page of x86-64's.
-const LARGE: u64 = 2 << 20;
+/// Pages of x86-64's.
+const PAGE: u64 = 4096;
+pub(crate) const LARGE: u64 = 2 << 20;
 /// Where [`sparse`] RAM is in every machine: address and length.
-const SPARSE: [(u64, usize); 2] = [
-    // Page tables and the like, between the first free memory and what is allocated from the end.
-    (LARGE, 2 * LARGE as usize),
+const SPARSE: [(u64, usize); 3] = [
+    // The boot protocol's tables, and the first of what may move later: files and programs.
+    (0, 2 * LARGE as usize),
+    // Inodes and what else can be had back. What can be neither has the two large pages before.
+    (4 * LARGE, LARGE as usize),
     // What comes behind the kernel, into which the first programs hardly get.
     (14 * LARGE, LARGE as usize),
 ];
 
-/// Where the guest's kernel touches little of RAM during a start. A page of 2 MiB is cleared whole, and costs time and
-/// memory for what nobody uses: with fewer than some 170 touched pages of 4 KiB in it those are cheaper. Found by
-/// looking at machines of 512 MiB and of 4 GiB (docs/measurements.md); a kernel that places things otherwise is only slower.
-pub(crate) fn sparse(memory: u64) -> Vec<(GuestAddress, usize)> {
+/// Touched pages of 4 KiB that cost less than the large page they are in, which is cleared whole.
+const FEW: u64 = 170;
+/// Pages at the end of RAM for a processor's variables, and tables of the kernel's whose size is always the same.
+const AT_END: u64 = 60;
+
+/// Where the guest's kernel touches little of RAM during a start: there large pages cost time, and memory for what nobody
+/// uses. Found by looking at machines of 128 MiB, 512 MiB and 4 GiB (docs/measurements.md); a kernel that places things
+/// otherwise is only slower. `initrd` is the length of what lies at the end of RAM.
+pub(crate) fn sparse(memory: u64, initrd: u64) -> Vec<(GuestAddress, usize)> {
     let mut sparse: Vec<_> = SPARSE.iter().map(|(at, len)| (GuestAddress(*at), *len)).collect();
-    // Linux keeps 64 bytes for each page, before the last large page of RAM. It uses those of what lies at the end of
-    // RAM below the gap long before those of the RAM around it.
-    let structs = |bytes: u64| bytes.next_multiple_of(128 << 20) / 64;
     let (last, len) = ram_pieces(memory).pop().unwrap_or((GuestAddress(0), 0));
-    let first = (last.0 + len as u64).saturating_sub(LARGE + structs(memory));
-    let at = first / LARGE * LARGE + structs(memory.min(LOW_RAM_END)) - LARGE;
-    // With less RAM than this they share a large page with the first ones.
-    if memory >= 256 << 20 && first >= last.0 {
-        sparse.push((GuestAddress(at), LARGE as usize));
-    }
+    let end = last.0 + len as u64;
+    // Linux keeps 64 bytes for each page, before the last large page of RAM. At first it uses those of the first 32 MiB, and
+    // of what lies at the end of RAM below the gap.
+    let structs = |bytes: u64| bytes.next_multiple_of(128 << 20) / 64;
+    let first = end.saturating_sub(LARGE + structs(memory)) / LARGE * LARGE;
+    let beside_the_gap = first + structs(memory.min(LOW_RAM_END)) - LARGE;
+    let at_end = end.saturating_sub(LARGE) / LARGE * LARGE;
+    // Its tables of names and inodes take 12 bytes for 8 KiB.
+    let tables = memory / 8192 * 12;
+    let few = AT_END + (tables + initrd) / PAGE < FEW;
+    sparse.extend([first, beside_the_gap].map(|at| (GuestAddress(at), LARGE as usize)));
+    sparse.extend(few.then_some((GuestAddress(at_end), LARGE as usize)));
+    sparse.sort_unstable();
+    sparse.dedup();
     sparse.retain(|(at, len)| ram_pieces(memory).iter().any(|piece| within(*at, *len, *piece)));
     sparse
 }
@@ -112,18 +125,20 @@ mod tests {
     #[test]
     fn sparse_ram_is_where_it_was_seen() {
         const MIB: u64 = 1 << 20;
+        const AGENT: u64 = 784_384;
         let low = |last: &[u64]| {
             let at = |address: &u64| (GuestAddress(*address), 2 << 20);
-            let fixed = [(2, 4), (28, 2)].map(|(at, mib)| (GuestAddress(at * MIB), mib << 20));
+            let fixed =
+                [(0, 4), (8, 2), (28, 2)].map(|(at, mib)| (GuestAddress(at * MIB), mib << 20));
             fixed.into_iter().chain(last.iter().map(at)).collect::<Vec<_>>()
         };
-        assert_eq!(sparse(512 * MIB), low(&[0x1fc0_0000]));
-        assert_eq!(sparse(4096 * MIB), low(&[(4096 + 1004) * MIB]));
-        // Too little for a large page of its own.
-        assert_eq!(sparse(128 * MIB), low(&[]));
-        assert_eq!(sparse(4 * MIB), []);
+        assert_eq!(sparse(512 * MIB, AGENT), low(&[502 * MIB, 508 * MIB]));
+        assert_eq!(sparse(4096 * MIB, AGENT), low(&[(4096 + 958) * MIB, (4096 + 1004) * MIB]));
+        assert_eq!(sparse(128 * MIB, AGENT), low(&[124 * MIB]));
+        assert_eq!(sparse(128 * MIB, 9216), low(&[124 * MIB, 126 * MIB]));
+        assert_eq!(sparse(3 * MIB, 0), [(GuestAddress(0), 2 << 20)]);
         for mib in [1, 5, 6, 7, 255, 256, 257, 1000, 3071, 3072, 3073, 3100, 3200, 70_000] {
-            for (at, len) in sparse(mib * MIB) {
+            for (at, len) in sparse(mib * MIB, AGENT) {
                 let pieces = ram_pieces(mib * MIB);
                 assert!(pieces.iter().any(|piece| within(at, len, *piece)), "{mib} MiB");
                 assert!(at.0.is_multiple_of(2 * MIB), "{mib} MiB");

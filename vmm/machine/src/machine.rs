@@ -178,6 +178,8 @@ pub struct Machine<P: Platform = X86> {
     transports: Vec<Arc<MmioTransport>>,
     serial: Option<SerialInput>,
     ram: GuestRam,
+    /// Where large pages of RAM are the kernel's file.
+    kernel: Vec<GuestAddress>,
     kept: P::Kept,
     // In this order: the VM is gone before the memory that it sees.
     vm: Arc<P::Vm>,
@@ -192,7 +194,8 @@ impl Machine<X86> {
         let Setup { cpus, memory, timeline, .. } = setup;
         let ram = GuestRam::new(&layout::ram_pieces(memory))?;
         ram.advise_huge();
-        for (at, len) in layout::sparse(memory) {
+        let initrd = setup.initrd.as_ref().map_or(0, Initrd::size);
+        for (at, len) in layout::sparse(memory, initrd) {
             ram.advise_small(at, len)?;
         }
         let control = Arc::new(Control::default());
@@ -246,6 +249,7 @@ impl Machine<X86> {
         let kept = X86Parts { ioapic, tsc_khz, cpuids };
         let parts = Parts { vm, control, timeline, ram, mmio, pio, transports, serial, kept };
         let mut machine = Self::assemble(parts, &setup.device_memory);
+        machine.kernel = setup.kernel.large_pages();
         for index in 0..cpus {
             machine.add_vcpu(if index == 0 {
                 Begin::Boot(boot_state(start))
@@ -296,6 +300,7 @@ impl<P: Platform> Machine<P> {
             transports,
             serial,
             ram,
+            kernel: Vec::new(),
             kept,
             vm,
             device_memory: device_memory.iter().map(|memory| Arc::clone(&memory.owner)).collect(),
@@ -361,6 +366,14 @@ impl<P: Platform> Machine<P> {
     /// Guest RAM.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Has the host keep the kernel's file in large pages, as far as they are mapped whole, for the machines that start after
+    /// this one: what they only read of one takes them one fault. A host that cannot is no error.
+    pub fn enlarge_kernel(&self) {
+        for at in &self.kernel {
+            self.ram.enlarge(*at, layout::LARGE as usize);
+        }
     }
 
     /// Does on a thread of its own what the guest needs only later: doorbells, and the memory of

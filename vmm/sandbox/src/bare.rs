@@ -87,7 +87,9 @@ impl BareMachine {
 
     /// Waits for its end.
     pub fn wait(&self) -> Outcome {
-        self.machine.wait()
+        let outcome = self.machine.wait();
+        self.machine.enlarge_kernel();
+        outcome
     }
 
     /// Ends it now.

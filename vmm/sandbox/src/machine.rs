@@ -34,8 +34,9 @@ use crate::{
     NetworkConfig, NetworkCounters, Process, Scratch, ShareJournal, Stream, backend, network,
 };
 
-/// What a machine out of a snapshot touches in this time is brought in for those that follow.
-const RECORDED: Duration = Duration::from_secs(1);
+/// A start is over by then, and what those that follow have of it is seen to. What a machine out of a snapshot touches in
+/// this time is brought in for them.
+const STARTED: Duration = Duration::from_secs(1);
 
 /// A running machine whose agent is ready. Dropping it stops it at once, without flushing; see
 /// [`Machine::shutdown`].
@@ -465,10 +466,11 @@ fn monitor(
     alone: bool,
 ) -> Result<JoinHandle<()>, Error> {
     let watch = move || {
+        if let Some(outcome) = board.wait_within(STARTED) {
+            fate.seal(outcome);
+        }
+        board.enlarge_kernel();
         if let Some(recorder) = recorder {
-            if let Some(outcome) = board.wait_within(RECORDED) {
-                fate.seal(outcome);
-            }
             recorder.record();
         }
         fate.seal(if alone { spare_and_wait(&board) } else { board.wait() });
