@@ -16,16 +16,24 @@ pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
 /// Copies the data of a range of `from` to `to` from `at` on; where the range has holes, `to` is left
 /// alone.
 pub fn copy_sparse_range(from: &File, range: Range<u64>, to: &File, at: u64) -> io::Result<()> {
+    let mut buffer = Vec::new();
     for_each_data(from, range.clone(), |data| {
         let at = at + (data.start - range.start);
-        copy_range(from, data, to, at)
+        copy_range(from, data, to, at, &mut buffer)
     })
 }
 
-fn copy_range(from: &File, range: Range<u64>, to: &File, at: u64) -> io::Result<()> {
+/// `buffer` is empty until one is needed.
+fn copy_range(
+    from: &File,
+    range: Range<u64>,
+    to: &File,
+    at: u64,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
     let mut done = copy_in_kernel(from, range.clone(), to, at)?;
-    let mut buffer = vec![0u8; 64 << 10];
     while range.start + done < range.end {
+        buffer.resize(64 << 10, 0);
         let left = range.end - range.start - done;
         let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let count = from.read_at(&mut buffer[..len], range.start + done)?;
