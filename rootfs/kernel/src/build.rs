@@ -194,9 +194,9 @@ fn install(
     let system_map = read(&root.join("System.map"))?;
     left_out::leave_out(architecture, &options.left_out, &mut bytes, &system_map)
         .and_then(|()| match architecture {
-            Architecture::X86_64 => {
-                elf::check_mappable(&bytes).and_then(|()| order::check(&system_map))
-            }
+            Architecture::X86_64 => elf::check_mappable(&bytes)
+                .and_then(|()| order::check(&system_map))
+                .map(|()| elf::leave_zeros_out(&mut bytes)),
             Architecture::Aarch64 => image::check(&bytes),
         })
         .map_err(|reason| Error::BadResult { path: kernel.clone(), reason })?;

@@ -1,4 +1,4 @@
-//! The check that a kernel can be mapped from its file.
+//! The check that a kernel can be mapped from its file, and its segments without the zeros that nobody has to copy.
 
 /// Size of the ELF64 header and of a program header (System V ABI, ELF-64 object file format).
 const HEADER_SIZE: usize = 64;
@@ -6,7 +6,10 @@ const PROGRAM_HEADER_SIZE: usize = 56;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+const PF_W: u32 = 2;
 const PAGE: u64 = 4096;
+/// Pages of zeros that cost as much to copy as another segment costs to load.
+const ZEROS: usize = 3;
 
 /// Checks that the file is an x86-64 ELF kernel with an entry for PVH (a note segment) whose
 /// loadable segments lie in the file at the same offset within a page as in memory, inside the file.
@@ -64,6 +67,109 @@ pub(crate) fn file_offset(file: &[u8], address: u64, len: u64) -> Option<usize> 
     })
 }
 
+/// Cuts what is written to into segments that hold no long runs of zeros, which memory has by itself; the file's other bytes
+/// stay where they are. A table that has no room to grow stays as it is.
+pub(crate) fn leave_zeros_out(file: &mut [u8]) {
+    let headers = headers(file);
+    let first = headers.iter().map(|header| header.offset).filter(|offset| *offset > 0).min();
+    let cut: Vec<_> = headers.iter().flat_map(|header| header.without_zeros(file)).collect();
+    let table = number::<8>(file, 32).unwrap_or_default() as usize;
+    let end = table + cut.len() * PROGRAM_HEADER_SIZE;
+    let grown = table + headers.len() * PROGRAM_HEADER_SIZE..end;
+    let free = file.get(grown).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+    let nothing = cut.len() == headers.len();
+    if nothing || !free || first.is_some_and(|first| end as u64 > first) {
+        return;
+    }
+    for (header, at) in cut.iter().zip((table..).step_by(PROGRAM_HEADER_SIZE)) {
+        file[at..at + PROGRAM_HEADER_SIZE].copy_from_slice(&header.bytes());
+    }
+    file[56..58].copy_from_slice(&(cut.len() as u16).to_le_bytes());
+}
+
+/// A program header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    /// Virtual and physical.
+    addresses: [u64; 2],
+    in_file: u64,
+    in_memory: u64,
+    align: u64,
+}
+
+fn headers(file: &[u8]) -> Vec<Header> {
+    let table = number::<8>(file, 32).unwrap_or_default() as usize;
+    let count = number::<2>(file, 56).unwrap_or_default() as usize;
+    let header = |index| {
+        let start = table.checked_add(index * PROGRAM_HEADER_SIZE)?;
+        let word = |at| number::<8>(file, start.checked_add(at)?);
+        Some(Header {
+            kind: number::<4>(file, start)? as u32,
+            flags: number::<4>(file, start.checked_add(4)?)? as u32,
+            offset: word(8)?,
+            addresses: [word(16)?, word(24)?],
+            in_file: word(32)?,
+            in_memory: word(40)?,
+            align: word(48)?,
+        })
+    };
+    (0..count).filter_map(header).collect()
+}
+
+impl Header {
+    fn bytes(&self) -> [u8; PROGRAM_HEADER_SIZE] {
+        let mut bytes = [0; PROGRAM_HEADER_SIZE];
+        bytes[..4].copy_from_slice(&self.kind.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.flags.to_le_bytes());
+        let [virtual_address, physical] = self.addresses;
+        let words =
+            [self.offset, virtual_address, physical, self.in_file, self.in_memory, self.align];
+        for (word, at) in words.iter().zip((8..).step_by(8)) {
+            bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The segments that hold the same without its long runs of zeros: each reaches in memory to where the next begins.
+    fn without_zeros(&self, file: &[u8]) -> Vec<Self> {
+        let content = usize::try_from(self.offset).ok().zip(usize::try_from(self.in_file).ok());
+        let content = content.and_then(|(at, len)| file.get(at..at.checked_add(len)?));
+        let aligned = self.offset.is_multiple_of(PAGE)
+            && self.addresses.iter().all(|at| at.is_multiple_of(PAGE));
+        let (Some(content), true, true) =
+            (content, aligned, self.kind == PT_LOAD && self.flags & PF_W != 0)
+        else {
+            return vec![*self];
+        };
+        let zero: Vec<_> =
+            content.chunks(PAGE as usize).map(|page| page.iter().all(|byte| *byte == 0)).collect();
+        // A short run of zeros belongs to what is around it.
+        let mut kept: Vec<(usize, usize)> = Vec::new();
+        for (page, _) in zero.iter().enumerate().filter(|(_, zero)| !**zero) {
+            match kept.last_mut() {
+                Some((_, end)) if page - *end < ZEROS => *end = page + 1,
+                _ => kept.push((page, page + 1)),
+            }
+        }
+        let end =
+            |index: usize| kept.get(index).map_or(self.in_memory, |(page, _)| *page as u64 * PAGE);
+        let pieces = kept.iter().enumerate().map(|(index, (from, to))| {
+            let (from, to) = (*from as u64 * PAGE, (*to as u64 * PAGE).min(self.in_file));
+            Self {
+                offset: self.offset + from,
+                addresses: self.addresses.map(|address| address + from),
+                in_file: to - from,
+                in_memory: end(index + 1) - from,
+                ..*self
+            }
+        });
+        pieces.collect()
+    }
+}
+
 /// A little-endian number of `N` bytes.
 fn number<const N: usize>(bytes: &[u8], offset: usize) -> Option<u64> {
     let field = bytes.get(offset..offset.checked_add(N)?)?;
@@ -117,5 +223,56 @@ mod tests {
         let mut far_table = elf(0x1000, 0x100_0000, 16);
         far_table[32..40].fill(0xff);
         assert!(told(&far_table).contains("cut off"));
+    }
+
+    /// A segment that is written to, of ten pages and a half at 16 MiB, with content in some of them.
+    fn written() -> Vec<u8> {
+        let mut file = elf(0x1000, 0x100_0000, 0xa800);
+        file.resize(64 << 10, 0);
+        file[56] = 3;
+        file[124] = 2;
+        file[136..144].copy_from_slice(&0xffff_0000_0000_u64.to_le_bytes());
+        file[160..168].copy_from_slice(&0x1_0000_u64.to_le_bytes());
+        for page in [2, 4, 8, 10] {
+            file[0x1000 + page * 0x1000] = page as u8;
+        }
+        file
+    }
+
+    #[test]
+    fn long_runs_of_zeros_are_no_part_of_a_segment() {
+        let mut file = written();
+        let (before, zeros) = (file.clone(), headers(&file)[2]);
+        leave_zeros_out(&mut file);
+        let found = headers(&file);
+        assert_eq!(found.len(), 4);
+        let places: Vec<_> = found[1..3]
+            .iter()
+            .map(|header| (header.offset, header.addresses, header.in_file, header.in_memory))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                (0x3000, [0xffff_0000_2000, 0x100_2000], 0x3000, 0x6000),
+                (0x9000, [0xffff_0000_8000, 0x100_8000], 0x2800, 0x8000),
+            ]
+        );
+        assert_eq!(found[3], zeros);
+        assert_eq!(file[0x1000..], before[0x1000..]);
+    }
+
+    #[test]
+    fn what_is_only_read_or_has_no_room_stays_as_it_is() {
+        let mut read_only = written();
+        read_only[124] = 4;
+        let mut crowded = written();
+        crowded[64 + 3 * 56] = 1;
+        let mut near = written();
+        near[128..136].copy_from_slice(&0x100_u64.to_le_bytes());
+        for mut file in [read_only, crowded, near, b"\x7fELF".to_vec()] {
+            let before = file.clone();
+            leave_zeros_out(&mut file);
+            assert_eq!(file, before);
+        }
     }
 }

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use crate::{Error, Fragment, Options, edits, source, toolchain};
 
 /// Changes whenever this crate builds differently from equal inputs.
-const BUILDER: &str = "3";
+const BUILDER: &str = "4";
 
 /// Everything that decides what comes out of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]

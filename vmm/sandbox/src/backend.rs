@@ -39,16 +39,16 @@ pub const KERNEL_FILE: &str = if cfg!(target_arch = "aarch64") { "Image" } else 
 /// - x86-64's `reboot=t`: by a triple fault; `tsc=reliable no_timer_check`: nothing is measured that the hypervisor has
 ///   said; `percpu_alloc=page`: as much memory for each processor's variables as they need, in place of 2 MiB that
 ///   have to be cleared;
-/// - `dhash_entries`, `ihash_entries`, `thash_entries`, `uhash_entries`: tables of names, inodes and connections as a machine
-///   of 512 MiB has them, not 7 MiB with a ceiling of 4 GiB, which are cleared at the start;
+/// - `dhash_entries`, `ihash_entries`, `thash_entries`, `uhash_entries`: tables of names and inodes as a machine of 128 MiB has
+///   them, of connections as one of 512 MiB, not 7 MiB with a ceiling of 4 GiB, which are cleared at the start;
 /// - arm64's `swiotlb=noforce`: no bounce buffers, of which virtio needs none (x86-64's kernel has it built in).
 ///
 /// Each word costs its comparison with every parameter that the kernel knows.
 pub(crate) const COMMAND_LINE: &str = if cfg!(target_arch = "aarch64") {
-    "console=hvc0 quiet panic=-1 dhash_entries=65536 ihash_entries=32768 thash_entries=4096 \
+    "console=hvc0 quiet panic=-1 dhash_entries=16384 ihash_entries=8192 thash_entries=4096 \
      uhash_entries=256 swiotlb=noforce"
 } else {
-    "console=hvc0 quiet panic=-1 dhash_entries=65536 ihash_entries=32768 thash_entries=4096 \
+    "console=hvc0 quiet panic=-1 dhash_entries=16384 ihash_entries=8192 thash_entries=4096 \
      uhash_entries=256 reboot=t tsc=reliable no_timer_check percpu_alloc=page"
 };
 
