@@ -220,7 +220,7 @@ fn shared_folders(runs: usize) -> Result<(), Failure> {
     let kernel = store.find(Kind::Kernel, "default")?.file("vmlinux")?;
     let image = store.find(Kind::Image, "default")?.file(cabana_builder::ROOT)?;
     let times = runs.to_string();
-    let mut table = output(Command::new(&bench).args(["fs", "--runs", &times]))?;
+    let mut table = output(Command::new(files()?).args(["device", "--runs", &times]))?;
     print!("{table}");
     let mut measure: Vec<OsString> = vec![bench.into(), "fs-guest".into()];
     for (option, path) in [("--cabana", &cabana), ("--kernel", &kernel), ("--image", &image)] {
@@ -257,8 +257,7 @@ fn products(runs: usize) -> Result<(), Failure> {
 
 /// Needs no guest: what a share's journal costs.
 fn journal(runs: usize) -> Result<(), Failure> {
-    let bench = program("cabana-bench")?;
-    let table = output(Command::new(bench).args(["journal", "--runs", &runs.to_string()]))?;
+    let table = output(Command::new(files()?).args(["journal", "--runs", &runs.to_string()]))?;
     let path = keep(&folder()?.join("journal.md"), table.as_bytes())?;
     print!("{table}");
     say(&format!("bench: written to {}", path.display()));
@@ -326,6 +325,12 @@ fn folder() -> Result<PathBuf, Failure> {
     let folder = cargo::target_folder().join("bench");
     fs::create_dir_all(&folder).map_err(Failure::file(&folder))?;
     Ok(folder)
+}
+
+/// What measures the file server with no guest.
+fn files() -> Result<PathBuf, Failure> {
+    let name = "cabana-bench-files";
+    cargo::build_binary(name, name, &["--release"])
 }
 
 fn program(name: &str) -> Result<PathBuf, Failure> {

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::time::{ClockId, clock_gettime};
 use zerocopy::IntoBytes;
 
-use super::driver::{Prepared, Rig};
+use crate::driver::{Prepared, Rig, message};
 
 /// Files that are looked up.
 const FILES: usize = 4000;
@@ -25,27 +25,27 @@ const LARGE: usize = 1 << 20;
 
 /// One comparison.
 #[derive(Clone, Debug)]
-pub struct Figure {
+pub(crate) struct Figure {
     /// What is done.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What the bare loop does.
-    pub bare: &'static str,
+    pub(crate) bare: &'static str,
     /// Nanoseconds of the bare loop, for each.
-    pub bare_ns: f64,
+    pub(crate) bare_ns: f64,
     /// Nanoseconds of the device, for each.
-    pub device_ns: f64,
+    pub(crate) device_ns: f64,
     /// What the ratio is to be: at most, or, for two queues, at least. `None`: it is for comparison.
-    pub target: Option<f64>,
+    pub(crate) target: Option<f64>,
 }
 
 impl Figure {
     /// How many times the bare loop the device takes; for two queues, how much more they do than one.
-    pub fn ratio(&self) -> f64 {
+    pub(crate) fn ratio(&self) -> f64 {
         if self.is_gain() { self.bare_ns / self.device_ns } else { self.device_ns / self.bare_ns }
     }
 
     /// Is more better?
-    pub fn is_gain(&self) -> bool {
+    pub(crate) fn is_gain(&self) -> bool {
         self.bare == "one queue"
     }
 
@@ -106,7 +106,7 @@ fn timed(work: impl FnOnce()) -> Duration {
 }
 
 /// Measures in a folder that is empty and ours.
-pub fn measure(folder: &Path, runs: usize) -> std::io::Result<Vec<Figure>> {
+pub(crate) fn measure(folder: &Path, runs: usize) -> std::io::Result<Vec<Figure>> {
     let names: Vec<String> = (0..FILES).map(|at| format!("file{at:05}")).collect();
     fs::create_dir(folder.join("many"))?;
     for name in &names {
@@ -138,7 +138,7 @@ fn known(folder: &Path, names: &[String], runs: usize) -> std::io::Result<Vec<Fi
         let node = rig.lookup(parent, name);
         list.push(lookup(&mut rig, parent, name));
         let input = [0; 16];
-        let request = rig.request(opcode::GETATTR, node, &[&input]);
+        let request = message(opcode::GETATTR, node, &[&input]);
         list.push(rig.prepare(&[&request], &[], &[size_of::<wire::AttrOut>()]));
     }
     let rounds = 40;
@@ -195,7 +195,7 @@ fn fstat_function(file: &File) {
 }
 
 fn lookup(rig: &mut Rig, parent: u64, name: &str) -> Prepared {
-    let request = rig.request(opcode::LOOKUP, parent, &[name.as_bytes(), b"\0"]);
+    let request = message(opcode::LOOKUP, parent, &[name.as_bytes(), b"\0"]);
     rig.prepare(&[&request], &[], &[size_of::<wire::EntryOut>()])
 }
 
@@ -236,7 +236,7 @@ fn first(folder: &Path, names: &[String], runs: usize) -> std::io::Result<Figure
                 .map(|some| {
                     let count = (some.len() / 16) as u32;
                     let input = wire::BatchForgetIn { count, dummy: 0 };
-                    let request = rig.request(opcode::BATCH_FORGET, 0, &[input.as_bytes(), some]);
+                    let request = message(opcode::BATCH_FORGET, 0, &[input.as_bytes(), some]);
                     rig.prepare(&[&request], &[], &[])
                 })
                 .collect();
@@ -265,7 +265,7 @@ fn data(folder: &Path, runs: usize) -> std::io::Result<Vec<Figure>> {
         .zip(buffers.iter().cycle())
         .map(|(&offset, &page)| {
             let input = wire::ReadIn { fh, offset, size: PAGE as u32, ..<_>::default() };
-            let request = rig.request(opcode::READ, node, &[input.as_bytes()]);
+            let request = message(opcode::READ, node, &[input.as_bytes()]);
             rig.prepare_into(&request, &[page])
         })
         .collect();
@@ -295,10 +295,10 @@ fn data(folder: &Path, runs: usize) -> std::io::Result<Vec<Figure>> {
     for (at, part) in (0..count).zip(pages.chunks(LARGE / PAGE).cycle()) {
         let offset = (at * LARGE) as u64;
         let input = wire::ReadIn { fh, offset, size: LARGE as u32, ..<_>::default() };
-        let request = rig.request(opcode::READ, node, &[input.as_bytes()]);
+        let request = message(opcode::READ, node, &[input.as_bytes()]);
         reads.push(rig.prepare_into(&request, part));
         let input = wire::WriteIn { fh, offset, size: LARGE as u32, ..<_>::default() };
-        let mut request = rig.request(opcode::WRITE, node, &[input.as_bytes()]);
+        let mut request = message(opcode::WRITE, node, &[input.as_bytes()]);
         let whole = (request.len() + LARGE) as u32;
         request[..4].copy_from_slice(&whole.to_le_bytes());
         writes.push(rig.prepare(&[&request], part, &[size_of::<wire::WriteOut>()]));
@@ -344,7 +344,7 @@ fn two_queues(folder: &Path, runs: usize) -> Figure {
         let mut list = Vec::new();
         for (name, &node) in names.iter().zip(&nodes).skip(queue).step_by(2) {
             list.push(lookup(&mut rig, parent, name));
-            let request = rig.request(opcode::GETATTR, node, &[&[0; 16]]);
+            let request = message(opcode::GETATTR, node, &[&[0; 16]]);
             list.push(rig.prepare(&[&request], &[], &[size_of::<wire::AttrOut>()]));
         }
         list
@@ -359,7 +359,7 @@ fn two_queues(folder: &Path, runs: usize) -> Figure {
 }
 
 /// As Markdown, whose columns are also straight on a terminal.
-pub fn markdown(figures: &[Figure]) -> String {
+pub(crate) fn markdown(figures: &[Figure]) -> String {
     let mut text = format!(
         "| {:32} | {:22} | {:>9} | {:>9} | {:>5} | target   |\n|{}|{}|{}|{}|{}|{}|\n",
         "the device alone, one core",

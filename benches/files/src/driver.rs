@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_micros(30);
 
 /// A request in guest memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     table: u64,
     table_len: u32,
     reply: u64,
@@ -33,7 +33,7 @@ pub struct Prepared {
 
 /// The device and its driver.
 #[derive(Debug)]
-pub struct Rig {
+pub(crate) struct Rig {
     driver: TestDriver,
     next: u64,
     offered: Vec<u16>,
@@ -44,7 +44,7 @@ pub struct Rig {
 
 impl Rig {
     /// A device with so many request queues, each with a thread, that serves `folder`.
-    pub fn new(folder: &std::path::Path, queues: usize) -> Self {
+    pub(crate) fn new(folder: &std::path::Path, queues: usize) -> Self {
         let server = Arc::new(FileServer::with_limits(Limits { nodes: 100_000, open: 1000 }));
         let share = Share { name: "s".into(), path: folder.into(), read_only: false };
         server.attach(&share).expect("a folder to share");
@@ -56,36 +56,28 @@ impl Rig {
         let threads = Vec::new();
         let mut rig = Self { driver, next: ARENA, offered, share: 0, threads, _loops: loops };
         let init = wire::InitIn { major: 7, minor: 41, ..<_>::default() };
-        rig.ask(&rig.request(opcode::INIT, 0, &[init.as_bytes()]), 64);
+        rig.ask(&message(opcode::INIT, 0, &[init.as_bytes()]), 64);
         rig.share = rig.lookup(wire::ROOT_ID, "s");
         rig.threads = device_threads();
         rig
     }
 
     /// The number of the shared folder.
-    pub fn share(&self) -> u64 {
+    pub(crate) fn share(&self) -> u64 {
         self.share
     }
 
-    /// The bytes of a request.
-    pub fn request(&self, opcode: u32, nodeid: u64, parts: &[&[u8]]) -> Vec<u8> {
-        let body = parts.concat();
-        let len = (size_of::<InHeader>() + body.len()) as u32;
-        let header = InHeader { len, opcode, unique: 2, nodeid, ..InHeader::default() };
-        [header.as_bytes(), &body].concat()
-    }
-
     /// Number of the entry `name`.
-    pub fn lookup(&mut self, parent: u64, name: &str) -> u64 {
-        let request = self.request(opcode::LOOKUP, parent, &[name.as_bytes(), b"\0"]);
+    pub(crate) fn lookup(&mut self, parent: u64, name: &str) -> u64 {
+        let request = message(opcode::LOOKUP, parent, &[name.as_bytes(), b"\0"]);
         let reply = self.ask(&request, size_of::<wire::EntryOut>());
         wire::EntryOut::read_from_prefix(&reply).expect("an entry").0.nodeid
     }
 
     /// Opens a file for reading and writing.
-    pub fn open(&mut self, node: u64) -> u64 {
+    pub(crate) fn open(&mut self, node: u64) -> u64 {
         let open = wire::OpenIn { flags: wire::open::RDWR, open_flags: 0 };
-        let reply = self.ask(&self.request(opcode::OPEN, node, &[open.as_bytes()]), 16);
+        let reply = self.ask(&message(opcode::OPEN, node, &[open.as_bytes()]), 16);
         wire::OpenOut::read_from_prefix(&reply).expect("an open file").0.fh
     }
 
@@ -98,7 +90,7 @@ impl Rig {
 
     /// Lays a request out: readable pieces, `pages` of data to write, and room for the reply's header
     /// and its body in pieces.
-    pub fn prepare(&mut self, readable: &[&[u8]], data: &[u64], body: &[usize]) -> Prepared {
+    pub(crate) fn prepare(&mut self, readable: &[&[u8]], data: &[u64], body: &[usize]) -> Prepared {
         let mut pieces = Vec::new();
         for bytes in readable {
             let addr = self.allocate(bytes.len() as u64, 8);
@@ -120,7 +112,7 @@ impl Rig {
     }
 
     /// Like [`Rig::prepare`] for a reply that lies in `pages`.
-    pub fn prepare_into(&mut self, request: &[u8], pages: &[u64]) -> Prepared {
+    pub(crate) fn prepare_into(&mut self, request: &[u8], pages: &[u64]) -> Prepared {
         let addr = self.allocate(request.len() as u64, 8);
         self.driver.ram().write_bytes(GuestAddress(addr), request).expect("RAM");
         let reply = self.allocate(size_of::<OutHeader>() as u64, 8);
@@ -148,7 +140,7 @@ impl Rig {
     }
 
     /// So many pages, none beside the next: what a guest's page cache looks like.
-    pub fn pages(&mut self, count: usize) -> Vec<u64> {
+    pub(crate) fn pages(&mut self, count: usize) -> Vec<u64> {
         let mut pages: Vec<u64> = (0..count).map(|_| self.allocate(PAGE, PAGE)).collect();
         pages.reverse();
         pages
@@ -162,17 +154,17 @@ impl Rig {
     }
 
     /// Forgets what was laid out since `mark`.
-    pub fn release(&mut self, mark: u64) {
+    pub(crate) fn release(&mut self, mark: u64) {
         self.next = mark;
     }
 
     /// What [`Rig::release`] takes.
-    pub fn mark(&self) -> u64 {
+    pub(crate) fn mark(&self) -> u64 {
         self.next
     }
 
     /// The body of a reply that directly follows its header.
-    pub fn body(&self, prepared: Prepared, len: usize) -> Vec<u8> {
+    pub(crate) fn body(&self, prepared: Prepared, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<OutHeader>() + len];
         self.driver.ram().read_bytes(GuestAddress(prepared.reply), &mut bytes).expect("RAM");
         let header = OutHeader::read_from_prefix(&bytes).expect("a header").0;
@@ -181,7 +173,7 @@ impl Rig {
     }
 
     /// Like [`Rig::run`], but the processor time that the device's threads took.
-    pub fn cost(&mut self, work: &[(u16, &[Prepared])], count: usize) -> Duration {
+    pub(crate) fn cost(&mut self, work: &[(u16, &[Prepared])], count: usize) -> Duration {
         let before = self.threads_time();
         self.run(work, count);
         self.threads_time().saturating_sub(before)
@@ -199,7 +191,7 @@ impl Rig {
 
     /// Sends `count` requests to each queue, from its list over and over, as many at once as the
     /// queue takes. From the first doorbell to the last reply.
-    pub fn run(&mut self, work: &[(u16, &[Prepared])], count: usize) -> Duration {
+    pub(crate) fn run(&mut self, work: &[(u16, &[Prepared])], count: usize) -> Duration {
         let mut states: Vec<State> = work
             .iter()
             .map(|&(queue, list)| {
@@ -268,6 +260,14 @@ impl Rig {
     fn used(&self, queue: u16) -> u16 {
         self.driver.ram().load_u16(GuestAddress(self.driver.layout(queue).used + 2)).expect("RAM")
     }
+}
+
+/// The bytes of a request.
+pub(crate) fn message(opcode: u32, nodeid: u64, parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    let len = (size_of::<InHeader>() + body.len()) as u32;
+    let header = InHeader { len, opcode, unique: 2, nodeid, ..InHeader::default() };
+    [header.as_bytes(), &body].concat()
 }
 
 /// Where the kernel tells of the device's threads.

@@ -19,13 +19,13 @@ const LEN: usize = 16 << 10;
 
 /// One kind of operation, without and with a journal.
 #[derive(Clone, Copy, Debug)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// What is done.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The least time of each, without.
-    pub without: Duration,
+    pub(crate) without: Duration,
     /// And with.
-    pub with: Duration,
+    pub(crate) with: Duration,
 }
 
 /// A guest of one share, which speaks to the server without a device in between.
@@ -131,7 +131,7 @@ const STEPS: [(&str, Step); 7] = [
 ];
 
 /// Measures in a folder that is empty and ours.
-pub fn measure(folder: &Path, runs: usize) -> std::io::Result<Vec<Cost>> {
+pub(crate) fn measure(folder: &Path, runs: usize) -> std::io::Result<Vec<Cost>> {
     let cost = |(name, _)| Cost { name, without: Duration::MAX, with: Duration::MAX };
     let mut costs: Vec<Cost> = STEPS.map(cost).into();
     for run in 0..runs {
@@ -169,7 +169,7 @@ fn one_run(folder: &Path, journalled: bool) -> std::io::Result<Vec<Duration>> {
 }
 
 /// The table.
-pub fn markdown(costs: &[Cost]) -> String {
+pub(crate) fn markdown(costs: &[Cost]) -> String {
     let us = |time: Duration| time.as_secs_f64() * 1e6;
     let row = |cost: &Cost| {
         let (without, with) = (us(cost.without), us(cost.with));

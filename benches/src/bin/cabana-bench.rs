@@ -7,8 +7,7 @@ use std::process::ExitCode;
 
 use cabana_benches::budget::Budget;
 use cabana_benches::compare::compare;
-use cabana_benches::fs::guest::{self, Guest};
-use cabana_benches::fs::{device, journal};
+use cabana_benches::fs::{self as shares, Guest};
 use cabana_benches::machine_memory::MachineMemory;
 use cabana_benches::measure::{self, Boot};
 use cabana_benches::page::{Section, page};
@@ -124,15 +123,6 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 41)]
         runs: usize,
     },
-    /// The virtio-fs device alone beside bare system calls; prints the table.
-    Fs {
-        /// Where to make the files.
-        #[arg(long, value_name = "DIR")]
-        folder: Option<PathBuf>,
-        /// How often; the least counts.
-        #[arg(long, value_name = "N", default_value_t = 15)]
-        runs: usize,
-    },
     /// A folder in a guest beside QEMU with virtiofsd, where KVM runs Linux; prints the table.
     FsGuest {
         /// The `cabana` program.
@@ -183,15 +173,6 @@ enum Task {
         /// Move into a root in memory first: for the lab, where every file is a wait for the host.
         #[arg(long)]
         stage: bool,
-    },
-    /// What a share's journal costs; prints the table.
-    Journal {
-        /// Where to make the files.
-        #[arg(long, value_name = "DIR")]
-        folder: Option<PathBuf>,
-        /// How often; the least counts.
-        #[arg(long, value_name = "N", default_value_t = 7)]
-        runs: usize,
     },
     /// A command in a machine of its own, beside microsandbox and boxlite, where KVM runs Linux; prints the table.
     Products {
@@ -275,7 +256,6 @@ fn main() -> ExitCode {
             stream::measure(files, runs, &|what| eprintln!("bench: {what}"))
                 .and_then(|streams| print(&streams.report(&clock)))
         }
-        Task::Fs { folder, runs } => fs_device(folder, runs),
         Task::FsGuest { cabana, qemu, virtiofsd, kernel, image, hundreds, small, runs, stage } => {
             let parent = std::env::temp_dir();
             tempfile::tempdir_in(&parent).map_err(Error::file(&parent)).and_then(|folder| {
@@ -293,7 +273,7 @@ fn main() -> ExitCode {
                     runs,
                 };
                 let figures = guest.measure(&|what| eprintln!("bench: {what}"))?;
-                print!("{}", guest::markdown(&figures, hundreds));
+                print!("{}", shares::markdown(&figures, hundreds));
                 Ok(())
             })
         }
@@ -313,7 +293,6 @@ fn main() -> ExitCode {
                 .measure(runs, &|what| eprintln!("bench: {what}"))
                 .map(|figures| print!("{}", figures.markdown()))
         }
-        Task::Journal { folder, runs } => journal_cost(folder, runs),
         Task::Compare { before, now } => read(&before)
             .and_then(|before| read(&now).map(|now| print!("{}", compare(&before, &now)))),
         Task::Page { to, parts } => whole_page(&to, &parts),
@@ -340,22 +319,6 @@ fn failed(error: &Error) -> ExitCode {
 fn in_folder(measure: impl FnOnce(&Path) -> Result<Report, Error>) -> Result<Report, Error> {
     let folder = tempfile::tempdir().map_err(Error::file(std::env::temp_dir()))?;
     measure(folder.path())
-}
-
-fn fs_device(folder: Option<PathBuf>, runs: usize) -> Result<(), Error> {
-    let parent = folder.unwrap_or_else(std::env::temp_dir);
-    let folder = tempfile::tempdir_in(&parent).map_err(Error::file(&parent))?;
-    let figures = device::measure(folder.path(), runs).map_err(Error::file(folder.path()))?;
-    print!("{}", device::markdown(&figures));
-    Ok(())
-}
-
-fn journal_cost(folder: Option<PathBuf>, runs: usize) -> Result<(), Error> {
-    let parent = folder.unwrap_or_else(std::env::temp_dir);
-    let folder = tempfile::tempdir_in(&parent).map_err(Error::file(&parent))?;
-    let costs = journal::measure(folder.path(), runs).map_err(Error::file(folder.path()))?;
-    print!("{}", journal::markdown(&costs));
-    Ok(())
 }
 
 fn print(report: &Report) -> Result<(), Error> {

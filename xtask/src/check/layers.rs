@@ -108,6 +108,7 @@ const FREE: &[&str] = &[
     "cabana-test-hv",
     "cabana-test-guest",
     "cabana-benches",
+    "cabana-bench-files",
     "cabana-bench-stream",
 ];
 
