@@ -218,15 +218,4 @@ static inline bool pgmap_has_memory_failure(",
 		return -ENOMEM;
 ",
     },
-    // A vsock began with 128 buffers of 4 KiB for what the host sends, and an idle machine used a few. Now it begins with 16,
-    // and takes the others when half of them are used up.
-    Edit {
-        file: "net/vmw_vsock/virtio_transport.c",
-        from: "		vsock->rx_buf_nr++;\n	} while (vq->num_free);\n",
-        to: "\
-		vsock->rx_buf_nr++;
-	} while (vq->num_free &&
-		 (vsock->rx_buf_max_nr || vsock->rx_buf_nr < 16));
-",
-    },
 ];
