@@ -7,10 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cabana_fs::wire::{self, InHeader, OutHeader, opcode};
+use cabana_fs::wire::{self, OutHeader, opcode};
 use cabana_fs::{FileServer, Limits, Share};
 use cabana_journal::{Home, Limits as JournalLimits, Recorder};
 use zerocopy::{FromBytes, IntoBytes};
+
+use crate::driver::message;
 
 /// Files of each kind in one run.
 const FILES: usize = 300;
@@ -49,10 +51,7 @@ impl Guest {
 
     /// Sends a request, which must succeed; the reply's body.
     fn ask(&mut self, opcode: u32, nodeid: u64, parts: &[&[u8]]) -> &[u8] {
-        let len =
-            (size_of::<InHeader>() + parts.iter().map(|part| part.len()).sum::<usize>()) as u32;
-        let header = InHeader { len, opcode, nodeid, ..InHeader::default() };
-        let request = [&[header.as_bytes()], parts].concat().concat();
+        let request = message(opcode, nodeid, parts);
         let len = self.server.handle_bytes(&request, &mut self.reply);
         let (header, _) = OutHeader::read_from_prefix(&self.reply).expect("a reply");
         assert_eq!(header.error, 0, "request {opcode}");

@@ -14,6 +14,9 @@ use clap::{Parser, Subcommand};
 /// Measures the file server in this process.
 #[derive(Debug, Parser)]
 struct Cli {
+    /// Where to make the files.
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    folder: PathBuf,
     #[command(subcommand)]
     task: Task,
 }
@@ -22,18 +25,12 @@ struct Cli {
 enum Task {
     /// The virtio-fs device alone beside bare system calls.
     Device {
-        /// Where to make the files.
-        #[arg(long, value_name = "DIR")]
-        folder: Option<PathBuf>,
         /// How often; the least counts.
         #[arg(long, value_name = "N", default_value_t = 15)]
         runs: usize,
     },
     /// What a share's journal costs.
     Journal {
-        /// Where to make the files.
-        #[arg(long, value_name = "DIR")]
-        folder: Option<PathBuf>,
         /// How often; the least counts.
         #[arg(long, value_name = "N", default_value_t = 7)]
         runs: usize,
@@ -41,10 +38,8 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let task = Cli::parse().task;
-    let (Task::Device { folder, .. } | Task::Journal { folder, .. }) = &task;
-    let folder = folder.clone().unwrap_or_else(std::env::temp_dir);
-    match measure(&task, &folder) {
+    let Cli { folder, task } = Cli::parse();
+    match measure(&folder, &task) {
         Ok(table) => {
             print!("{table}");
             ExitCode::SUCCESS
@@ -56,10 +51,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(task: &Task, folder: &Path) -> io::Result<String> {
+fn measure(folder: &Path, task: &Task) -> io::Result<String> {
     let folder = tempfile::tempdir_in(folder)?;
     Ok(match task {
-        Task::Device { runs, .. } => device::markdown(&device::measure(folder.path(), *runs)?),
-        Task::Journal { runs, .. } => journal::markdown(&journal::measure(folder.path(), *runs)?),
+        Task::Device { runs } => device::markdown(&device::measure(folder.path(), *runs)?),
+        Task::Journal { runs } => journal::markdown(&journal::measure(folder.path(), *runs)?),
     })
 }

@@ -20,18 +20,10 @@ pub(crate) fn check_mappable(file: &[u8]) -> Result<(), String> {
     if number::<2>(file, 18) != Some(u64::from(EM_X86_64)) {
         return Err("it is not for x86-64".to_owned());
     }
-    let table = number::<8>(file, 32).unwrap_or_default() as usize;
-    let count = number::<2>(file, 56).unwrap_or_default() as usize;
+    let headers = headers(file).ok_or("its program headers are cut off")?;
     let (mut loads, mut notes) = (0, 0);
-    for index in 0..count {
-        let header = table
-            .checked_add(index * PROGRAM_HEADER_SIZE)
-            .and_then(|start| file.get(start..start.checked_add(PROGRAM_HEADER_SIZE)?))
-            .ok_or("its program headers are cut off")?;
-        let kind = number::<4>(header, 0).unwrap_or_default() as u32;
-        let offset = number::<8>(header, 8).unwrap_or_default();
-        let address = number::<8>(header, 24).unwrap_or_default();
-        let size = number::<8>(header, 32).unwrap_or_default();
+    for (index, header) in headers.iter().enumerate() {
+        let Header { kind, offset, addresses: [_, address], in_file, .. } = *header;
         if kind == PT_NOTE {
             notes += 1;
         }
@@ -39,7 +31,7 @@ pub(crate) fn check_mappable(file: &[u8]) -> Result<(), String> {
             continue;
         }
         loads += 1;
-        if offset.checked_add(size).is_none_or(|end| end > file.len() as u64) {
+        if offset.checked_add(in_file).is_none_or(|end| end > file.len() as u64) {
             return Err(format!("segment {index} is cut off"));
         }
         if offset % PAGE != address % PAGE {
@@ -55,22 +47,17 @@ pub(crate) fn check_mappable(file: &[u8]) -> Result<(), String> {
 
 /// Where in the file `len` bytes at a virtual address stand, if a loadable segment has them.
 pub(crate) fn file_offset(file: &[u8], address: u64, len: u64) -> Option<usize> {
-    let table = number::<8>(file, 32)? as usize;
-    let count = number::<2>(file, 56)? as usize;
-    (0..count).find_map(|index| {
-        let start = table.checked_add(index * PROGRAM_HEADER_SIZE)?;
-        let header = file.get(start..start.checked_add(PROGRAM_HEADER_SIZE)?)?;
-        let within = address.checked_sub(number::<8>(header, 16)?)?;
-        let fits = within.checked_add(len)? <= number::<8>(header, 32)?;
-        let loads = number::<4>(header, 0)? as u32 == PT_LOAD;
-        (loads && fits).then(|| number::<8>(header, 8)?.checked_add(within))?.map(|at| at as usize)
+    headers(file)?.iter().filter(|header| header.kind == PT_LOAD).find_map(|header| {
+        let within = address.checked_sub(header.addresses[0])?;
+        let fits = within.checked_add(len)? <= header.in_file;
+        fits.then(|| header.offset.checked_add(within))?.map(|at| at as usize)
     })
 }
 
 /// Cuts what is written to into segments that hold no long runs of zeros, which memory has by itself; the file's other bytes
 /// stay where they are. A table that has no room to grow stays as it is.
 pub(crate) fn leave_zeros_out(file: &mut [u8]) {
-    let headers = headers(file);
+    let Some(headers) = headers(file) else { return };
     let first = headers.iter().map(|header| header.offset).filter(|offset| *offset > 0).min();
     let cut: Vec<_> = headers.iter().flat_map(|header| header.without_zeros(file)).collect();
     let table = number::<8>(file, 32).unwrap_or_default() as usize;
@@ -100,23 +87,24 @@ struct Header {
     align: u64,
 }
 
-fn headers(file: &[u8]) -> Vec<Header> {
-    let table = number::<8>(file, 32).unwrap_or_default() as usize;
-    let count = number::<2>(file, 56).unwrap_or_default() as usize;
+/// All program headers; none if some are cut off.
+fn headers(file: &[u8]) -> Option<Vec<Header>> {
+    let table = number::<8>(file, 32)? as usize;
+    let count = number::<2>(file, 56)? as usize;
     let header = |index| {
         let start = table.checked_add(index * PROGRAM_HEADER_SIZE)?;
-        let word = |at| number::<8>(file, start.checked_add(at)?);
+        let bytes = file.get(start..start.checked_add(PROGRAM_HEADER_SIZE)?)?;
         Some(Header {
-            kind: number::<4>(file, start)? as u32,
-            flags: number::<4>(file, start.checked_add(4)?)? as u32,
-            offset: word(8)?,
-            addresses: [word(16)?, word(24)?],
-            in_file: word(32)?,
-            in_memory: word(40)?,
-            align: word(48)?,
+            kind: number::<4>(bytes, 0)? as u32,
+            flags: number::<4>(bytes, 4)? as u32,
+            offset: number::<8>(bytes, 8)?,
+            addresses: [number::<8>(bytes, 16)?, number::<8>(bytes, 24)?],
+            in_file: number::<8>(bytes, 32)?,
+            in_memory: number::<8>(bytes, 40)?,
+            align: number::<8>(bytes, 48)?,
         })
     };
-    (0..count).filter_map(header).collect()
+    (0..count).map(header).collect()
 }
 
 impl Header {
@@ -242,9 +230,9 @@ mod tests {
     #[test]
     fn long_runs_of_zeros_are_no_part_of_a_segment() {
         let mut file = written();
-        let (before, zeros) = (file.clone(), headers(&file)[2]);
+        let (before, last) = (file.clone(), headers(&file).unwrap()[2]);
         leave_zeros_out(&mut file);
-        let found = headers(&file);
+        let found = headers(&file).unwrap();
         assert_eq!(found.len(), 4);
         let places: Vec<_> = found[1..3]
             .iter()
@@ -257,7 +245,7 @@ mod tests {
                 (0x9000, [0xffff_0000_8000, 0x100_8000], 0x2800, 0x8000),
             ]
         );
-        assert_eq!(found[3], zeros);
+        assert_eq!(found[3], last);
         assert_eq!(file[0x1000..], before[0x1000..]);
     }
 

@@ -67,12 +67,12 @@ pub fn boot_order(log: impl BufRead, system_map: &str, kernel: &[u8]) -> io::Res
     let mut still: Vec<_> = patched.into_iter().filter(|at| !seen.contains(at)).collect();
     still.sort_unstable();
     let mut named = HashSet::new();
-    let mut lines = |functions: &mut dyn Iterator<Item = usize>| -> String {
-        let sections = functions.map(|at| section(text.functions[at].1));
+    still.extend(both);
+    let mut lines = |functions: Vec<usize>| -> String {
+        let sections = functions.into_iter().map(|at| section(text.functions[at].1));
         sections.filter(|line| named.insert(line.clone())).collect()
     };
-    let run = lines(&mut only.into_iter());
-    Ok(run + APART + &lines(&mut still.into_iter().chain(both)))
+    Ok(lines(only) + APART + &lines(still))
 }
 
 /// The linker's line for a function. The compiler puts the unlikely part of one into a section of its own.

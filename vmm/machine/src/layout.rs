@@ -55,7 +55,7 @@ pub fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
     pieces
 }
 
-/// Pages of x86-64's.
+/// A page of x86-64's, and a large one.
 const PAGE: u64 = 4096;
 pub(crate) const LARGE: u64 = 2 << 20;
 /// Where [`sparse`] RAM is in every machine: address and length.
@@ -78,8 +78,8 @@ const AT_END: u64 = 60;
 /// otherwise is only slower. `initrd` is the length of what lies at the end of RAM.
 pub(crate) fn sparse(memory: u64, initrd: u64) -> Vec<(GuestAddress, usize)> {
     let mut sparse: Vec<_> = SPARSE.iter().map(|(at, len)| (GuestAddress(*at), *len)).collect();
-    let (last, len) = ram_pieces(memory).pop().unwrap_or((GuestAddress(0), 0));
-    let end = last.0 + len as u64;
+    let pieces = ram_pieces(memory);
+    let end = pieces.last().map_or(0, |(at, len)| at.0 + *len as u64);
     // Linux keeps 64 bytes for each page, before the last large page of RAM. At first it uses those of the first 32 MiB, and
     // of what lies at the end of RAM below the gap.
     let structs = |bytes: u64| bytes.next_multiple_of(128 << 20) / 64;
@@ -89,11 +89,11 @@ pub(crate) fn sparse(memory: u64, initrd: u64) -> Vec<(GuestAddress, usize)> {
     // Its tables of names and inodes take 12 bytes for 8 KiB.
     let tables = memory / 8192 * 12;
     let few = AT_END + (tables + initrd) / PAGE < FEW;
-    sparse.extend([first, beside_the_gap].map(|at| (GuestAddress(at), LARGE as usize)));
-    sparse.extend(few.then_some((GuestAddress(at_end), LARGE as usize)));
+    let places = [first, beside_the_gap].into_iter().chain(few.then_some(at_end));
+    sparse.extend(places.map(|at| (GuestAddress(at), LARGE as usize)));
     sparse.sort_unstable();
     sparse.dedup();
-    sparse.retain(|(at, len)| ram_pieces(memory).iter().any(|piece| within(*at, *len, *piece)));
+    sparse.retain(|(at, len)| pieces.iter().any(|piece| within(*at, *len, *piece)));
     sparse
 }
 

@@ -19,14 +19,7 @@ pub(super) const EDITS: &[Edit] = &[
     // Most levels of initcalls have no parameter.
     Edit {
         file: "init/main.c",
-        from: "\
-	parse_args(initcall_level_names[level],
-		   command_line, __start___param,
-		   __stop___param - __start___param,
-		   level, level,
-		   NULL, ignore_unknown_bootoption);
-
-	trace_initcall_level",
+        from: "	parse_args(initcall_level_names[level],\n",
         to: "\
 	const struct kernel_param *param = __start___param;
 
@@ -34,12 +27,7 @@ pub(super) const EDITS: &[Edit] = &[
 		param++;
 	if (param < __stop___param)
 		parse_args(initcall_level_names[level],
-			   command_line, __start___param,
-			   __stop___param - __start___param,
-			   level, level,
-			   NULL, ignore_unknown_bootoption);
-
-	trace_initcall_level",
+",
     },
     Edit {
         file: "init/main.c",
