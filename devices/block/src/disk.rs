@@ -43,12 +43,10 @@ pub enum OpenError {
     /// Another machine has it.
     #[error("the disk {0} is in use by another process; stop that one, or open both read-only")]
     InUse(PathBuf),
-    /// A scratch disk could not be copied from its template.
-    #[error("cannot copy the disk {template} into {dir}: {source}")]
-    Copy {
-        /// What was to be copied.
-        template: PathBuf,
-        /// The folder for the copy.
+    /// There can be no file for what the machine changes.
+    #[error("cannot make a disk in {dir}: {source}")]
+    Make {
+        /// The folder for it.
         dir: PathBuf,
         /// What the host said.
         source: io::Error,
@@ -134,33 +132,31 @@ impl Disk {
         Self::new(file, path, true)
     }
 
-    /// A copy of `template` in a file without a name in `dir`: it vanishes with the machine, however
-    /// that ends. Holes stay holes, and where the file system can share blocks nothing is copied.
+    /// A disk that begins as `template`, which stays as it is; what changes goes into a file without a name in `dir`. It
+    /// vanishes with the machine, however that ends.
     pub fn scratch(template: &Path, dir: &Path) -> Result<Self, OpenError> {
-        let from = open_file(template, false)?;
-        let copied = file::unnamed(dir).and_then(|to| {
-            file::copy_sparse(&from, &to)?;
-            Ok(to)
-        });
-        let file = copied.map_err(|source| OpenError::Copy {
-            template: template.to_owned(),
-            dir: dir.to_owned(),
-            source,
-        })?;
-        Ok(Self::new(file, template, false)?.vanishing())
+        let base = open_file(template, false)?;
+        let metadata = base.metadata();
+        let metadata =
+            metadata.map_err(|source| OpenError::Io { path: template.to_owned(), source })?;
+        Self::beginning_as(Base::new(base, 0, metadata.len()), metadata.len(), template, dir)
     }
 
     /// A disk of `len` bytes that begins as the bytes of `base` from `start` on, which stay as they are;
     /// what changes goes into a file without a name in `dir`. It vanishes with the machine.
     pub fn overlay(base: File, start: u64, len: u64, dir: &Path) -> Result<Self, OpenError> {
+        let base = Base::new(base, start, len);
+        Self::beginning_as(base, len, &dir.join("(disk of a snapshot)"), dir)
+    }
+
+    fn beginning_as(base: Base, len: u64, path: &Path, dir: &Path) -> Result<Self, OpenError> {
         let own = file::unnamed(dir).and_then(|own| {
             own.set_len(len)?;
             Ok(own)
         });
-        let path = dir.join("(disk of a snapshot)");
-        let own = own.map_err(|source| OpenError::Io { path: path.clone(), source })?;
-        let disk = Self::new(own, &path, false)?;
-        Ok(Self { base: Some(Base::new(base, start, len)), ..disk.vanishing() })
+        let own = own.map_err(|source| OpenError::Make { dir: dir.to_owned(), source })?;
+        let disk = Self::new(own, path, false)?;
+        Ok(Self { base: Some(base), ..disk.vanishing() })
     }
 
     /// A disk that nobody keeps: what is flushed to it is lost with the machine, so it is not flushed.
@@ -423,7 +419,7 @@ fn open_file(path: &Path, write: bool) -> Result<File, OpenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek, Write};
+    use std::io::Write;
 
     fn raw(len: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -461,24 +457,27 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_disk_is_a_copy_that_leaves_no_name() {
+    fn a_scratch_disk_begins_as_its_template_and_leaves_no_name() {
         let mut template = raw(8 << 20);
         template.write_all(b"template").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::scratch(template.path(), dir.path()).unwrap();
         assert_eq!(disk.len(), 8 << 20);
-        let mut file = &disk.file;
-        file.rewind().unwrap();
-        let mut bytes = [0; 8];
-        file.read_exact(&mut bytes).unwrap();
+        let mut bytes = *b"scratch.";
+        let mut piece = [IoPiece { addr: bytes.as_mut_ptr(), len: 8 }];
+        disk.write(&mut piece, 512).unwrap();
+        disk.read(&mut piece, 0).unwrap();
         assert_eq!(&bytes, b"template");
-        file.rewind().unwrap();
-        file.write_all(b"scratch").unwrap();
-        assert!(std::fs::read(template.path()).unwrap().starts_with(b"template"));
+        piece = [IoPiece { addr: bytes.as_mut_ptr(), len: 8 }];
+        disk.read(&mut piece, 512).unwrap();
+        assert_eq!(&bytes, b"scratch.");
+        let kept = std::fs::read(template.path()).unwrap();
+        assert!(kept.starts_with(b"template") && kept[8..].iter().all(|byte| *byte == 0));
+        assert_eq!(file::allocated(&disk.file).unwrap(), 4096, "nothing else was copied");
         // Two machines may start from one template at once.
         Disk::scratch(template.path(), dir.path()).unwrap();
         let nowhere = Disk::scratch(template.path(), &dir.path().join("nowhere"));
-        assert!(matches!(nowhere, Err(OpenError::Copy { .. })));
+        assert!(matches!(nowhere, Err(OpenError::Make { .. })));
         drop(disk);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

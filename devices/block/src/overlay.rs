@@ -1,16 +1,24 @@
 //! A disk that begins as a part of another file and keeps its changes elsewhere: many machines start
-//! from one snapshot and copy nothing. Which blocks are the machine's own is known in memory only, since
+//! from one template or snapshot and copy nothing. Which blocks are the machine's own is known in memory only, since
 //! such a disk vanishes with its machine.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cabana_os::file::{self, FileExt, IoPiece};
 
 /// What changes its owner as a whole: a page of the host's cache, and what guests mostly write.
 pub(crate) const BLOCK: u64 = 4096;
+
+/// Blocks of a [`Leaf`], 128 MiB.
+const LEAF_BLOCKS: u64 = 1 << 15;
+
+/// A bit for each of some blocks that lie together, set once the block is in the disk's own file.
+#[derive(Debug)]
+struct Leaf([AtomicU64; LEAF_BLOCKS as usize / 64]);
 
 /// What the disk began as.
 #[derive(Debug)]
@@ -19,22 +27,27 @@ pub(crate) struct Base {
     /// Where it begins in the file.
     start: u64,
     len: u64,
-    /// One bit a block, set once the block is in the disk's own file. A request is served at a time.
-    own: Vec<AtomicU64>,
+    /// The disk's own blocks, once there are some: a machine writes to few places of a large disk. A request is served at
+    /// a time.
+    own: Vec<OnceLock<Box<Leaf>>>,
 }
 
 impl Base {
     /// `len` bytes of `file` from `start`.
     pub(crate) fn new(file: File, start: u64, len: u64) -> Self {
-        let words = len.div_ceil(BLOCK).div_ceil(64) as usize;
+        let leaves = len.div_ceil(BLOCK).div_ceil(LEAF_BLOCKS) as usize;
         let mut own = Vec::new();
-        own.resize_with(words, AtomicU64::default);
+        own.resize_with(leaves, OnceLock::new);
         Self { file, start, len, own }
     }
 
-    fn is_own(&self, block: u64) -> bool {
-        let word = self.own.get((block / 64) as usize);
-        word.is_none_or(|word| word.load(Ordering::Relaxed) >> (block % 64) & 1 == 1)
+    /// Is the block the disk's own, and which is the first behind it of which that is not known as well?
+    fn is_own(&self, block: u64) -> (bool, u64) {
+        match self.own.get((block / LEAF_BLOCKS) as usize).map(OnceLock::get) {
+            None => (true, block + 1),
+            Some(None) => (false, (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS),
+            Some(Some(leaf)) => (leaf.has(block), block + 1),
+        }
     }
 
     /// The pieces of a range that lie in one file, each with whether that is the disk's own.
@@ -44,12 +57,16 @@ impl Base {
             if at >= range.end {
                 return None;
             }
-            let own = self.is_own(at / BLOCK);
             let start = at;
-            while at < range.end && self.is_own(at / BLOCK) == own {
-                at = (at / BLOCK + 1) * BLOCK;
+            let (own, mut next) = self.is_own(at / BLOCK);
+            loop {
+                at = next * BLOCK;
+                let (same, behind) = self.is_own(next);
+                if at >= range.end || same != own {
+                    return Some((start..at.min(range.end), own));
+                }
+                next = behind;
             }
-            Some((start..at.min(range.end), own))
         })
     }
 
@@ -68,7 +85,7 @@ impl Base {
         let mut bytes = [0; BLOCK as usize];
         for edge in [range.start, range.end] {
             let block = edge / BLOCK;
-            if edge.is_multiple_of(BLOCK) || self.is_own(block) {
+            if edge.is_multiple_of(BLOCK) || self.is_own(block).0 {
                 continue;
             }
             let at = block * BLOCK;
@@ -83,8 +100,8 @@ impl Base {
     /// All blocks that the range touches are in the disk's own file.
     pub(crate) fn mark(&self, range: Range<u64>) {
         for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
-            if let Some(word) = self.own.get((block / 64) as usize) {
-                word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+            if let Some(leaf) = self.own.get((block / LEAF_BLOCKS) as usize) {
+                leaf.get_or_init(Leaf::new).add(block);
             }
         }
     }
@@ -96,5 +113,49 @@ impl Base {
             file::copy_sparse_range(from, start + run.start..start + run.end, to, at + run.start)?;
         }
         Ok(())
+    }
+}
+
+impl Leaf {
+    fn new() -> Box<Self> {
+        Box::new(Self([const { AtomicU64::new(0) }; LEAF_BLOCKS as usize / 64]))
+    }
+
+    fn word(&self, block: u64) -> &AtomicU64 {
+        &self.0[(block % LEAF_BLOCKS / 64) as usize]
+    }
+
+    fn has(&self, block: u64) -> bool {
+        self.word(block).load(Ordering::Relaxed) >> (block % 64) & 1 == 1
+    }
+
+    fn add(&self, block: u64) {
+        self.word(block).fetch_or(1 << (block % 64), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_blocks_are_told_apart_on_a_large_disk() {
+        const LEAF: u64 = LEAF_BLOCKS * BLOCK;
+        let len = 5 * LEAF + 512;
+        let base = Base::new(tempfile::tempfile().unwrap(), 0, len);
+        let runs = |range| base.runs(range).collect::<Vec<_>>();
+        assert_eq!(runs(0..len), [(0..len, false)]);
+        base.mark(2 * LEAF - 1..2 * LEAF + 1);
+        base.mark(5 * LEAF + 100..len);
+        let (first, end) = (2 * LEAF - BLOCK, 2 * LEAF + BLOCK);
+        let (before, own) = ((0..first, false), (first..end, true));
+        let expected = [before, own, (end..5 * LEAF, false), (5 * LEAF..len, true)];
+        assert_eq!(runs(0..len), expected);
+        assert_eq!(
+            runs(first - 7..first + 9),
+            [(first - 7..first, false), (first..first + 9, true)]
+        );
+        assert_eq!(runs(LEAF..LEAF), []);
+        assert_eq!(base.own.iter().filter(|leaf| leaf.get().is_some()).count(), 3);
     }
 }
