@@ -32,12 +32,13 @@ pub(crate) struct Prefetch {
 
 impl Prefetch {
     /// Gives the guest its own copies of what it will write to, all of a run at once, and enters RAM into the
-    /// hypervisor's tables.
+    /// hypervisor's tables. What is touched besides may come in large pages.
     pub(crate) fn ram<A: Arch>(&self, vcpu: &mut dyn Vcpu<A>) {
-        let Some(ram) = &self.ram else { return };
+        let Some(ram) = self.ram.as_ref().filter(|_| !self.touched.ram.is_empty()) else { return };
         for pages in self.touched.ram.iter().filter(|pages| pages.written) {
             let _ = ram.populate(GuestAddress(pages.guest), pages.len);
         }
+        ram.advise_huge();
         enter(&self.touched.ram, vcpu);
     }
 

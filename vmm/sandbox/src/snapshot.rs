@@ -238,7 +238,6 @@ fn map_ram(snapshot: &Snapshot, memory: u64) -> Result<GuestRam, Error> {
     let content = content.ok_or_else(|| snapshot.nonsense(RAM))?;
     let mapped = |error| Error::from(MachineError::Memory(error));
     let ram = GuestRam::new(&Processor::ram_pieces(memory)).map_err(mapped)?;
-    ram.advise_huge();
     let mut begin = 0;
     for piece in ram.slots() {
         let end = begin + piece.len as u64;

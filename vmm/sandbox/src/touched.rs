@@ -36,6 +36,7 @@ impl Memory {
     /// not known. What is not in memory of what is known begins to be read.
     pub(crate) fn prepare(self, snapshot: Snapshot) -> (Touched, Option<Recorder>) {
         let Some(recorded) = cabana_snapshot::Touched::read(&snapshot) else {
+            self.ram.advise_huge();
             return (Touched::default(), Some(Recorder { snapshot, memory: self, exact: false }));
         };
         let touched = self.placed(&recorded);
@@ -46,8 +47,11 @@ impl Memory {
             self.image.will_need((guest - self.image_at) as usize, len);
         }
         if recorded.exact {
-            return (self.enlarged(touched), None);
+            let touched = self.enlarged(touched);
+            self.keep_small();
+            return (touched, None);
         }
+        self.keep_small();
         // What was written to was touched for sure.
         for pages in touched.ram.iter().filter(|pages| !pages.written) {
             let _ = self.ram.bring_in_singly(GuestAddress(pages.guest), pages.len);
@@ -56,6 +60,13 @@ impl Memory {
             self.image.bring_in_singly((pages.guest - self.image_at) as usize, pages.len);
         }
         (Touched::default(), Some(Recorder { snapshot, memory: self, exact: true }))
+    }
+
+    /// A byte that is written touches no more than its page, until what is touched first is recorded or brought in.
+    fn keep_small(&self) {
+        for piece in self.ram.slots() {
+            let _ = self.ram.advise_small(piece.guest, piece.len);
+        }
     }
 
     /// Puts what is only read into large pages where that is worth it, and possible.
@@ -160,6 +171,7 @@ impl Recorder {
         touched.add(RAM, runs);
         touched.add(IMAGE, present(image.host(), image.len(), 0));
         if exact {
+            ram.advise_huge();
             ram.bring_in_together();
             image.bring_in_together();
             // Now, since it takes longest for the first time.

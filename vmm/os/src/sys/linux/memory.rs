@@ -68,7 +68,10 @@ pub(in crate::sys) unsafe fn separate(at: *mut u8, len: usize, apart: bool) -> i
 /// # Safety
 /// The range is mapped.
 pub(in crate::sys) unsafe fn enlarge(at: *mut u8, len: usize) -> io::Result<()> {
+    // Pages that are large already cannot be entered where the process has no table for them yet.
     // SAFETY: the caller's promise; the content stays.
+    let _ = unsafe { madvise(at.cast(), len.min(4096), Advice::LinuxPopulateRead) };
+    // SAFETY: as above.
     let result = unsafe { libc::madvise(at.cast(), len, MADV_COLLAPSE) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -151,4 +151,22 @@ mod tests {
         mapping.bring_in_together(0..64 * 4096).unwrap();
         assert!(mapping.populate(63 * 4096..65 * 4096).is_err());
     }
+    #[test]
+    fn pages_that_are_large_already_are_so_for_a_process_that_never_touched_them() {
+        const LARGE: usize = 2 << 20;
+        const GIB: usize = 1 << 30;
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.write_all_at(&vec![1; LARGE], 0).unwrap();
+        let enlarge = || {
+            // A GiB of which nothing is there.
+            let mapping = Mapping::anonymous(2 * GIB).unwrap();
+            let at = GIB - mapping.as_ptr() as usize % GIB;
+            mapping.overlay_file(at..at + LARGE, &file, 0).unwrap();
+            mapping.enlarge(at..at + LARGE)
+        };
+        match enlarge() {
+            Ok(()) => enlarge().unwrap(),
+            Err(error) => eprintln!("skipped: no large pages of files here: {error}"),
+        }
+    }
 }
