@@ -129,7 +129,7 @@ impl Machine<Arm64> {
         setup.check_size(vm.max_vcpus().min(MAX_CPUS))?;
         let Setup { cpus, memory, timeline, .. } = setup;
         let ram = GuestRam::new(&Arm64::ram_pieces(memory))?;
-        ram.advise_huge();
+        Arm64::advise_pages(&ram, 0);
         let control = Arc::new(Control::default());
         let wired = Arc::default();
         let Buses { mmio, transports, serial } =

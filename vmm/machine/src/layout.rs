@@ -59,11 +59,13 @@ pub fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
 const PAGE: u64 = 4096;
 pub(crate) const LARGE: u64 = 2 << 20;
 /// Where [`sparse`] RAM is in every machine: address and length.
-const SPARSE: [(u64, usize); 3] = [
+const SPARSE: [(u64, usize); 4] = [
     // The boot protocol's tables, and the first of what may move later: files and programs.
     (0, 2 * LARGE as usize),
     // Inodes and what else can be had back. What can be neither has the two large pages before.
     (4 * LARGE, LARGE as usize),
+    // What else the first programs take.
+    (6 * LARGE, LARGE as usize),
     // What comes behind the kernel, into which the first programs hardly get.
     (14 * LARGE, LARGE as usize),
 ];
@@ -81,15 +83,16 @@ pub(crate) fn sparse(memory: u64, initrd: u64) -> Vec<(GuestAddress, usize)> {
     let pieces = ram_pieces(memory);
     let end = pieces.last().map_or(0, |(at, len)| at.0 + *len as u64);
     // Linux keeps 64 bytes for each page, before the last large page of RAM. At first it uses those of the first 32 MiB, and
-    // of what lies at the end of RAM below the gap.
+    // of what lies at the end of RAM, below the gap and above.
     let structs = |bytes: u64| bytes.next_multiple_of(128 << 20) / 64;
     let first = end.saturating_sub(LARGE + structs(memory)) / LARGE * LARGE;
-    let beside_the_gap = first + structs(memory.min(LOW_RAM_END)) - LARGE;
+    let last_of = |bytes: u64| first + structs(bytes) - LARGE;
     let at_end = end.saturating_sub(LARGE) / LARGE * LARGE;
     // The initramfs is the last thing below the gap.
     let beside_it = if memory <= LOW_RAM_END { initrd } else { 0 };
     let few = AT_END + beside_it / PAGE < FEW;
-    let places = [first, beside_the_gap].into_iter().chain(few.then_some(at_end));
+    let places = [first, last_of(memory.min(LOW_RAM_END)), last_of(memory)];
+    let places = places.into_iter().chain(few.then_some(at_end));
     sparse.extend(places.map(|at| (GuestAddress(at), LARGE as usize)));
     sparse.sort_unstable();
     sparse.dedup();
@@ -128,12 +131,15 @@ mod tests {
         const AGENT: u64 = 784_384;
         let low = |last: &[u64]| {
             let at = |address: &u64| (GuestAddress(*address), 2 << 20);
-            let fixed =
-                [(0, 4), (8, 2), (28, 2)].map(|(at, mib)| (GuestAddress(at * MIB), mib << 20));
+            let fixed = [(0, 4), (8, 2), (12, 2), (28, 2)]
+                .map(|(at, mib)| (GuestAddress(at * MIB), mib << 20));
             fixed.into_iter().chain(last.iter().map(at)).collect::<Vec<_>>()
         };
         assert_eq!(sparse(512 * MIB, AGENT), low(&[502 * MIB, 508 * MIB]));
-        assert_eq!(sparse(4096 * MIB, AGENT), low(&[958, 1004, 1022].map(|at| (4096 + at) * MIB)));
+        assert_eq!(
+            sparse(4096 * MIB, AGENT),
+            low(&[958, 1004, 1020, 1022].map(|at| (4096 + at) * MIB))
+        );
         assert_eq!(sparse(128 * MIB, AGENT), low(&[124 * MIB]));
         assert_eq!(sparse(128 * MIB, 9216), low(&[124 * MIB, 126 * MIB]));
         assert_eq!(sparse(3 * MIB, 0), [(GuestAddress(0), 2 << 20)]);

@@ -154,6 +154,12 @@ pub trait Platform: Arch {
     /// Where so much RAM is in the guest, and how long each piece is.
     fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)>;
 
+    /// Asks the host for large pages under RAM, but where a start touches little of it. `initrd` is the length of what
+    /// lies at the end of RAM.
+    fn advise_pages(ram: &GuestRam, _initrd: u64) {
+        ram.advise_huge();
+    }
+
     /// The first guest-physical address for memory that devices bring along, such as an image.
     fn device_memory(memory: u64) -> u64;
 
@@ -193,11 +199,7 @@ impl Machine<X86> {
         setup.check_size(vm.max_vcpus().min(x86_64::MAX_CPUS))?;
         let Setup { cpus, memory, timeline, .. } = setup;
         let ram = GuestRam::new(&layout::ram_pieces(memory))?;
-        ram.advise_huge();
-        let initrd = setup.initrd.as_ref().map_or(0, Initrd::size);
-        for (at, len) in layout::sparse(memory, initrd) {
-            ram.advise_small(at, len)?;
-        }
+        X86::advise_pages(&ram, setup.initrd.as_ref().map_or(0, Initrd::size));
         let control = Arc::new(Control::default());
         let pins = Pins::new(setup.serial.is_some(), setup.devices.len());
         let mut board = Board::new(&vm, &control, pins)?;
@@ -509,6 +511,13 @@ impl Platform for X86 {
 
     fn ram_pieces(memory: u64) -> Vec<(GuestAddress, usize)> {
         layout::ram_pieces(memory)
+    }
+
+    fn advise_pages(ram: &GuestRam, initrd: u64) {
+        ram.advise_huge();
+        for (at, len) in layout::sparse(ram.size(), initrd) {
+            let _ = ram.advise_small(at, len);
+        }
     }
 
     fn device_memory(memory: u64) -> u64 {

@@ -24,21 +24,24 @@ pub struct Touched {
 }
 
 /// The same with the RAM that it is about, for a vCPU's thread.
-#[derive(Default)]
 pub(crate) struct Prefetch {
     pub(crate) touched: Touched,
-    pub(crate) ram: Option<GuestRam>,
+    pub(crate) ram: GuestRam,
+    /// Says which pages are to be large from then on.
+    pub(crate) advise: fn(&GuestRam),
 }
 
 impl Prefetch {
     /// Gives the guest its own copies of what it will write to, all of a run at once, and enters RAM into the
-    /// hypervisor's tables. What is touched besides may come in large pages.
+    /// hypervisor's tables.
     pub(crate) fn ram<A: Arch>(&self, vcpu: &mut dyn Vcpu<A>) {
-        let Some(ram) = self.ram.as_ref().filter(|_| !self.touched.ram.is_empty()) else { return };
-        for pages in self.touched.ram.iter().filter(|pages| pages.written) {
-            let _ = ram.populate(GuestAddress(pages.guest), pages.len);
+        if self.touched.ram.is_empty() {
+            return;
         }
-        ram.advise_huge();
+        for pages in self.touched.ram.iter().filter(|pages| pages.written) {
+            let _ = self.ram.populate(GuestAddress(pages.guest), pages.len);
+        }
+        (self.advise)(&self.ram);
         enter(&self.touched.ram, vcpu);
     }
 

@@ -4,7 +4,6 @@
 //! thread; devices; then the clock, when every time-stamp counter stands; then the vCPUs run. All memory is
 //! mapped before they do: a guest that goes on has its root image in use.
 
-use std::mem;
 use std::sync::{Arc, OnceLock};
 
 use cabana_bus::StateError;
@@ -85,9 +84,10 @@ impl<P: Platform> Machine<P> {
         states: impl Iterator<Item = P::State>,
         touched: Touched,
     ) -> Result<(), MachineError> {
-        let mut prefetch = Prefetch { touched, ram: Some(self.ram().clone()) };
+        let ram = self.ram().clone();
+        let mut prefetch = Some(Prefetch { touched, ram, advise: |ram| P::advise_pages(ram, 0) });
         for state in states {
-            self.add_vcpu(Begin::Restored(Box::new(state), mem::take(&mut prefetch)))?;
+            self.add_vcpu(Begin::Restored(Box::new(state), prefetch.take()))?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub(crate) enum Begin<A: Arch> {
     /// The others: the first one starts them.
     Sleep,
     /// It goes on with this, once the machine is resumed.
-    Restored(Box<A::State>, Prefetch),
+    Restored(Box<A::State>, Option<Prefetch>),
 }
 
 /// A running vCPU.
@@ -66,11 +66,15 @@ fn run<A: Arch>(
         Begin::Sleep => {}
         Begin::Restored(state, prefetch) => {
             vcpu.set_state(&state)?;
-            prefetch.ram(vcpu.as_mut());
+            if let Some(prefetch) = &prefetch {
+                prefetch.ram(vcpu.as_mut());
+            }
             if shared.control.wait_start(index, vcpu.as_mut()) == Next::End {
                 return Ok(());
             }
-            prefetch.devices(vcpu.as_mut());
+            if let Some(prefetch) = prefetch {
+                prefetch.devices(vcpu.as_mut());
+            }
         }
     }
     if index == 0 {

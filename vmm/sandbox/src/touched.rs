@@ -4,11 +4,13 @@
 
 use std::sync::Arc;
 
-use cabana_machine::{Pages, Touched};
+use cabana_machine::{Pages, Platform, Touched};
 use cabana_memory::{GuestAddress, GuestRam};
 use cabana_os::{PresentPages, present_pages};
 use cabana_pmem::Image;
 use cabana_snapshot::{Run, Snapshot};
+
+use crate::backend::Processor;
 
 /// Names in the file. Pages of RAM are numbered through all its pieces.
 const RAM: &str = "ram";
@@ -36,7 +38,7 @@ impl Memory {
     /// not known. What is not in memory of what is known begins to be read.
     pub(crate) fn prepare(self, snapshot: Snapshot) -> (Touched, Option<Recorder>) {
         let Some(recorded) = cabana_snapshot::Touched::read(&snapshot) else {
-            self.ram.advise_huge();
+            Processor::advise_pages(&self.ram, 0);
             return (Touched::default(), Some(Recorder { snapshot, memory: self, exact: false }));
         };
         let touched = self.placed(&recorded);
@@ -171,7 +173,7 @@ impl Recorder {
         touched.add(RAM, runs);
         touched.add(IMAGE, present(image.host(), image.len(), 0));
         if exact {
-            ram.advise_huge();
+            Processor::advise_pages(ram, 0);
             ram.bring_in_together();
             image.bring_in_together();
             // Now, since it takes longest for the first time.
