@@ -421,6 +421,8 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    use cabana_os::file::FileExt;
+
     fn raw(len: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(len).unwrap();
@@ -463,17 +465,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::scratch(template.path(), dir.path()).unwrap();
         assert_eq!(disk.len(), 8 << 20);
-        let mut bytes = *b"scratch.";
-        let mut piece = [IoPiece { addr: bytes.as_mut_ptr(), len: 8 }];
-        disk.write(&mut piece, 512).unwrap();
-        disk.read(&mut piece, 0).unwrap();
-        assert_eq!(&bytes, b"template");
-        piece = [IoPiece { addr: bytes.as_mut_ptr(), len: 8 }];
-        disk.read(&mut piece, 512).unwrap();
-        assert_eq!(&bytes, b"scratch.");
+        let mut bytes = [7; 4096];
+        let mut piece = || [IoPiece { addr: bytes.as_mut_ptr(), len: 4096 }];
+        disk.write(&mut piece(), 4096).unwrap();
+        disk.read(&mut piece(), 0).unwrap();
+        assert!(bytes.starts_with(b"template\0"));
+        disk.read(&mut [IoPiece { addr: bytes.as_mut_ptr(), len: 4096 }], 4096).unwrap();
+        assert_eq!(bytes, [7; 4096]);
         let kept = std::fs::read(template.path()).unwrap();
         assert!(kept.starts_with(b"template") && kept[8..].iter().all(|byte| *byte == 0));
-        assert_eq!(file::allocated(&disk.file).unwrap(), 4096, "nothing else was copied");
+        disk.file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [0; 4096], "the template was copied");
         // Two machines may start from one template at once.
         Disk::scratch(template.path(), dir.path()).unwrap();
         let nowhere = Disk::scratch(template.path(), &dir.path().join("nowhere"));

@@ -72,7 +72,8 @@ const SPARSE: [(u64, usize); 4] = [
 
 /// Touched pages of 4 KiB that cost less than the large page they are in, which is cleared whole.
 const FEW: u64 = 170;
-/// Pages at the end of RAM for a processor's variables, and tables of the kernel's (for names and inodes as large as in a machine of 128 MiB).
+/// Pages at the end of RAM for a processor's variables, and tables of the kernel's (for names and inodes as large as in a
+/// machine of 128 MiB).
 const AT_END: u64 = 108;
 
 /// Where the guest's kernel touches little of RAM during a start: there large pages cost time, and memory for what nobody
