@@ -28,6 +28,7 @@ pub struct SavedState {
     /// [`Persist::VERSION`].
     version: u16,
     /// The state, in postcard's encoding.
+    #[serde(with = "serde_bytes")]
     bytes: Vec<u8>,
 }
 

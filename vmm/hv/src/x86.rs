@@ -253,10 +253,12 @@ pub struct VcpuState {
     /// Model-specific registers: index and value.
     pub msrs: Vec<(u32, u64)>,
     /// FPU and vector state in the layout of XSAVE (Intel SDM 1 §13.4), or FXSAVE's 512 bytes.
+    #[serde(with = "serde_bytes")]
     pub xsave: Vec<u8>,
     /// Extended control registers: index and value.
     pub xcrs: Vec<(u32, u64)>,
     /// The local APIC's register page, as much of it as has registers (KVM: 1 KiB).
+    #[serde(with = "serde_bytes")]
     pub lapic: Vec<u8>,
     /// Pending exceptions, interrupts and NMIs, and the interrupt shadow.
     pub events: PendingEvents,

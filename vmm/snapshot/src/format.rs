@@ -94,6 +94,7 @@ pub(crate) struct Index {
 pub(crate) struct Part {
     pub(crate) name: String,
     pub(crate) version: u16,
+    #[serde(with = "serde_bytes")]
     pub(crate) bytes: Vec<u8>,
 }
 
