@@ -136,10 +136,18 @@ impl Disk {
     /// vanishes with the machine, however that ends.
     pub fn scratch(template: &Path, dir: &Path) -> Result<Self, OpenError> {
         let base = open_file(template, false)?;
-        let metadata = base.metadata();
-        let metadata =
-            metadata.map_err(|source| OpenError::Io { path: template.to_owned(), source })?;
-        Self::beginning_as(Base::new(base, 0, metadata.len()), metadata.len(), template, dir)
+        let sizes = base.metadata().and_then(|found| Ok((found.len(), file::allocated(&base)?)));
+        let (len, used) =
+            sizes.map_err(|source| OpenError::Io { path: template.to_owned(), source })?;
+        let disk = Self::beginning_as(Base::new(base, 0, len), len, template, dir)?;
+        // Said now, not by the first write that fails: who has no room for this much has none for a file system's changes.
+        match file::room(&disk.file) {
+            Ok(room) if room < used => {
+                let source = io::Error::new(io::ErrorKind::StorageFull, "No space left on device");
+                Err(OpenError::Make { dir: dir.to_owned(), source })
+            }
+            _ => Ok(disk),
+        }
     }
 
     /// A disk of `len` bytes that begins as the bytes of `base` from `start` on, which stay as they are;

@@ -13,7 +13,7 @@ pub use std::os::unix::fs::FileExt;
 pub use crate::sys::sparse::{copy_sparse, copy_sparse_range, same_content};
 pub use crate::sys::unix::files::{
     adopt, allocated, exchange, for_each_data, is_same, lock, open_folder, open_folder_itself,
-    private_folder, remove_tree, seal, sync_folder, try_lock, try_lock_shared,
+    private_folder, remove_tree, room, seal, sync_folder, try_lock, try_lock_shared,
 };
 use crate::sys::unix::files::{create_then_rename, folder, named_then_unlinked};
 pub use crate::sys::unix::pieces::{IoPiece, read_pieces_at, write_pieces_at};

@@ -14,6 +14,14 @@ pub fn allocated(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks() * 512)
 }
 
+/// Bytes for which the file's file system has room.
+pub fn room(file: &File) -> io::Result<u64> {
+    let found = rustix::fs::fstatvfs(file)?;
+    // A tmpfs without a limit says that it has no blocks at all.
+    let limited = found.f_blocks > 0;
+    Ok(if limited { found.f_bavail.saturating_mul(found.f_frsize) } else { u64::MAX })
+}
+
 /// Calls `each` with the parts of a range that are no holes, in order.
 pub fn for_each_data(
     file: &File,

@@ -26,6 +26,7 @@ use windows_sys::Win32::System::Ioctl::{
     FSCTL_SET_SPARSE, FSCTL_SET_ZERO_DATA,
 };
 
+use super::native;
 use super::process::random_bytes;
 pub(in crate::sys) use crate::sys::portable::copy_in_kernel;
 pub use crate::sys::sparse::{copy_sparse, copy_sparse_range, same_content};
@@ -85,6 +86,12 @@ pub fn allocated(file: &File) -> io::Result<u64> {
         0 => Err(io::Error::last_os_error()),
         _ => Ok(information.AllocationSize.try_into().unwrap_or(0)),
     }
+}
+
+/// Bytes for which the file's file system has room.
+pub fn room(file: &File) -> io::Result<u64> {
+    let found = native::space(&file.try_clone()?.into())?;
+    Ok(found.available.saturating_mul(found.block))
 }
 
 /// Gives `len` bytes from `offset` back to the host's file system; they read as zeroes. A file that is not sparse is
